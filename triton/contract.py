@@ -1,0 +1,84 @@
+"""
+What the models and their clients agree on: names, tensors, sizes. Knows no runtime.
+
+    silero_vad        AUDIO int16 [n]                        -> PROBABILITY float32 [frames]
+    whisper_<variant> AUDIO int16 [n], LANGUAGE, TASK,       -> TEXT, TOKENS, TOKEN_ENDS, LANGUAGE,
+                      PREFIX int32 [k], WORDS, FULL_WINDOW      scores, words with times
+
+`config.pbtxt` of each model says the same in Triton's words, and a test compares the two.
+All audio is 16 kHz mono, 16 bit.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+SAMPLE_RATE = 16_000  # Hertz
+
+# --- silero_vad ---------------------------------------------------------------------------------
+# One probability for each whole frame. The model keeps what is left of an odd chunk, and its
+# recurrent state, from START to END of the sequence. A sequence unknown to it without START is
+# answered NOT_FOUND (or by Triton itself INVALID_ARGUMENT): start again from the last snapshot.
+VAD_MODEL = "silero_vad"
+VAD_FRAME = 512  # samples: 32 ms, the only size Silero is trained on at 16 kHz
+VAD_CONTEXT = 64  # samples of the frame before that the network sees again
+
+# --- whisper_<variant> --------------------------------------------------------------------------
+VARIANTS = ("fast", "accurate")
+Variant = Literal["fast", "accurate"]
+Task = Literal["transcribe", "translate"]
+
+# Triton priorities: a queued final overtakes every queued partial.
+PRIORITY_FINAL, PRIORITY_PARTIAL = 1, 2
+
+LONGEST_AUDIO = 30 * SAMPLE_RATE  # samples: the window Whisper is trained on
+# The encoder sees the smallest of these that holds the audio and MARGIN of silence behind it
+# (seconds). Chosen from the audio's length alone, so batch neighbours cannot change a result.
+WINDOWS = (4, 6, 8, 12, 16, 24, 30)
+# Less than a quarter second of silence behind the speech doubles the words that partials change.
+MARGIN = 0.25  # seconds
+
+
+def whisper_model(variant: str) -> str:
+    return f"whisper_{variant}"
+
+
+def window_seconds(samples: int) -> int:
+    """The right-sized window for so much audio. Raises ValueError above LONGEST_AUDIO."""
+    if samples > LONGEST_AUDIO:
+        raise ValueError(f"{samples / SAMPLE_RATE:.2f} s of audio do not fit into one window")
+    seconds = samples / SAMPLE_RATE + MARGIN
+    return next((window for window in WINDOWS if window >= seconds), WINDOWS[-1])
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    type: str  # as in config.pbtxt, without TYPE_
+    shape: tuple[int, ...]  # of one request, -1 is any
+
+
+VAD_INPUTS = (Tensor("AUDIO", "INT16", (-1,)),)
+VAD_OUTPUTS = (Tensor("PROBABILITY", "FP32", (-1,)),)
+
+WHISPER_INPUTS = (
+    Tensor("AUDIO", "INT16", (-1,)),
+    Tensor("LANGUAGE", "STRING", (1,)),  # ISO 639-1, or "auto"
+    Tensor("TASK", "STRING", (1,)),
+    Tensor("PREFIX", "INT32", (-1,)),  # tokens that the transcript is made to begin with
+    Tensor("WORDS", "BOOL", (1,)),  # whether word times are wanted
+    Tensor("FULL_WINDOW", "BOOL", (1,)),  # 30 s whatever the length: the second try of a SUSPECT
+)
+WHISPER_OUTPUTS = (
+    Tensor("TEXT", "STRING", (1,)),
+    Tensor("TOKENS", "INT32", (-1,)),
+    Tensor("TOKEN_ENDS", "INT32", (-1,)),  # characters of TEXT up to the end of each token
+    Tensor("LANGUAGE", "STRING", (1,)),  # the one asked for, or the one detected
+    Tensor("LANGUAGE_PROBABILITY", "FP32", (1,)),
+    Tensor("AVERAGE_LOGPROB", "FP32", (1,)),  # of the new tokens
+    Tensor("NO_SPEECH_PROBABILITY", "FP32", (1,)),
+    Tensor("SUSPECT", "BOOL", (1,)),  # the scores look bad, and FULL_WINDOW may do better
+    Tensor("WORD", "STRING", (-1,)),
+    Tensor("WORD_START", "FP32", (-1,)),  # seconds from the start of AUDIO
+    Tensor("WORD_END", "FP32", (-1,)),
+    Tensor("WORD_PROBABILITY", "FP32", (-1,)),
+)
