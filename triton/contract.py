@@ -38,6 +38,17 @@ WINDOWS = (4, 6, 8, 12, 16, 24, 30)
 MARGIN = 0.25  # seconds
 
 
+# What multilingual Whisper knows, ISO 639-1 where there is a code; `yue` since large-v3.
+LANGUAGES = (
+    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th "
+    "ur hr bg lt la mi ml cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr "
+    "pa si km sn yo so af oc ka be tg sd gu am yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt "
+    "haw ln ha ba jw su yue"
+).split()
+# Languages written without spaces between words (openai-whisper's tokenizer.py).
+SPACELESS = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
+
+
 def whisper_model(variant: str) -> str:
     return f"whisper_{variant}"
 

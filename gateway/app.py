@@ -1,0 +1,230 @@
+"""
+The edge: HTTP and WebSocket for clients. Everything live is in connection.py; here are the
+routes, what is done by the clock, and the way out.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Annotated, Any
+
+import redis.asyncio
+import uvicorn
+from fastapi import Depends, FastAPI, Header, HTTPException, WebSocket
+from fastapi.responses import JSONResponse
+from redis.exceptions import RedisError
+
+from dalston.gateway.connection import Connections
+from dalston.gateway.settings import GatewaySettings
+from dalston.orchestrator.handler import LONGEST_FRAME
+from dalston.orchestrator.messages import End, Error, serialize
+from dalston.orchestrator.slots import EVENTS, LEASE_S, Slots, WorkerRecord
+
+logger = logging.getLogger(__name__)
+
+RENEW_S = LEASE_S / 4
+EXPIRE_S = 5.0
+# Above this uvicorn closes by itself; frames between the two are refused with a sentence.
+LONGEST_MESSAGE = 16 * LONGEST_FRAME
+
+
+def create_app(settings: GatewaySettings) -> FastAPI:
+    client = redis.asyncio.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+        settings.redis_url, socket_timeout=5, socket_connect_timeout=2
+    )
+    slots = Slots(client)
+    connections = Connections(slots)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        works = (
+            _every(RENEW_S, connections.renew),
+            _every(EXPIRE_S, slots.expire),
+            _follow_events(client, connections),
+        )
+        tasks = [asyncio.create_task(work) for work in works]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await client.aclose()
+
+    app = FastAPI(title="dalston", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.connections = connections
+
+    @app.websocket("/v1/audio/transcriptions/stream")
+    async def stream(websocket: WebSocket) -> None:  # pyright: ignore[reportUnusedFunction]
+        await connections.serve(websocket)
+
+    @app.websocket("/{path:path}")
+    async def nowhere(websocket: WebSocket) -> None:  # pyright: ignore[reportUnusedFunction]
+        await websocket.accept()
+        sentence = "no such path; live audio goes to /v1/audio/transcriptions/stream"
+        error = Error(code="invalid_parameter", message=sentence, recoverable=False)
+        await websocket.send_text(serialize(error))
+        await websocket.close(1008, "Invalid path")
+
+    @app.get("/health")
+    async def health() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        """200 only if a new session would work."""
+        try:
+            workers = await slots.workers()
+        except RedisError as error:
+            return JSONResponse({"status": "unhealthy", "reason": f"Redis: {error}"}, 503)
+        if connections.draining:
+            return JSONResponse({"status": "draining"}, 503)
+        if not any(worker.status in ("ready", "busy") for worker in workers):
+            return JSONResponse({"status": "unhealthy", "reason": "no worker is ready"}, 503)
+        return JSONResponse({"status": "healthy", "active_sessions": len(connections)})
+
+    @app.get("/v1/realtime/status")
+    async def status() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        try:
+            return JSONResponse(capacity(await slots.workers()))
+        except RedisError as error:
+            raise HTTPException(503, f"Redis: {error}") from None
+
+    def admin(authorization: Annotated[str, Header()] = "") -> None:
+        if settings.admin_key is None:
+            raise HTTPException(403, "no DALSTON_ADMIN_KEY is set")
+        expected = f"Bearer {settings.admin_key.get_secret_value()}"
+        if not secrets.compare_digest(authorization.encode(), expected.encode()):
+            raise HTTPException(401, "wrong admin key", {"WWW-Authenticate": "Bearer"})
+
+    @app.get("/v1/realtime/sessions", dependencies=[Depends(admin)])
+    async def sessions() -> Any:  # pyright: ignore[reportUnusedFunction]
+        return {"sessions": await slots.sessions()}
+
+    @app.delete("/v1/realtime/sessions/{session_id}", dependencies=[Depends(admin)])
+    async def terminate(session_id: str) -> Any:  # pyright: ignore[reportUnusedFunction]
+        if all(session["session_id"] != session_id for session in await slots.sessions()):
+            raise HTTPException(404, f"no active session {session_id}")
+        # Any gateway may have it; the one that does ends it.
+        event = {"type": "session.terminate", "session_id": session_id}
+        await client.publish(EVENTS, json.dumps(event))
+        return JSONResponse({"session_id": session_id, "status": "terminating"}, 202)
+
+    return app
+
+
+def capacity(workers: list[WorkerRecord]) -> dict[str, Any]:
+    """The body of /v1/realtime/status. Only workers that take sessions count as capacity."""
+    serving = [worker for worker in workers if worker.status in ("ready", "busy")]
+    total = sum(worker.capacity for worker in serving)
+    available = sum(max(0, worker.capacity - worker.active_sessions) for worker in serving)
+    return {
+        "status": "unavailable" if not serving else "ready" if available else "at_capacity",
+        "total_capacity": total,
+        "active_sessions": sum(worker.active_sessions for worker in workers),
+        "available_capacity": available,
+        "workers": [
+            {
+                "id": worker.worker_id,
+                "status": worker.status,
+                "capacity": worker.capacity,
+                "active_sessions": worker.active_sessions,
+            }
+            for worker in workers
+        ],
+    }
+
+
+async def _every(seconds: float, work: Any) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except RedisError as error:
+            logger.warning("Redis: %s", error)
+
+
+async def _follow_events(client: "redis.asyncio.Redis", connections: Connections) -> None:
+    """End sessions that an admin wants ended. Events are hints: one that is lost is no harm."""
+    while True:
+        try:
+            async with client.pubsub() as channel:  # pyright: ignore[reportUnknownMemberType]
+                await channel.subscribe(EVENTS)  # pyright: ignore[reportUnknownMemberType]
+                async for item in channel.listen():  # pyright: ignore
+                    if item["type"] != "message":
+                        continue
+                    event = json.loads(item["data"])  # pyright: ignore
+                    if event.get("type") == "session.terminate":
+                        await connections.end(event["session_id"], End("terminated"))
+        except RedisError as error:
+            logger.warning("Redis: %s", error)
+            await asyncio.sleep(1)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our way out: it would close every stream at the first signal."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run(settings: GatewaySettings) -> None:
+    app = create_app(settings)
+    connections: Connections = app.state.connections
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="websockets-sansio",
+        ws_max_size=LONGEST_MESSAGE,
+        # Deflate costs each stream 300 KB and most of its processor time, for speech that does
+        # not compress; a proxy in front can offer it.
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=3,
+    )
+    server = _Server(config)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+
+    async def leave() -> None:
+        await stop.wait()
+        connections.draining = True
+        logger.info("draining %d connections", len(connections))
+        await _until_empty(connections, settings.drain_seconds)
+        await connections.end_all(End("server_drain"))
+        await _until_empty(connections, 5.0)
+        server.should_exit = True
+
+    leaving = asyncio.create_task(leave())
+    try:
+        await server.serve()
+    finally:
+        leaving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await leaving
+
+
+async def _until_empty(connections: Connections, seconds: float) -> None:
+    deadline = asyncio.get_running_loop().time() + seconds
+    while len(connections) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.05)
+
+
+def main(settings: GatewaySettings) -> int:
+    """Run a gateway; the exit status."""
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    try:
+        asyncio.run(_run(settings))
+    except (OSError, SystemExit) as error:  # uvicorn exits when the port is taken
+        logger.error("the gateway cannot run: %s", error)
+        return 1
+    return 0

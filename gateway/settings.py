@@ -1,0 +1,20 @@
+"""
+The gateway's settings: environment variables, read once.
+"""
+
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class GatewaySettings(BaseSettings):
+    model_config = SettingsConfigDict(populate_by_name=True)
+
+    redis_url: str = Field(alias="REDIS_URL")
+    host: str = Field("127.0.0.1", alias="DALSTON_HOST")  # the address to listen at
+    port: int = Field(8000, alias="DALSTON_PORT", ge=0, le=65_535)
+    drain_seconds: float = Field(30.0, alias="DRAIN_SECONDS", ge=0)
+    # Lists and ends other people's sessions; without it nobody can.
+    admin_key: SecretStr | None = Field(None, alias="DALSTON_ADMIN_KEY")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")

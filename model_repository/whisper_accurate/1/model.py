@@ -1,0 +1,1 @@
+../../whisper_fast/1/model.py

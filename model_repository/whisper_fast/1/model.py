@@ -1,0 +1,93 @@
+"""
+A batch of rows of AUDIO in, a transcript with its scores for each out. Keeps no state.
+
+whisper_accurate/1/model.py is a link to this file: the two differ in their checkpoint alone.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from dalston.triton.whisper import Row, RowError, Transcript, Whisper
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        self._whisper = Whisper(
+            Path(args["model_repository"], args["model_version"], "checkpoint"),
+            device="cuda" if args["model_instance_kind"] == "GPU" else "cpu",
+            device_index=int(args["model_instance_device_id"]),
+            compute_type=parameters["compute_type"],
+            beam_size=int(parameters["beam_size"]),
+            right_sized=parameters["windows"] == "right-sized",
+        )
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        answers: list[Any] = [None] * len(requests)
+        rows, places = list[Row](), list[int]()
+        for place, request in enumerate(requests):
+            if request.is_cancelled():  # queued requests come here even when nobody waits for them
+                answers[place] = _failure(pb_utils.TritonError.CANCELLED, "cancelled")
+                continue
+            try:
+                rows.append(_row(request))
+            except ValueError as error:  # a string tensor that is no UTF-8
+                answers[place] = _failure(pb_utils.TritonError.INVALID_ARG, str(error))
+                continue
+            places.append(place)
+        for place, result in zip(places, self._whisper.transcribe(rows), strict=True):
+            if isinstance(result, Transcript):
+                answers[place] = _answer(result, requests[place].requested_output_names())
+            elif isinstance(result, RowError):
+                answers[place] = _failure(pb_utils.TritonError.INVALID_ARG, str(result))
+            else:
+                answers[place] = _failure(pb_utils.TritonError.INTERNAL, str(result))
+        return answers
+
+
+def _row(request: Any) -> Row:
+    def value(name: str) -> Any:
+        return pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
+
+    return Row(
+        value("AUDIO"),
+        language=value("LANGUAGE")[0].decode(),
+        task=value("TASK")[0].decode(),
+        prefix=value("PREFIX").tolist(),
+        words=bool(value("WORDS")[0]),
+        full_window=bool(value("FULL_WINDOW")[0]),
+    )
+
+
+def _answer(transcript: Transcript, wanted: list[str]) -> Any:
+    words = transcript.words
+    values: dict[str, tuple[list[Any], Any]] = {
+        "TEXT": ([transcript.text.encode()], object),
+        "TOKENS": (transcript.tokens, np.int32),
+        "TOKEN_ENDS": (transcript.token_ends, np.int32),
+        "LANGUAGE": ([transcript.language.encode()], object),
+        "LANGUAGE_PROBABILITY": ([transcript.language_probability], np.float32),
+        "AVERAGE_LOGPROB": ([transcript.average_logprob], np.float32),
+        "NO_SPEECH_PROBABILITY": ([transcript.no_speech_probability], np.float32),
+        "SUSPECT": ([transcript.suspect], np.bool_),
+        "WORD": ([word.text.encode() for word in words], object),
+        "WORD_START": ([word.start for word in words], np.float32),
+        "WORD_END": ([word.end for word in words], np.float32),
+        "WORD_PROBABILITY": ([word.probability for word in words], np.float32),
+    }
+    return pb_utils.InferenceResponse(
+        [
+            pb_utils.Tensor(name, np.array([value], dtype))
+            for name, (value, dtype) in values.items()
+            if name in wanted
+        ]
+    )
+
+
+def _failure(code: Any, sentence: str) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(sentence, code))

@@ -1,0 +1,291 @@
+"""
+From utterances to partials and finals: what to ask the Whisper models and what to tell of it.
+
+Part of a session, and like it without I/O. Partials are asked for one at a time while somebody
+speaks. A final is asked for when its utterance has ended, or speculatively when it pauses; its
+request holds nothing but the audio, the language and the variant, so that it can be repeated at
+any time with the same result. Finals are told in order: the second side of a cut is joined to the
+first, and a detected language is kept for those that follow.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from dalston.orchestrator import assembler
+from dalston.orchestrator.agreement import Agreement
+from dalston.orchestrator.messages import (
+    Error,
+    Final,
+    Partial,
+    Segment,
+    ServerMessage,
+    SessionConfig,
+    Snapshot,
+    Stats,
+    Word,
+)
+from dalston.orchestrator.outbox import Outbox
+from dalston.orchestrator.requests import Cancel, Hypothesis, Request, TranscriptRequest
+from dalston.triton.contract import SAMPLE_RATE, Variant
+
+PARTIAL_EVERY = SAMPLE_RATE // 2  # samples of speech
+# A detected language is kept when it was heard in so much speech.
+LANGUAGE_SPEECH = SAMPLE_RATE
+# Behind an outage or a burst several utterances wait; they may share a batch.
+FINALS_IN_FLIGHT = 4
+
+
+@dataclass
+class Decode:
+    """A final's request, from asking to answer."""
+
+    id: int
+    last: int  # position behind its audio
+    language: str
+    done: bool = False
+    hypothesis: Hypothesis | None = None  # None when done: it failed
+    failure: str = ""
+    elapsed_ms: int = 0
+
+
+@dataclass
+class Utterance:
+    """Somebody speaks. Positions are samples of the session's audio."""
+
+    start: int  # of its final's audio: the onset less the lookback
+    onset: int
+    number: int = -1  # of its segment; given once the onset is confirmed
+    continues: bool = False  # the second side of a cut
+    next_partial: int = 0
+    agreement: Agreement = field(default_factory=Agreement)
+    speculation: Decode | None = None
+
+    @property
+    def shown_from(self) -> int:
+        """Behind a cut the overlap was shown already."""
+        return self.onset if self.continues else self.start
+
+    @property
+    def segment_id(self) -> str:
+        return f"seg_{self.number:04}"
+
+
+@dataclass
+class Ended:
+    """An utterance that waits for its final."""
+
+    utterance: Utterance
+    end: int  # of its speech
+    last: int  # of its final's audio
+    audio: bytes  # [utterance.start, last)
+    config: SessionConfig  # at its end
+    generation: int
+    cut: bool  # another utterance continues it
+    void: bool  # nothing was said
+    decode: Decode | None = None
+
+
+class Decoding:
+    def __init__(self, variant: Variant, outbox: Outbox, snapshot: Snapshot | None = None):
+        self._variant: Variant = variant
+        self._outbox = outbox
+        self.requests: list[Request] = []
+        self._request_ids = 0
+        self._partial: tuple[int, Utterance, int] | None = None  # in flight: id, of, audio end
+        self._finals: dict[int, Decode] = {}  # in flight
+        self._ended: deque[Ended] = deque()  # in order; told from the left
+        # A language configured anew is detected anew, for the utterances that end behind it.
+        self.generation = 0
+        self._detected: dict[int, str] = {}
+        self.segments: list[Segment] = []
+        self.stats = Stats()
+        # Of the utterance told last, for the join with one that continues it.
+        self.overlap_words: list[Word] = []
+        if snapshot:
+            self.segments = list(snapshot.segments)
+            self.overlap_words = list(snapshot.overlap_words)
+            if snapshot.detected_language:
+                self._detected[0] = snapshot.detected_language
+
+    def detected(self, generation: int) -> str | None:
+        return self._detected.get(generation)
+
+    def _language(self, config: SessionConfig, generation: int) -> str:
+        """What to ask a model for: the configured language, or the one found to be spoken."""
+        if config.language != "auto":
+            return config.language
+        return self._detected.get(generation, "auto")
+
+    # While an utterance is open.
+
+    def partial_due(self, utterance: Utterance, position: int) -> bool:
+        return self._partial is None and position >= utterance.next_partial
+
+    def ask_partial(
+        self, utterance: Utterance, audio: bytes, position: int, config: SessionConfig
+    ) -> None:
+        """`audio` is [utterance.shown_from, position)."""
+        utterance.next_partial = position + PARTIAL_EVERY
+        self._request_ids += 1
+        self._partial = (self._request_ids, utterance, position)
+        language = self._language(config, self.generation)
+        self.requests.append(
+            TranscriptRequest(
+                self._request_ids,
+                "partial",
+                audio,
+                language,
+                self._variant,
+                prefix=utterance.agreement.tokens,
+            )
+        )
+
+    def speculate(
+        self, utterance: Utterance, audio: bytes, last: int, config: SessionConfig
+    ) -> None:
+        """The speaker pauses: ask for the final that is due if this turns out to be the end."""
+        language = self._language(config, self.generation)
+        # A language that is still open may be settled by the finals that are due before.
+        if self._ended and (language == "auto" or len(self._finals) >= FINALS_IN_FLIGHT):
+            return
+        utterance.speculation = self._ask_final(audio, last, language)
+
+    def resume(self, utterance: Utterance) -> None:
+        """It was only a pause."""
+        if decode := utterance.speculation:
+            utterance.speculation = None
+            self.stats.speculative_finals_dropped += 1
+            if self._finals.pop(decode.id, None):
+                self.requests.append(Cancel(decode.id))
+
+    def abandon(self) -> None:
+        """No utterance is open any more: a partial is of no use."""
+        if self._partial:
+            self.requests.append(Cancel(self._partial[0]))
+            self._partial = None
+
+    def close(self, ended: Ended) -> None:
+        """The utterance is over; its final is told here in the order of messages."""
+        utterance = ended.utterance
+        decode = utterance.speculation
+        language = self._language(ended.config, ended.generation)
+        if decode and (decode.last, decode.language) == (ended.last, language):
+            ended.decode, utterance.speculation = decode, None
+            self.stats.speculative_finals_used += 1
+        else:
+            self.resume(utterance)
+        self.abandon()
+        self._ended.append(ended)
+        self._outbox.later(lambda: self._final(ended))
+        self._settle()
+
+    # Answers.
+
+    def receive_hypothesis(self, id: int, hypothesis: Hypothesis, elapsed_ms: int) -> None:
+        if self._partial and self._partial[0] == id:
+            _, utterance, position = self._partial
+            self._partial = None
+            self._show(utterance, hypothesis, position)
+        elif decode := self._finals.pop(id, None):
+            decode.done, decode.hypothesis, decode.elapsed_ms = True, hypothesis, elapsed_ms
+            self._settle()
+
+    def show_speculation(self, utterance: Utterance, id: int) -> None:
+        """The answer to a speculation is worth showing while its utterance is still open."""
+        decode = utterance.speculation
+        if decode and decode.id == id and decode.hypothesis:
+            self._show(utterance, decode.hypothesis, decode.last)
+
+    def receive_failure(self, id: int, sentence: str) -> None:
+        if self._partial and self._partial[0] == id:
+            self._partial = None  # the next is due soon enough
+        elif decode := self._finals.pop(id, None):
+            decode.done, decode.failure = True, sentence
+            self._settle()
+
+    # Telling.
+
+    def _show(self, utterance: Utterance, hypothesis: Hypothesis, position: int) -> None:
+        if not hypothesis.text:
+            return
+        stable = utterance.agreement.receive(hypothesis)
+        if stable is None:
+            return
+        self.stats.partials += 1
+        self._outbox.say(
+            Partial(
+                utterance.segment_id,
+                hypothesis.text,
+                stable,
+                assembler.seconds(utterance.shown_from),
+                assembler.seconds(position),
+            )
+        )
+
+    def _ask_final(self, audio: bytes, last: int, language: str) -> Decode:
+        self._request_ids += 1
+        decode = Decode(self._request_ids, last, language)
+        self._finals[decode.id] = decode
+        self.requests.append(
+            TranscriptRequest(decode.id, "final", audio, language, self._variant, words=True)
+        )
+        return decode
+
+    def _settle(self) -> None:
+        """Tell the finals that are known, then ask for those that can be asked for: telling one
+        can settle the language, and so what the next is asked with."""
+        self._outbox.settle()
+        for ended in self._ended:
+            if ended.decode or ended.void:
+                continue
+            language = self._language(ended.config, ended.generation)
+            if language == "auto" and ended is not self._ended[0]:
+                return
+            if len(self._finals) >= FINALS_IN_FLIGHT:
+                return
+            ended.decode = self._ask_final(ended.audio, ended.last, language)
+
+    def _final(self, ended: Ended) -> list[ServerMessage] | None:
+        """What is told of an utterance that ended; None: not known yet."""
+        decode, utterance = ended.decode, ended.utterance
+        if not ended.void and (decode is None or not decode.done):
+            return None
+        first = self._ended.popleft()
+        assert ended is first, "finals are told in order"
+        before, self.overlap_words = self.overlap_words, []
+        if ended.void or decode is None:
+            return []
+        if decode.hypothesis is None:
+            sentence = f"{utterance.segment_id} could not be transcribed: {decode.failure}"
+            return [Error(code="internal_error", message=sentence, recoverable=True)]
+
+        hypothesis = decode.hypothesis
+        text, language = hypothesis.text, hypothesis.language
+        words = assembler.session_words(hypothesis, utterance.start, utterance.onset, ended.end)
+        if utterance.continues:
+            words = assembler.after_cut(words, before, utterance.onset)
+        if ended.cut:
+            words = assembler.before_cut(words, ended.end)
+            self.overlap_words = assembler.overlap(words, ended.end)
+        if utterance.continues or ended.cut:
+            text = assembler.text_of(words, language)
+        if not text:
+            return []
+        if ended.config.language == "auto" and ended.end - utterance.onset >= LANGUAGE_SPEECH:
+            self._detected.setdefault(ended.generation, language)
+        stable, changed = assembler.changed_words(utterance.agreement.text, text)
+        self.stats.finals += 1
+        self.stats.stable_words += stable
+        self.stats.stable_words_changed += changed
+        final = Final(
+            segment_id=utterance.segment_id,
+            text=text,
+            start=assembler.seconds(utterance.shown_from),
+            end=assembler.seconds(ended.end),
+            confidence=assembler.confidence(words),
+            language=language,
+            processing_ms=decode.elapsed_ms,
+            words=words if ended.config.word_timestamps else None,
+        )
+        self.segments.append(Segment(final.start, final.end, final.text, final.segment_id))
+        return [final]

@@ -1,0 +1,205 @@
+"""
+The models, as coroutines: Triton over gRPC. The only file that imports tritonclient.
+
+Calls are unary with deadlines, never streams: this server's streaming crashes under load. The
+generated stubs are used directly; the client class around them builds the same messages with
+three times the work, ten times a second for every stream.
+"""
+
+import contextlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TimedWord, TranscriptRequest
+from dalston.triton.contract import (
+    PRIORITY_FINAL,
+    PRIORITY_PARTIAL,
+    VAD_MODEL,
+    VARIANTS,
+    whisper_model,
+)
+
+SPEECH_DEADLINE_S = 10.0
+PARTIAL_DEADLINE_S = 5.0  # another is due long before
+FINAL_DEADLINE_S = 60.0
+# 30 s of audio are 960 KB; answers are small.
+_CHANNEL_OPTIONS = [("grpc.max_send_message_length", 4 << 20), ("grpc.max_receive_message_length", 4 << 20)]
+
+# The outputs a partial needs; a final also wants words and scores.
+_PARTIAL_OUTPUTS = ("TEXT", "TOKENS", "TOKEN_ENDS", "LANGUAGE", "LANGUAGE_PROBABILITY")
+_FINAL_OUTPUTS = (
+    *_PARTIAL_OUTPUTS,
+    "AVERAGE_LOGPROB",
+    "NO_SPEECH_PROBABILITY",
+    "SUSPECT",
+    "WORD",
+    "WORD_START",
+    "WORD_END",
+    "WORD_PROBABILITY",
+)
+_DTYPES = {"INT32": np.dtype("<i4"), "FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
+
+
+class InferenceError(Exception):
+    """A model did not answer. `retryable`: it may, if asked again."""
+
+    def __init__(self, sentence: str, retryable: bool):
+        super().__init__(sentence)
+        self.retryable = retryable
+
+
+class SequenceLost(Exception):
+    """The VAD no longer knows this sequence, or never will: it has to be started again."""
+
+
+@dataclass(frozen=True)
+class LoadedVariant:
+    """What Triton serves as whisper_<variant>."""
+
+    model_id: str
+    languages: tuple[str, ...]
+
+
+class Triton:
+    """Both models behind one server's URL, "host:port" of its gRPC."""
+
+    def __init__(self, url: str):
+        self._channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
+        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def variants(self) -> Mapping[str, LoadedVariant]:
+        """The Whisper variants that are ready. Raises InferenceError if the VAD is not, or none."""
+        try:
+            if not (await self._ready(VAD_MODEL)):
+                raise InferenceError(f"{VAD_MODEL} is not ready", retryable=True)
+            loaded: dict[str, LoadedVariant] = {}
+            for variant in VARIANTS:
+                if not await self._ready(whisper_model(variant)):
+                    continue
+                request = service_pb2.ModelConfigRequest(name=whisper_model(variant))
+                config = (await self._stub.ModelConfig(request, timeout=5)).config
+                parameters = {k: v.string_value for k, v in config.parameters.items()}
+                loaded[variant] = LoadedVariant(
+                    parameters["checkpoint_id"], tuple(parameters["languages"].split())
+                )
+        except grpc.aio.AioRpcError as error:
+            raise InferenceError(_sentence(error), retryable=True) from None
+        if not loaded:
+            raise InferenceError("no Whisper model is ready", retryable=True)
+        return loaded
+
+    async def _ready(self, model: str) -> bool:
+        request = service_pb2.ModelReadyRequest(name=model)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            return (await self._stub.ModelReady(request, timeout=5)).ready
+        return False
+
+    async def speech_probabilities(self, request: SpeechRequest) -> list[float]:
+        """The probability of each whole frame. Raises SequenceLost."""
+        call = service_pb2.ModelInferRequest(model_name=VAD_MODEL)
+        call.parameters["sequence_id"].string_param = request.sequence
+        call.parameters["sequence_start"].bool_param = request.start
+        call.parameters["sequence_end"].bool_param = request.end
+        _add(call, "AUDIO", "INT16", [1, len(request.audio) // 2], request.audio)
+        try:
+            response = await self._stub.ModelInfer(call, timeout=SPEECH_DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            # Whatever it was, this part of the audio was or was not heard: nobody knows.
+            raise SequenceLost(_sentence(error)) from None
+        content = response.raw_output_contents[0]
+        return list(struct.unpack(f"<{len(content) // 4}f", content))
+
+    async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
+        """Raises InferenceError."""
+        final = request.kind == "final"
+        outputs = await self._whisper(request, final, full_window=False)
+        if final and bool(outputs["SUSPECT"][0]):
+            # Right-sized windows can harm a stock checkpoint: once more as it was trained.
+            outputs = await self._whisper(request, final, full_window=True)
+        return _hypothesis(outputs)
+
+    async def _whisper(
+        self, request: TranscriptRequest, final: bool, full_window: bool
+    ) -> dict[str, Any]:
+        call = service_pb2.ModelInferRequest(model_name=whisper_model(request.variant))
+        call.parameters["priority"].uint64_param = PRIORITY_FINAL if final else PRIORITY_PARTIAL
+        prefix = np.array(request.prefix, "<i4").tobytes()
+        _add(call, "AUDIO", "INT16", [1, len(request.audio) // 2], request.audio)
+        _add(call, "LANGUAGE", "BYTES", [1, 1], _string(request.language))
+        _add(call, "TASK", "BYTES", [1, 1], _string("transcribe"))
+        _add(call, "PREFIX", "INT32", [1, len(request.prefix)], prefix)
+        _add(call, "WORDS", "BOOL", [1, 1], bytes([request.words]))
+        _add(call, "FULL_WINDOW", "BOOL", [1, 1], bytes([full_window]))
+        for name in _FINAL_OUTPUTS if final else _PARTIAL_OUTPUTS:
+            call.outputs.add(name=name)
+        deadline = FINAL_DEADLINE_S if final else PARTIAL_DEADLINE_S
+        try:
+            response = await self._stub.ModelInfer(call, timeout=deadline)
+        except grpc.aio.AioRpcError as error:
+            retryable = error.code() not in (
+                grpc.StatusCode.INVALID_ARGUMENT,
+                grpc.StatusCode.UNIMPLEMENTED,
+            )
+            raise InferenceError(_sentence(error), retryable) from None
+        return {
+            output.name: _value(output.datatype, content)
+            for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
+        }
+
+
+def _add(call: Any, name: str, datatype: str, shape: list[int], content: bytes) -> None:
+    call.inputs.add(name=name, datatype=datatype, shape=shape)
+    call.raw_input_contents.append(content)
+
+
+def _string(text: str) -> bytes:
+    """Triton's form of one string: its length, then its bytes."""
+    data = text.encode()
+    return struct.pack("<I", len(data)) + data
+
+
+def _value(datatype: str, content: bytes) -> Any:
+    if datatype != "BYTES":
+        return np.frombuffer(content, _DTYPES[datatype])
+    strings, at = list[str](), 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<I", content, at)
+        strings.append(content[at + 4 : at + 4 + length].decode())
+        at += 4 + length
+    return strings
+
+
+def _hypothesis(outputs: dict[str, Any]) -> Hypothesis:
+    words = zip(
+        outputs.get("WORD", ()),
+        outputs.get("WORD_START", ()),
+        outputs.get("WORD_END", ()),
+        outputs.get("WORD_PROBABILITY", ()),
+        strict=True,
+    )
+    return Hypothesis(
+        text=outputs["TEXT"][0],
+        tokens=tuple(outputs["TOKENS"].tolist()),
+        token_ends=tuple(outputs["TOKEN_ENDS"].tolist()),
+        language=outputs["LANGUAGE"][0],
+        language_probability=float(outputs["LANGUAGE_PROBABILITY"][0]),
+        average_logprob=float(outputs["AVERAGE_LOGPROB"][0]) if "AVERAGE_LOGPROB" in outputs else 0.0,
+        no_speech_probability=float(outputs["NO_SPEECH_PROBABILITY"][0])
+        if "NO_SPEECH_PROBABILITY" in outputs
+        else 0.0,
+        words=tuple(TimedWord(w, float(a), float(b), float(p)) for w, a, b, p in words),
+    )
+
+
+def _sentence(error: grpc.aio.AioRpcError) -> str:
+    return f"Triton: {error.details() or error.code().name}"

@@ -1,0 +1,67 @@
+"""
+What a session asks of the models, and what they answer. Knows neither session nor models.
+
+Audio is 16 kHz mono, int16, little endian, as bytes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dalston.triton.contract import Variant
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """The speech probability of each 32 ms of `audio`, the next in its sequence.
+
+    An `end` carries no audio and nobody waits for its answer: the sequence is over.
+    """
+
+    sequence: str
+    audio: bytes
+    start: bool = False
+    end: bool = False
+
+
+@dataclass(frozen=True)
+class TranscriptRequest:
+    id: int  # of this session; a Cancel or an answer names it
+    kind: Literal["partial", "final"]
+    audio: bytes
+    language: str  # ISO 639-1, or "auto"
+    variant: Variant
+    prefix: tuple[int, ...] = ()  # tokens that the hypothesis begins with
+    words: bool = False
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Nobody wants the answer to this TranscriptRequest any more."""
+
+    id: int
+
+
+Request = SpeechRequest | TranscriptRequest | Cancel
+
+
+@dataclass(frozen=True)
+class TimedWord:
+    text: str
+    start: float  # seconds from the start of the request's audio
+    end: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What a Whisper variant heard. The fields are the outputs of triton/contract.py."""
+
+    text: str
+    tokens: Sequence[int] = ()
+    token_ends: Sequence[int] = ()
+    language: str = "en"
+    language_probability: float = 1.0
+    average_logprob: float = 0.0
+    no_speech_probability: float = 0.0
+    words: Sequence[TimedWord] = field(default_factory=tuple[TimedWord, ...])

@@ -1,0 +1,63 @@
+"""
+The worker's settings: environment variables, read once.
+
+Ours are prefixed DALSTON_; names that the deployment documents give have none.
+"""
+
+import socket
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class SettingsError(Exception):
+    """Names every variable that is missing or wrong, a line each."""
+
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def from_environment(kind: type[S]) -> S:
+    """Read the settings of one role. Raises SettingsError."""
+    try:
+        return kind()
+    except ValidationError as error:
+        lines = [
+            f"{problem['loc'][0]}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        ]
+        raise SettingsError("\n".join(lines)) from None
+
+
+class WorkerSettings(BaseSettings):
+    model_config = SettingsConfigDict(populate_by_name=True)
+
+    redis_url: str = Field(alias="REDIS_URL")
+    worker_id: str = Field(alias="WORKER_ID", min_length=1)
+    port: int = Field(9000, alias="WORKER_PORT", ge=0, le=65_535)
+    # Where gateways reach this worker: never localhost by itself.
+    endpoint: str | None = Field(None, alias="WORKER_ENDPOINT", pattern="^wss?://")
+    host: str = Field("127.0.0.1", alias="DALSTON_HOST")  # the address to listen at
+    max_sessions: int = Field(4, alias="MAX_SESSIONS", ge=1)
+    # gRPC addresses, comma separated. A session stays with one.
+    triton_urls: Annotated[list[str], NoDecode] = Field(["127.0.0.1:8001"], alias="TRITON_URLS")
+    # Where Triton tells its GPU memory; without a GPU there is nothing to tell.
+    triton_metrics_url: str | None = Field(None, alias="TRITON_METRICS_URL")
+    vad: Literal["triton", "worker"] = Field("triton", alias="DALSTON_VAD")
+    vad_model: Path | None = Field(None, alias="DALSTON_VAD_MODEL")  # for vad=worker
+    idle_seconds: float = Field(30.0, alias="DALSTON_IDLE_SECONDS", gt=0)
+    session_seconds: float = Field(4 * 3600.0, alias="DALSTON_SESSION_SECONDS", gt=0)
+    outage_seconds: float = Field(30.0, alias="OUTAGE_SECONDS", gt=0)
+    drain_seconds: float = Field(30.0, alias="DRAIN_SECONDS", ge=0)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
+
+    @field_validator("triton_urls", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [url.strip() for url in value.split(",")] if isinstance(value, str) else value
+
+    def advertised(self, port: int) -> str:
+        """The endpoint to register, the worker listening at `port`."""
+        return self.endpoint or f"ws://{socket.gethostname()}:{port}"

@@ -1,0 +1,342 @@
+"""
+The worker process: sessions over WebSocket at /session, its health at /health, its record in Redis.
+
+A session comes from a gateway, which names it and its epoch, or from a client directly. Sessions
+share one event loop; what they ask of the models leaves it at once.
+"""
+
+import asyncio
+import contextlib
+import http
+import itertools
+import json
+import logging
+import re
+import secrets
+import signal
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from importlib.metadata import version
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+import redis.asyncio
+from redis.exceptions import RedisError
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from dalston.orchestrator.handler import CloseCode, Limits, Models, handle
+from dalston.orchestrator.inference import InferenceError, LoadedVariant, SequenceLost, Triton
+from dalston.orchestrator.messages import Error, ErrorCode, Snapshot, serialize
+from dalston.orchestrator.parameters import ParameterError, choose_variant, session_config
+from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
+from dalston.orchestrator.session import Session
+from dalston.orchestrator.settings import WorkerSettings
+from dalston.orchestrator.slots import HEARTBEAT_S, Registration, Slot, Slots, WorkerIdTaken
+
+logger = logging.getLogger(__name__)
+
+# The library closes above this; the handler refuses what is above its own, smaller limit with a
+# message. A snapshot of a four hour session fits.
+LONGEST_MESSAGE = 16 << 20  # bytes
+# Models that answered so recently need no probe.
+PROBE_AFTER_S = 25.0
+_SILENCE = bytes(2 * 1600)  # 0.1 s
+
+
+class Worker:
+    def __init__(self, settings: WorkerSettings):
+        self._settings = settings
+        self._tritons = [Triton(url) for url in settings.triton_urls]
+        self._next_triton = itertools.cycle(self._tritons)
+        self._redis = redis.asyncio.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+            settings.redis_url, socket_timeout=5, socket_connect_timeout=5
+        )
+        self._slots = Slots(self._redis)
+        self._instance = secrets.token_hex(8)
+        self._sessions: dict[str, int] = {}  # id -> epoch
+        self._direct: set[str] = set()  # of these, the ones without a gateway
+        self._variants: Mapping[str, LoadedVariant] = {}
+        self._unhealthy: str | None = "starting"
+        self._answered = 0.0  # clock of the last transcript
+        self._draining = asyncio.Event()  # no new sessions
+        self._ending = asyncio.Event()  # running ones end
+        self._local_vad = None
+        if settings.vad == "worker":
+            from dalston.orchestrator.local_vad import LocalVad
+
+            if settings.vad_model is None:
+                raise ValueError("DALSTON_VAD=worker needs DALSTON_VAD_MODEL")
+            self._local_vad = LocalVad(settings.vad_model)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, stop.set)
+        async with serve(
+            self._serve,
+            self._settings.host,
+            self._settings.port,
+            process_request=self._answer_http,
+            compression=None,
+            max_size=LONGEST_MESSAGE,
+        ) as server:
+            port = _port(server)
+            logger.info("worker %s listens at port %d", self._settings.worker_id, port)
+            beating = asyncio.create_task(self._beat(port))
+            waiting = asyncio.create_task(stop.wait())
+            await asyncio.wait([beating, waiting], return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if not beating.done():
+                await self._drain(port)
+            beating.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await beating
+        with contextlib.suppress(RedisError):
+            await self._slots.unregister(self._settings.worker_id, self._instance)
+        await self._redis.aclose()
+        for triton in self._tritons:
+            await triton.close()
+
+    async def _drain(self, port: int) -> None:
+        """No new sessions; those that run have drain_seconds to end by themselves."""
+        logger.info("draining %d sessions", len(self._sessions))
+        self._draining.set()
+        with contextlib.suppress(RedisError):
+            await self._register(port)
+        deadline = time.monotonic() + self._settings.drain_seconds
+        while self._sessions and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        self._ending.set()
+        # What was said last is still finished and told.
+        deadline = time.monotonic() + 5
+        while self._sessions and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+
+    # The record in Redis.
+
+    async def _beat(self, port: int) -> None:
+        """Look after the models, and say so in Redis. Raises WorkerIdTaken."""
+        while True:
+            await self._look_after_models()
+            try:
+                await self._register(port)
+            except RedisError as error:
+                # Running sessions do not need it; the next heartbeat puts everything back.
+                logger.warning("Redis: %s", error)
+            await asyncio.sleep(1.0 if self._unhealthy else HEARTBEAT_S)
+
+    async def _register(self, port: int) -> None:
+        if not self._variants:
+            return  # nothing to offer yet
+        used, total = await self._gpu_memory()
+        languages = {code for loaded in self._variants.values() for code in loaded.languages}
+        registration = Registration(
+            worker_id=self._settings.worker_id,
+            instance=self._instance,
+            endpoint=self._settings.advertised(port),
+            # A worker whose models fail takes no sessions either.
+            status="draining" if self._draining.is_set() or self._unhealthy else "ready",
+            capacity=self._settings.max_sessions,
+            models=list(self._variants),
+            models_loaded=sorted({loaded.model_id for loaded in self._variants.values()}),
+            languages=[*sorted(languages), "auto"],
+            version=version("dalston"),
+            gpu_memory_used=used,
+            gpu_memory_total=total,
+        )
+        await self._slots.heartbeat(registration, self._sessions)
+        await self._slots.renew(
+            [Slot(id, "", "", self._sessions[id]) for id in self._direct if id in self._sessions]
+        )
+
+    async def _look_after_models(self) -> None:
+        """Whether sessions would work: by asking the models, not whether they are ready."""
+        try:
+            for triton in self._tritons:
+                self._variants = await triton.variants()
+                probe = SpeechRequest(f"probe.{self._instance}", bytes(1024), start=True)
+                await triton.speech_probabilities(probe)
+                await triton.speech_probabilities(SpeechRequest(probe.sequence, b"", end=True))
+                if time.monotonic() - self._answered < PROBE_AFTER_S:
+                    continue
+                for variant in self._variants:
+                    await triton.transcribe(
+                        TranscriptRequest(0, "partial", _SILENCE, "en", variant)  # pyright: ignore[reportArgumentType]
+                    )
+        except (InferenceError, SequenceLost) as error:
+            if self._unhealthy != str(error):
+                logger.warning("not healthy: %s", error)
+            self._unhealthy = str(error)
+        else:
+            if self._unhealthy:
+                logger.info("healthy: %s", ", ".join(self._variants))
+            self._unhealthy = None
+
+    async def _gpu_memory(self) -> tuple[str | None, str | None]:
+        """Used and total, as "4.2GB", of Triton's first GPU."""
+        url = self._settings.triton_metrics_url
+        if url is None:
+            return None, None
+
+        def read() -> str:
+            with urllib.request.urlopen(url, timeout=2) as response:
+                return response.read().decode()
+
+        try:
+            metrics = await asyncio.to_thread(read)
+        except OSError as error:
+            logger.warning("%s: %s", url, error)
+            return None, None
+        return tuple(  # pyright: ignore[reportReturnType]
+            f"{float(found[1]) / 1e9:.1f}GB" if found else None
+            for found in (
+                re.search(rf"^nv_gpu_memory_{kind}_bytes{{[^}}]*}} (\S+)", metrics, re.MULTILINE)
+                for kind in ("used", "total")
+            )
+        )
+
+    # HTTP and WebSocket.
+
+    def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
+        """GET /health without an upgrade; everything else is a WebSocket."""
+        if "upgrade" in request.headers.get("Connection", "").lower():
+            return None
+        if urlsplit(request.path).path != "/health":
+            return connection.respond(http.HTTPStatus.NOT_FOUND, "only /health and /session\n")
+        status = http.HTTPStatus.OK
+        if self._unhealthy or self._draining.is_set():
+            status = http.HTTPStatus.SERVICE_UNAVAILABLE
+        body = json.dumps(self._health()).encode()
+        headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body))})
+        return Response(status.value, status.phrase, headers, body)
+
+    def _health(self) -> dict[str, object]:
+        if self._draining.is_set():
+            return {"status": "draining", "active_sessions": len(self._sessions)}
+        if self._unhealthy:
+            return {"status": "unhealthy", "reason": self._unhealthy}
+        return {
+            "status": "healthy",
+            "active_sessions": len(self._sessions),
+            "capacity": self._settings.max_sessions,
+            "models": sorted(self._variants),
+        }
+
+    async def _serve(self, connection: ServerConnection) -> None:
+        assert connection.request is not None
+        url = urlsplit(connection.request.path)
+        with contextlib.suppress(ConnectionClosed):
+            if url.path == "/health":
+                await connection.send(json.dumps(self._health()))
+                await connection.close()
+            elif url.path == "/session":
+                await self._session(connection, dict(parse_qsl(url.query)))
+            else:
+                await connection.close(1008, "Invalid path")
+
+    async def _session(self, connection: ServerConnection, query: dict[str, str]) -> None:
+        async def refuse(code: ErrorCode, sentence: str, close_code: int, reason: str) -> None:
+            retry_after = 5 if code == "no_capacity" else None
+            error = Error(
+                code=code,
+                message=sentence,
+                recoverable=code == "no_capacity",
+                retry_after=retry_after,
+            )
+            await connection.send(serialize(error))
+            await connection.close(close_code, reason)
+
+        if self._draining.is_set() or len(self._sessions) >= self._settings.max_sessions:
+            sentence = "this worker takes no more sessions"
+            return await refuse("no_capacity", sentence, 1013, "Server at capacity")
+        try:
+            config, warnings = session_config(query)
+            languages = {name: loaded.languages for name, loaded in self._variants.items()}
+            variant, fallbacks = choose_variant(config, languages)
+            snapshot = None
+            if query.get("resume"):
+                snapshot = msgspec.json.decode(await connection.recv(), type=Snapshot)
+        except ParameterError as error:
+            return await refuse(error.code, str(error), 4400, str(error)[:120])
+        except msgspec.MsgspecError as error:
+            return await refuse("invalid_message", f"no snapshot: {error}", 4400, "no snapshot")
+
+        session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
+        epoch = int(query.get("epoch", "1"))
+        loaded = self._variants[variant]
+        config = msgspec.structs.replace(config, model=variant, model_id=loaded.model_id)
+        session = Session(
+            session_id,
+            config,
+            variant,  # pyright: ignore[reportArgumentType]
+            languages=frozenset(loaded.languages),
+            epoch=epoch,
+            warnings=[*warnings, *fallbacks],
+            snapshot=snapshot,
+        )
+        triton = next(self._next_triton)
+
+        async def transcribe(request: TranscriptRequest):
+            hypothesis = await triton.transcribe(request)
+            self._answered = time.monotonic()
+            return hypothesis
+
+        vad = self._local_vad or triton
+        models = Models(vad.speech_probabilities, transcribe)
+        settings = self._settings
+        limits = Limits(settings.idle_seconds, settings.session_seconds, settings.outage_seconds)
+        self._sessions[session_id] = epoch
+        if "session_id" not in query:
+            self._direct.add(session_id)
+        code = CloseCode.INTERNAL
+        try:
+            frames = _frames(connection)
+            code = await handle(session, frames, connection.send, models, limits, self._ending)
+        except Exception:
+            logger.exception("%s failed", session_id)
+            sentence = "something went wrong in the server"
+            error = Error(code="internal_error", message=sentence, recoverable=False)
+            with contextlib.suppress(ConnectionClosed):
+                await connection.send(serialize(error))
+        finally:
+            self._sessions.pop(session_id, None)
+            self._direct.discard(session_id)
+            await connection.close(code or CloseCode.NORMAL)
+            status = "error" if code == CloseCode.INTERNAL else "ended"
+            with contextlib.suppress(RedisError):  # the lease ends without us
+                await self._slots.release(session_id, epoch, status, session.received / 16_000)
+
+
+async def _frames(connection: ServerConnection) -> AsyncIterator[str | bytes]:
+    """Until the other side closes, in order or not."""
+    with contextlib.suppress(ConnectionClosed):
+        async for frame in connection:
+            yield frame
+
+
+def _port(server: Server) -> int:
+    return next(iter(server.sockets)).getsockname()[1]
+
+
+async def _run(settings: WorkerSettings) -> None:
+    # Inside the loop: gRPC's channels belong to the one they are made in.
+    await Worker(settings).run()
+
+
+def main(settings: WorkerSettings) -> int:
+    """Run a worker; the exit status."""
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    try:
+        asyncio.run(_run(settings))
+    except (WorkerIdTaken, ValueError, OSError) as error:
+        logger.error("%s", error)
+        return 1
+    return 0

@@ -1,0 +1,163 @@
+"""
+A Whisper checkpoint as Hugging Face writes it -> a CTranslate2 folder. Needs no torch.
+
+CTranslate2's own converter loads the model class of transformers only to copy its arrays; here
+they are copied from the safetensors file itself. The result is the same, byte for byte in
+model.bin, without 2 GB of dependencies.
+
+The bundled demo checkpoint is such a folder with one liberty: its token table holds only the rows
+that were trained (`token_ids` names them); all other text tokens share `shared_row`.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ctranslate2.converters.utils import fuse_linear
+from ctranslate2.specs import common_spec, whisper_spec
+from safetensors import SafetensorError, safe_open
+
+Array = npt.NDArray[Any]
+
+_EMBEDDING = "model.decoder.embed_tokens.weight"
+_FILES = ("config.json", "generation_config.json", "tokenizer.json")
+
+
+class CheckpointError(Exception):
+    """A folder that is no Whisper checkpoint, or a broken one; says what is wrong with it."""
+
+
+def is_hugging_face(folder: Path) -> bool:
+    return (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
+
+
+def convert(folder: Path, out: Path, quantization: str) -> None:
+    """Write the CTranslate2 form of `folder` to `out`, which must not exist.
+
+    quantization: int8, float16, float32, ... as CTranslate2 names them. Raises CheckpointError.
+    """
+    config, generation, tokenizer = (_json(folder / name) for name in _FILES)
+    if config.get("model_type") != "whisper":
+        raise CheckpointError(f"{folder}: a {config.get('model_type')!r} model, not whisper")
+    tensors = _expanded(_tensors(folder))
+    spec = whisper_spec.WhisperSpec(
+        config["encoder_layers"],
+        config["encoder_attention_heads"],
+        config["decoder_layers"],
+        config["decoder_attention_heads"],
+    )
+    try:
+        _fill(spec, tensors)
+    except KeyError as missing:
+        raise CheckpointError(f"{folder}: the tensor {missing} is missing") from None
+    spec.register_vocabulary(_vocabulary(tokenizer, config["vocab_size"], folder))
+    spec.config.suppress_ids = generation.get("suppress_tokens") or []
+    spec.config.suppress_ids_begin = generation.get("begin_suppress_tokens") or []
+    spec.config.lang_ids = sorted(generation.get("lang_to_id", {}).values())
+    layers, heads = config["decoder_layers"], config["decoder_attention_heads"]
+    # Without known alignment heads all of the later half are used: it works, less precisely.
+    spec.config.alignment_heads = generation.get("alignment_heads") or [
+        [layer, head] for layer in range(layers // 2, layers) for head in range(heads)
+    ]
+    spec.validate()
+    spec.optimize(quantization=quantization)
+    out.mkdir(parents=True)
+    spec.save(str(out))
+    shutil.copy(folder / "tokenizer.json", out)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: {path.name} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _tensors(folder: Path) -> dict[str, Array]:
+    tensors: dict[str, Array] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():  # noqa: SIM118: no mapping
+                    tensors[name] = file.get_tensor(name)
+        except (SafetensorError, TypeError) as error:
+            raise CheckpointError(f"{path}: {error}") from None
+    if not tensors:
+        raise CheckpointError(f"{folder}: no .safetensors file")
+    return tensors
+
+
+def _expanded(tensors: dict[str, Array]) -> dict[str, Array]:
+    """The demo checkpoint's rows in their places of the full table."""
+    if "token_ids" not in tensors:
+        return tensors
+    ids, rows = tensors.pop("token_ids"), tensors[_EMBEDDING]
+    # Text tokens come first; behind them controls and times are all there.
+    tail = rows[len(ids) :]
+    text = np.repeat(tensors.pop("shared_row"), int(tensors.pop("text_tokens")[0]), 0)
+    text[ids] = rows[: len(ids)]
+    return tensors | {_EMBEDDING: np.concatenate([text, tail])}
+
+
+def _vocabulary(tokenizer: dict[str, Any], size: int, folder: Path) -> list[str]:
+    """All tokens in the order of their ids."""
+    try:
+        ids: dict[str, int] = dict(tokenizer["model"]["vocab"])
+        ids |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{folder}: tokenizer.json is not of the BPE kind") from None
+    tokens = [""] * size
+    for token, id in ids.items():
+        if id < size:
+            tokens[id] = token
+    # Older tokenizers leave the time tokens out.
+    first_time = max(ids.values()) + 1
+    for id in range(first_time, size):
+        tokens[id] = f"<|{(id - first_time) * 0.02:.2f}|>"
+    return tokens
+
+
+def _fill(spec: Any, tensors: Mapping[str, Array]) -> None:
+    def part(prefix: str, target: Any) -> None:
+        """Copy weight and bias of a layer; k_proj has no bias."""
+        target.weight = tensors[f"{prefix}.weight"]
+        if f"{prefix}.bias" in tensors:
+            target.bias = tensors[f"{prefix}.bias"]
+
+    def norm(prefix: str, target: Any) -> None:
+        target.gamma, target.beta = tensors[f"{prefix}.weight"], tensors[f"{prefix}.bias"]
+
+    def attention(prefix: str, target: Any, fused: list[list[str]]) -> None:
+        for place, names in enumerate(fused):
+            linears = list[Any]()
+            for name in names:
+                linears.append(common_spec.LinearSpec())
+                part(f"{prefix}.{name}", linears[-1])
+            fuse_linear(target.linear[place], linears)
+        part(f"{prefix}.out_proj", target.linear[-1])
+
+    for side in ("encoder", "decoder"):
+        target, prefix = getattr(spec, side), f"model.{side}"
+        target.position_encodings.encodings = tensors[f"{prefix}.embed_positions.weight"]
+        norm(f"{prefix}.layer_norm", target.layer_norm)
+        for number, layer in enumerate(target.layer):
+            at = f"{prefix}.layers.{number}"
+            attention(f"{at}.self_attn", layer.self_attention, [["q_proj", "k_proj", "v_proj"]])
+            norm(f"{at}.self_attn_layer_norm", layer.self_attention.layer_norm)
+            if side == "decoder":
+                across = [["q_proj"], ["k_proj", "v_proj"]]
+                attention(f"{at}.encoder_attn", layer.attention, across)
+                norm(f"{at}.encoder_attn_layer_norm", layer.attention.layer_norm)
+            part(f"{at}.fc1", layer.ffn.linear_0)
+            part(f"{at}.fc2", layer.ffn.linear_1)
+            norm(f"{at}.final_layer_norm", layer.ffn.layer_norm)
+    part("model.encoder.conv1", spec.encoder.conv1)
+    part("model.encoder.conv2", spec.encoder.conv2)
+    spec.decoder.embeddings.weight = tensors[_EMBEDDING]
+    spec.decoder.projection.weight = tensors[_EMBEDDING]  # tied

@@ -1,0 +1,114 @@
+"""
+A Whisper checkpoint's tokens: control ids, text of token sequences, words. Knows no model.
+
+Text tokens are pieces of UTF-8: a character of many bytes can be spread over several tokens, so
+sequences are decoded as bytes, not token by token.
+"""
+
+import codecs
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dalston.triton.contract import SPACELESS
+
+# Marks that belong to the word before or behind them (openai-whisper's timing.py).
+_CLOSING = "\"'.。,，!！?？:：”)]}、"
+_OPENING = "\"'“¿([{-"
+
+
+def _bytes_of_printable() -> dict[str, int]:
+    """The inverse of GPT-2's byte-to-printable map: unprintable bytes sit at 256 and up."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = [byte for byte in range(256) if byte not in kept]
+    table = {chr(byte): byte for byte in kept}
+    return table | {chr(256 + index): byte for index, byte in enumerate(moved)}
+
+
+@dataclass(frozen=True)
+class WordTokens:
+    text: str
+    count: int  # tokens it is made of
+
+
+class Vocabulary:
+    """Raises ValueError if `tokens`, in id order, are not those of a Whisper checkpoint."""
+
+    def __init__(self, tokens: Sequence[str]):
+        ids = {token: id for id, token in enumerate(tokens)}
+        try:
+            self.end = ids["<|endoftext|>"]
+            self.start = ids["<|startoftranscript|>"]
+            self.tasks = {"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]}
+            self.no_timestamps = ids["<|notimestamps|>"]
+        except KeyError as missing:
+            raise ValueError(f"not a Whisper vocabulary: no token {missing}") from None
+        # Languages stand between the start token and the tasks. English-only checkpoints carry
+        # the tokens too, and are told apart by their runtime.
+        first_task = min(self.tasks.values())
+        self.languages = {tokens[id][2:-2]: id for id in range(self.start + 1, first_task)}
+        printable = _bytes_of_printable()
+        # Bytes of each text token; ids from `end` on are controls and times, which say nothing.
+        self._bytes = [
+            bytes(printable[character] for character in token) for token in tokens[: self.end]
+        ]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Vocabulary":
+        """Read vocabulary.json, or vocabulary.txt of older conversions, of a CTranslate2 folder."""
+        path = folder / "vocabulary.json"
+        if path.exists():
+            return cls(json.loads(path.read_text("utf-8")))
+        lines = (folder / "vocabulary.txt").read_text("utf-8").split("\n")
+        return cls(lines[:-1] if lines[-1] == "" else lines)
+
+    def prompt(self, language: str | None, task: str) -> list[int]:
+        """The tokens before the text; language None is an English-only checkpoint."""
+        if language is None:
+            return [self.start, self.no_timestamps]
+        return [self.start, self.languages[language], self.tasks[task], self.no_timestamps]
+
+    def spoken(self, tokens: Sequence[int]) -> list[int]:
+        return [token for token in tokens if token < self.end]
+
+    def decode(self, tokens: Sequence[int]) -> tuple[str, list[int]]:
+        """The text of text tokens, spaces at its ends removed, and for each token how many
+        characters of that text are complete behind it."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        text, ends = "", list[int]()
+        for token in tokens:
+            text += decoder.decode(self._bytes[token])
+            ends.append(len(text))
+        text += decoder.decode(b"", final=True)
+        leading = len(text) - len(text.lstrip())
+        text = text.strip()
+        return text, [min(max(0, end - leading), len(text)) for end in ends]
+
+    def words(self, tokens: Sequence[int], language: str) -> list[WordTokens]:
+        """Text tokens grouped into words, punctuation joined to the word it belongs to."""
+        pieces = list[tuple[str, int]]()  # text and token count between character boundaries
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        count = 0
+        for token in tokens:
+            count += 1
+            if text := decoder.decode(self._bytes[token]):
+                pieces.append((text, count))
+                count = 0
+        if count:
+            pieces.append((decoder.decode(b"", final=True), count))
+
+        words = list[WordTokens]()
+        for text, count in pieces:
+            begins = language in SPACELESS or text.startswith(" ") or not words
+            mark = text.strip()
+            if mark and all(character in _CLOSING for character in mark) and words:
+                begins = False
+            if words and words[-1].text and all(c in _OPENING for c in words[-1].text):
+                begins = False
+            if begins:
+                words.append(WordTokens(mark, count))
+            else:
+                last = words[-1]
+                words[-1] = WordTokens(last.text + text.rstrip(), last.count + count)
+        return words

@@ -1,0 +1,326 @@
+"""
+A batch of rows of audio -> transcripts: features, windows, grouping, decoding, scores, words.
+
+Knows CTranslate2, not Triton. Everything that decides a row's result is in the row itself, never
+in its neighbours: the window comes from the row's own length, the token limit too. What rows of
+one window share is one encoder and one decoder run; languages, tasks and prefixes may be mixed
+in it. Rows that fail are answered one by one, and a failure is a value, so that one bad row
+never costs its neighbours their answer.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ctranslate2
+import numpy as np
+import numpy.typing as npt
+
+from dalston.triton import contract
+from dalston.triton.features import log_mel
+from dalston.triton.vocabulary import Vocabulary
+
+# Gates of "Robust Speech Recognition via Large-Scale Weak Supervision" (Radford et al. 2022), 4.5.
+NO_SPEECH = 0.6
+LOW_LOGPROB = -1.0
+HIGH_COMPRESSION = 2.4
+
+# On a CPU the encoder gains nothing from more rows at once, and its memory grows with them.
+ENCODER_ROWS_CPU = 4
+# A decoder that loops would hold its whole batch up to the model's limit of 224 tokens. Nobody
+# speaks this fast; scripts of many tokens a character come nearest.
+TOKENS_PER_SECOND, TOKENS_EXTRA, TOKENS_LIMIT = 12, 16, 224
+# So many repeats of the same few tokens at the end are a loop, not speech.
+LOOP_REPEATS, LOOP_LONGEST = 4, 12
+TOKENS_PER_WINDOW_SECOND = 50  # encoder frames, and so word times, are 20 ms
+
+
+@dataclass(frozen=True)
+class Row:
+    audio: npt.NDArray[np.int16]
+    language: str = "auto"
+    task: str = "transcribe"
+    prefix: Sequence[int] = ()
+    words: bool = False
+    full_window: bool = False
+
+
+@dataclass(frozen=True)
+class Word:
+    text: str
+    start: float  # seconds from the start of the row's audio
+    end: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Transcript:
+    text: str
+    tokens: list[int]
+    token_ends: list[int]
+    language: str
+    language_probability: float
+    average_logprob: float
+    no_speech_probability: float
+    suspect: bool
+    words: list[Word] = field(default_factory=list[Word])
+
+
+class RowError(Exception):
+    """A row that cannot be transcribed as asked: the caller's fault, said in a sentence."""
+
+
+def _limit(row: Row) -> int:
+    """The most tokens this row may have, its prefix included."""
+    seconds = len(row.audio) / contract.SAMPLE_RATE
+    spoken = TOKENS_EXTRA + math.ceil(TOKENS_PER_SECOND * seconds)
+    return min(TOKENS_LIMIT, len(row.prefix) + spoken)
+
+
+def compression_ratio(text: str) -> float:
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
+
+
+def without_loop(tokens: list[int]) -> list[int]:
+    """The same without the repeats at its end, if there are LOOP_REPEATS or more of them."""
+    for period in range(1, LOOP_LONGEST + 1):
+        repeats = 1
+        end = len(tokens)
+        unit = tokens[end - period : end]
+        while tokens[end - (repeats + 1) * period : end - repeats * period] == unit:
+            repeats += 1
+        if repeats >= LOOP_REPEATS:
+            return tokens[: end - (repeats - 1) * period]
+    return tokens
+
+
+class Whisper:
+    """One checkpoint in memory. Raises ValueError if `folder` holds none that can be served."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        device_index: int = 0,
+        compute_type: str = "default",
+        beam_size: int = 1,
+        right_sized: bool = True,
+        threads: int = 1,
+    ):
+        self._vocabulary = Vocabulary.load(folder)
+        try:
+            self._model = ctranslate2.models.Whisper(
+                str(folder),
+                device=device,
+                device_index=device_index,
+                compute_type=compute_type,
+                intra_threads=threads,
+                inter_threads=1,
+            )
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: {error}") from error
+        self._multilingual = self._model.is_multilingual
+        self._encoder_rows = ENCODER_ROWS_CPU if device == "cpu" else 1024
+        self._beam_size = beam_size
+        self._right_sized = right_sized
+        self.languages = sorted(self._vocabulary.languages) if self._multilingual else ["en"]
+
+    def transcribe(self, rows: Sequence[Row]) -> list[Transcript | Exception]:
+        """One result for each row, in order: a Transcript, or why there is none."""
+        results: list[Transcript | Exception | None] = [None] * len(rows)
+        groups: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            try:
+                groups.setdefault(self._window(row), []).append(index)
+            except RowError as error:
+                results[index] = error
+        for window, indexes in sorted(groups.items()):
+            for index, result in zip(
+                indexes, self._group([rows[index] for index in indexes], window), strict=True
+            ):
+                results[index] = result
+        return [result for result in results if result is not None]
+
+    def _window(self, row: Row) -> int:
+        """Check the row; the seconds of its window."""
+        if row.task not in self._vocabulary.tasks:
+            raise RowError(f"unknown task {row.task!r}")
+        if row.language != "auto" and row.language not in self.languages:
+            raise RowError(f"this model does not know the language {row.language!r}")
+        if any(not 0 <= token < self._vocabulary.end for token in row.prefix):
+            raise RowError("the prefix holds tokens that are no text")
+        if len(row.audio) > contract.LONGEST_AUDIO:
+            raise RowError(f"{len(row.audio) / contract.SAMPLE_RATE:.2f} s of audio, 30 s at most")
+        if row.full_window or not self._right_sized:
+            return contract.WINDOWS[-1]
+        return contract.window_seconds(len(row.audio))
+
+    def _group(self, rows: list[Row], window: int) -> list[Transcript | Exception]:
+        try:
+            return list(self._decode(rows, window))
+        except (ValueError, RuntimeError) as error:
+            if len(rows) == 1:
+                return [error]
+            return [result for row in rows for result in self._group([row], window)]
+
+    def _decode(self, rows: list[Row], window: int) -> list[Transcript]:
+        frames = window * 100
+        features = [log_mel(row.audio, frames, self._model.n_mels) for row in rows]
+        encoded = self._encode(features)
+        languages = self._languages(rows, encoded)
+        prompts = [
+            [*self._vocabulary.prompt(language if self._multilingual else None, row.task)]
+            for row, (language, _) in zip(rows, languages, strict=True)
+        ]
+        decoded = self._model.generate(
+            encoded,
+            [prompt + list(row.prefix) for prompt, row in zip(prompts, rows, strict=True)],
+            beam_size=self._beam_size,
+            # CTranslate2 gives at most half of max_length tokens, the forced prefix included.
+            max_length=2 * max(_limit(row) for row in rows),
+            return_scores=True,
+            return_no_speech_prob=True,
+        )
+        transcripts = list[Transcript]()
+        for row, (language, sureness), result in zip(rows, languages, decoded, strict=True):
+            transcripts.append(
+                self._transcript(
+                    row,
+                    window,
+                    language,
+                    sureness,
+                    result.sequences_ids[0],
+                    result.scores[0],
+                    result.no_speech_prob,
+                )
+            )
+        return self._with_words(rows, transcripts, prompts, encoded)
+
+    def _encode(self, features: list[npt.NDArray[np.float32]]) -> Any:
+        parts = [
+            self._model.encode(
+                ctranslate2.StorageView.from_array(
+                    np.stack(features[first : first + self._encoder_rows])
+                )
+            )
+            for first in range(0, len(features), self._encoder_rows)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return ctranslate2.StorageView.from_array(np.concatenate([np.asarray(p) for p in parts]))
+
+    def _languages(self, rows: list[Row], encoded: Any) -> list[tuple[str, float]]:
+        """The language of each row and its probability, 1 where it was given."""
+        if not self._multilingual:
+            return [("en", 1.0)] * len(rows)
+        if all(row.language != "auto" for row in rows):
+            return [(row.language, 1.0) for row in rows]
+        found = self._model.detect_language(encoded)
+        return [
+            (best[0][0][2:-2], best[0][1]) if row.language == "auto" else (row.language, 1.0)
+            for row, best in zip(rows, found, strict=True)
+        ]
+
+    def _transcript(
+        self,
+        row: Row,
+        window: int,
+        language: str,
+        sureness: float,
+        sequence: list[int],
+        score: float,
+        no_speech: float,
+    ) -> Transcript:
+        limit = _limit(row)
+        endless = len(sequence) >= limit
+        tokens = self._vocabulary.spoken(sequence[:limit])
+        # The score is the sum over the new tokens and the end, divided by all but the end.
+        new = len(sequence) - len(row.prefix)
+        average = score * len(sequence) / (new + 1) if new > 0 else 0.0
+        text, ends = self._vocabulary.decode(tokens)
+        repetitive = compression_ratio(text) > HIGH_COMPRESSION
+        bad = repetitive or endless or average < LOW_LOGPROB
+        if no_speech > NO_SPEECH and average < LOW_LOGPROB and not row.prefix:
+            tokens = []
+        elif repetitive or endless:
+            tokens = without_loop(tokens)
+        if len(tokens) != len(ends):
+            text, ends = self._vocabulary.decode(tokens)
+        return Transcript(
+            text=text,
+            tokens=tokens,
+            token_ends=ends,
+            language=language,
+            language_probability=sureness,
+            average_logprob=average,
+            no_speech_probability=no_speech,
+            # A window of 30 s is the last resort: there is nothing better to try behind it.
+            suspect=bad and window < contract.WINDOWS[-1],
+        )
+
+    def _with_words(
+        self,
+        rows: list[Row],
+        transcripts: list[Transcript],
+        prompts: list[list[int]],
+        encoded: Any,
+    ) -> list[Transcript]:
+        """Word times for the rows that want them, by dynamic time warping over the alignment
+        heads (openai-whisper's timing.py). One call can align one prompt only."""
+        wanted: dict[tuple[int, ...], list[int]] = {}
+        for index, (row, transcript) in enumerate(zip(rows, transcripts, strict=True)):
+            if row.words and transcript.tokens:
+                wanted.setdefault(tuple(prompts[index]), []).append(index)
+        for prompt, indexes in wanted.items():
+            part = encoded
+            if len(indexes) < len(rows):
+                part = ctranslate2.StorageView.from_array(np.asarray(encoded)[indexes])
+            aligned = self._model.align(
+                part,
+                list(prompt),
+                [transcripts[index].tokens for index in indexes],
+                [max(1, math.ceil(len(rows[index].audio) / 160)) for index in indexes],
+            )
+            for index, alignment in zip(indexes, aligned, strict=True):
+                words = self._words(rows[index], transcripts[index], alignment)
+                transcripts[index] = _replace_words(transcripts[index], words)
+        return transcripts
+
+    def _words(self, row: Row, transcript: Transcript, alignment: Any) -> list[Word]:
+        steps, times = np.array(alignment.alignments).T
+        begins = np.diff(steps, prepend=-1) > 0
+        # Seconds at which each token begins; the last is where the end token does.
+        starts = times[begins] / TOKENS_PER_WINDOW_SECOND
+        duration = len(row.audio) / contract.SAMPLE_RATE
+        words, token = list[Word](), 0
+        for word in self._vocabulary.words(transcript.tokens, transcript.language):
+            behind = token + word.count
+            start = min(float(starts[token]), duration)
+            end = min(float(starts[behind]) if behind < len(starts) else duration, duration)
+            probability = float(np.mean(alignment.text_token_probs[token:behind]))
+            words.append(Word(word.text, start, max(start, end), probability))
+            token = behind
+        return shortened(words)
+
+
+def _replace_words(transcript: Transcript, words: list[Word]) -> Transcript:
+    return Transcript(**{**transcript.__dict__, "words": words})
+
+
+def shortened(words: list[Word]) -> list[Word]:
+    """The first word takes the silence before it and the last the silence behind: neither may be
+    longer than twice the usual word (the rule of openai-whisper for sentence boundaries)."""
+    if len(words) < 2:
+        return words
+    longest = 2 * min(0.7, float(np.median([word.end - word.start for word in words])))
+    first, last = words[0], words[-1]
+    if first.end - first.start > longest:
+        words = [Word(first.text, first.end - longest, first.end, first.probability), *words[1:]]
+    if last.end - last.start > longest:
+        words = [*words[:-1], Word(last.text, last.start, last.start + longest, last.probability)]
+    return words
