@@ -1,2 +1,218 @@
+"""
+The `dalston` command. Each subcommand imports what it needs when it runs, so that `--help` works
+wherever the package is installed, whichever extras are.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+_WORKER_HELP = """\
+environment:
+  REDIS_URL              where the slots are, redis://host:port (required)
+  WORKER_ID              name of this worker, unlike all others (required)
+  WORKER_PORT            port to listen at (9000)
+  WORKER_ENDPOINT        where gateways reach it (ws://HOSTNAME:PORT)
+  DALSTON_HOST           address to listen at (127.0.0.1)
+  MAX_SESSIONS           sessions at the same time (4)
+  TRITON_URLS            gRPC addresses of Triton, comma separated (127.0.0.1:8001)
+  TRITON_METRICS_URL     its metrics page, for GPU memory
+  DALSTON_VAD            triton, or worker to run the VAD in this process (triton)
+  DALSTON_VAD_MODEL      the VAD's ONNX file, for DALSTON_VAD=worker
+  DALSTON_IDLE_SECONDS   a session ends after so long without a frame (30)
+  DALSTON_SESSION_SECONDS  and after so long altogether (14400)
+  OUTAGE_SECONDS         how long a session waits for failing models (30)
+  DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
+  LOG_LEVEL              DEBUG, INFO, WARNING or ERROR (INFO)
+"""
+_GATEWAY_HELP = """\
+environment:
+  REDIS_URL              where the slots are, redis://host:port (required)
+  DALSTON_HOST           address to listen at (127.0.0.1)
+  DALSTON_PORT           port to listen at (8000)
+  DALSTON_ADMIN_KEY      bearer key for /v1/realtime/sessions; without it nobody may
+  DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
+  LOG_LEVEL              DEBUG, INFO, WARNING or ERROR (INFO)
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dalston", description="Live speech-to-text for many callers at once."
+    )
+    parser.add_argument("--version", action="version", version=f"dalston {version('dalston')}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, help: str, run: Callable[[argparse.Namespace], int], epilog: str = ""):
+        command = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    def add_stack_options(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--profile", default="demo", help="models to serve (demo)")
+        command.add_argument(
+            "--data-dir", type=Path, metavar="DIR", help="models and logs (~/.local/share/dalston)"
+        )
+
+    up = add("up", "run the whole stack on this machine until Ctrl-C", _up)
+    add_stack_options(up)
+    up.add_argument("--host", default="127.0.0.1", help="address the gateway listens at")
+    up.add_argument("--port", type=int, default=8000, help="port of the gateway (8000)")
+    up.add_argument("--workers", type=int, default=1, help="how many workers (1)")
+
+    demo = add("demo", "start the stack, stream a recording to it, show the text, stop", _demo)
+    add_stack_options(demo)
+    demo.add_argument("file", nargs="?", type=Path, help="another recording than the bundled one")
+
+    stream = add("stream", "stream audio to a server and show the text as it comes", _stream)
+    stream.add_argument("source", help="an audio file, mic, or - for raw audio on standard input")
+    stream.add_argument("--url", default="ws://127.0.0.1:8000", help="the server (%(default)s)")
+    stream.add_argument("--json", action="store_true", help="print every message as a line of JSON")
+    stream.add_argument("--fast", action="store_true", help="do not pace a file in real time")
+    stream.add_argument("--language", default="auto", help="ISO 639-1 code, or auto (auto)")
+    stream.add_argument("--model", default="fast", help="fast or accurate (fast)")
+    stream.add_argument("--words", action="store_true", help="ask for word times")
+    stream.add_argument("--sample-rate", type=int, default=16_000, help="of raw audio, Hz (16000)")
+    stream.add_argument("--encoding", default="pcm_s16le", help="of raw audio (pcm_s16le)")
+    stream.add_argument("--channels", type=int, default=1, help="of raw audio (1)")
+
+    models = add("models", "what the models are made of", lambda _: 2)
+    actions = models.add_subparsers(metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="fill the model repository that Triton serves")
+    build.set_defaults(run=_models_build)
+    add_stack_options(build)
+    build.add_argument("--out", type=Path, help="the repository (DATA_DIR/model_repository)")
+    build.add_argument(
+        "--checkpoint",
+        action="append",
+        default=[],
+        metavar="VARIANT=FOLDER",
+        help="serve this CTranslate2 or Hugging Face folder instead",
+    )
+    build.add_argument("--silero", type=Path, help="the VAD's ONNX file, if there is no index")
+    listed = actions.add_parser("list", help="profiles, variants and their checkpoints")
+    listed.set_defaults(run=_models_list)
+
+    add("gateway", "run a gateway", _gateway, _GATEWAY_HELP)
+    add("worker", "run a worker", _worker, _WORKER_HELP)
+    triton = add("triton", "run Triton and keep it running", _triton)
+    triton.add_argument("--repository", type=Path, help="what `dalston models build` made")
+    triton.add_argument("--run-dir", type=Path, default=Path("."), help="folder for its files (.)")
+    triton.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    triton.add_argument("--http-port", type=int, default=8000)
+    triton.add_argument("--grpc-port", type=int, default=8001)
+    triton.add_argument("--metrics-port", type=int, default=8002)
+    triton.add_argument(
+        "--probe", action="store_true", help="only ask the one that runs whether its models answer"
+    )
+    return parser
+
+
+def _missing(extra: str, error: ModuleNotFoundError) -> int:
+    print(f"{error}: pip install 'dalston[{extra}]'", file=sys.stderr)
+    return 1
+
+
+def _up(args: argparse.Namespace) -> int:
+    try:
+        from dalston.cli import up
+    except ModuleNotFoundError as error:
+        return _missing("local", error)
+    return up.main(args.profile, args.data_dir, args.host, args.port, args.workers)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    try:
+        from dalston.cli import demo
+    except ModuleNotFoundError as error:
+        return _missing("local", error)
+    return demo.main(args.profile, args.data_dir, args.file)
+
+
+def _stream(args: argparse.Namespace) -> int:
+    try:
+        from dalston.cli import stream
+    except ModuleNotFoundError as error:
+        return _missing("client", error)
+    parameters = {"language": args.language, "model": args.model, "word_timestamps": args.words}
+    raw = stream.Format(args.encoding, args.sample_rate, args.channels)
+    return stream.main(args.source, args.url, parameters, raw, args.json, args.fast)
+
+
+def _models_build(args: argparse.Namespace) -> int:
+    try:
+        from dalston.cli import models
+    except ModuleNotFoundError as error:
+        return _missing("triton", error)
+    return models.build(args.profile, args.data_dir, args.out, args.checkpoint, args.silero)
+
+
+def _models_list(_: argparse.Namespace) -> int:
+    try:
+        from dalston.cli import models
+    except ModuleNotFoundError as error:
+        return _missing("triton", error)
+    return models.show()
+
+
+def _gateway(_: argparse.Namespace) -> int:
+    try:
+        from dalston.gateway import app
+        from dalston.gateway.settings import GatewaySettings
+        from dalston.orchestrator.settings import SettingsError, from_environment
+    except ModuleNotFoundError as error:
+        return _missing("gateway", error)
+    try:
+        settings = from_environment(GatewaySettings)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return app.main(settings)
+
+
+def _worker(_: argparse.Namespace) -> int:
+    try:
+        from dalston.orchestrator import worker
+        from dalston.orchestrator.settings import SettingsError, WorkerSettings, from_environment
+    except ModuleNotFoundError as error:
+        return _missing("worker", error)
+    try:
+        settings = from_environment(WorkerSettings)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return worker.main(settings)
+
+
+def _triton(args: argparse.Namespace) -> int:
+    try:
+        from dalston.triton import server
+    except ModuleNotFoundError as error:
+        return _missing("triton", error)
+    ports = server.Ports(args.grpc_port, args.http_port, args.metrics_port)
+    if args.probe:
+        return server.main_probe(f"{args.host}:{ports.grpc}")
+    if args.repository is None:
+        print("--repository is needed", file=sys.stderr)
+        return 2
+    return server.main(args.repository, args.run_dir, ports, args.host)
+
+
 def main() -> int:
-    return 0
+    args = _parser().parse_args()
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,7 @@ the websockets package alone.
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
@@ -88,7 +88,7 @@ class Session:
 
 
 @asynccontextmanager
-async def connect(url: str, **parameters: Any) -> AsyncIterator[Session]:
+async def connect(url: str, **parameters: Any) -> AsyncGenerator[Session]:
     """A session with the server at `url` (ws:// or wss://, a path is optional).
 
     parameters: those of the stream, such as language, model, word_timestamps, sample_rate.

@@ -9,7 +9,7 @@ import json
 import logging
 import secrets
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any
 
@@ -41,7 +41,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     connections = Connections(slots)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         works = (
             _every(RENEW_S, connections.renew),
             _every(EXPIRE_S, slots.expire),
@@ -108,7 +108,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             raise HTTPException(404, f"no active session {session_id}")
         # Any gateway may have it; the one that does ends it.
         event = {"type": "session.terminate", "session_id": session_id}
-        await client.publish(EVENTS, json.dumps(event))
+        await slots.announce(event)
         return JSONResponse({"session_id": session_id, "status": "terminating"}, 202)
 
     return app
@@ -166,7 +166,7 @@ class _Server(uvicorn.Server):
     """uvicorn with our way out: it would close every stream at the first signal."""
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         yield
 
 

@@ -24,9 +24,7 @@ def seconds(samples: int) -> float:
     return round(samples / SAMPLE_RATE, 3)
 
 
-def session_words(
-    hypothesis: Hypothesis, audio_start: int, onset: int, end: int
-) -> list[Word]:
+def session_words(hypothesis: Hypothesis, audio_start: int, onset: int, end: int) -> list[Word]:
     """The words in session time, in order and inside [audio_start, end] (samples)."""
     offset, last = audio_start / SAMPLE_RATE, end / SAMPLE_RATE
     floor = max(offset, onset / SAMPLE_RATE - _ONSET_SLACK)
@@ -35,9 +33,7 @@ def session_words(
         start = min(max(offset + word.start, floor), last)
         stop = min(max(offset + word.end, start), last)
         floor = start
-        words.append(
-            Word(word.text, round(start, 3), round(stop, 3), round(word.probability, 3))
-        )
+        words.append(Word(word.text, round(start, 3), round(stop, 3), round(word.probability, 3)))
     return words
 
 

@@ -22,23 +22,22 @@ _WIDTH: dict[Encoding, int] = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw
 _BLOCKS_PER_SECOND = 100
 
 
-def _g711_tables() -> dict[Encoding, npt.NDArray[np.float32]]:
-    """The 256 values of each companding law of ITU-T G.711, as -1..1."""
+def _g711() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The 256 values of the mu and the A law of ITU-T G.711, as -1..1."""
     codes = np.arange(256, dtype=np.int32)
     u = ~codes & 0xFF
     magnitude = ((((u & 0x0F) << 3) + 0x84) << ((u & 0x70) >> 4)) - 0x84
     mulaw = np.where(u & 0x80, -magnitude, magnitude)
     a = codes ^ 0x55
     exponent, mantissa = (a & 0x70) >> 4, (a & 0x0F) << 4
-    magnitude = np.where(exponent == 0, mantissa + 8, (mantissa + 0x108) << np.maximum(exponent - 1, 0))
+    magnitude = np.where(
+        exponent == 0, mantissa + 8, (mantissa + 0x108) << np.maximum(exponent - 1, 0)
+    )
     alaw = np.where(a & 0x80, magnitude, -magnitude)
-    return {
-        "mulaw": (mulaw / 32768).astype(np.float32),
-        "alaw": (alaw / 32768).astype(np.float32),
-    }
+    return (mulaw / 32768).astype(np.float32), (alaw / 32768).astype(np.float32)
 
 
-_G711 = _g711_tables()
+_MULAW, _ALAW = _g711()
 
 
 class AudioStream:
@@ -184,18 +183,18 @@ class AudioStream:
 
     def _decode(self, data: bytes) -> npt.NDArray[np.float32]:
         """Mono samples of whole frames, -1..1."""
-        match self._encoding:
-            case "pcm_s16le":
-                samples = np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
-            case "pcm_f32le":
-                samples = np.frombuffer(data, "<f4").astype(np.float32)
-                if not math.isfinite(float(samples.sum(dtype=np.float64))):
-                    invalid = ~np.isfinite(samples)
-                    self.invalid_samples += int(invalid.sum())
-                    samples = np.where(invalid, np.float32(0), samples)
-                samples = np.clip(samples, -1, 1)
-            case "mulaw" | "alaw":
-                samples = _G711[self._encoding][np.frombuffer(data, np.uint8)]
+        if self._encoding == "pcm_s16le":
+            samples = np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
+        elif self._encoding == "pcm_f32le":
+            samples = np.frombuffer(data, "<f4").astype(np.float32)
+            if not math.isfinite(float(samples.sum(dtype=np.float64))):
+                invalid = ~np.isfinite(samples)
+                self.invalid_samples += int(invalid.sum())
+                samples = np.where(invalid, np.float32(0), samples)
+            samples = np.clip(samples, -1, 1)
+        else:
+            samples = _MULAW if self._encoding == "mulaw" else _ALAW
+            samples = samples[np.frombuffer(data, np.uint8)]
         if self._channels > 1:
             samples = samples.reshape(-1, self._channels).mean(1, dtype=np.float32)
         return samples

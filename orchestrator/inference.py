@@ -30,7 +30,10 @@ SPEECH_DEADLINE_S = 10.0
 PARTIAL_DEADLINE_S = 5.0  # another is due long before
 FINAL_DEADLINE_S = 60.0
 # 30 s of audio are 960 KB; answers are small.
-_CHANNEL_OPTIONS = [("grpc.max_send_message_length", 4 << 20), ("grpc.max_receive_message_length", 4 << 20)]
+_CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", 4 << 20),
+    ("grpc.max_receive_message_length", 4 << 20),
+]
 
 # The outputs a partial needs; a final also wants words and scores.
 _PARTIAL_OUTPUTS = ("TEXT", "TOKENS", "TOKEN_ENDS", "LANGUAGE", "LANGUAGE_PROBABILITY")
@@ -193,7 +196,9 @@ def _hypothesis(outputs: dict[str, Any]) -> Hypothesis:
         token_ends=tuple(outputs["TOKEN_ENDS"].tolist()),
         language=outputs["LANGUAGE"][0],
         language_probability=float(outputs["LANGUAGE_PROBABILITY"][0]),
-        average_logprob=float(outputs["AVERAGE_LOGPROB"][0]) if "AVERAGE_LOGPROB" in outputs else 0.0,
+        average_logprob=float(outputs["AVERAGE_LOGPROB"][0])
+        if "AVERAGE_LOGPROB" in outputs
+        else 0.0,
         no_speech_probability=float(outputs["NO_SPEECH_PROBABILITY"][0])
         if "NO_SPEECH_PROBABILITY" in outputs
         else 0.0,

@@ -51,7 +51,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type")
 # --- from the client -----------------------------------------------------------------------------
 
 
-class Configure(Message, tag="config"):
+class Configure(Message, tag="config", frozen=True):
     """Change settings from this point of the audio on; what is not named stays."""
 
     language: str | None = None
@@ -63,26 +63,26 @@ class Configure(Message, tag="config"):
     prefix_padding_ms: Padding | None = None
 
 
-class Flush(Message, tag="flush"):
+class Flush(Message, tag="flush", frozen=True):
     """End the open utterance here and transcribe it."""
 
 
-class Commit(Message, tag="commit"):
+class Commit(Message, tag="commit", frozen=True):
     """The same as Flush, under the name other protocols give it."""
 
 
-class Clear(Message, tag="clear"):
+class Clear(Message, tag="clear", frozen=True):
     """Forget the open utterance."""
 
 
-class End(Message, tag="end"):
+class End(Message, tag="end", frozen=True):
     """No more audio: finish what was said, then end the session."""
 
     # A gateway that has to go says so; clients have no reason to.
     reason: Literal["client_end", "server_drain", "terminated"] = "client_end"
 
 
-class Ping(Message, tag="ping"):
+class Ping(Message, tag="ping", frozen=True):
     """Answered by Pong at once."""
 
 
@@ -122,7 +122,7 @@ class Notice(msgspec.Struct, frozen=True):
     message: str
 
 
-class SessionBegin(Message, tag="session.begin", kw_only=True):
+class SessionBegin(Message, tag="session.begin", kw_only=True, frozen=True):
     session_id: str
     # No defaults where a client should always see the field: defaults are omitted.
     protocol_version: str
@@ -131,15 +131,15 @@ class SessionBegin(Message, tag="session.begin", kw_only=True):
     resumed_from: str | None = None
 
 
-class SpeechStart(Message, tag="vad.speech_start"):
+class SpeechStart(Message, tag="vad.speech_start", frozen=True):
     timestamp: float
 
 
-class SpeechEnd(Message, tag="vad.speech_end"):
+class SpeechEnd(Message, tag="vad.speech_end", frozen=True):
     timestamp: float
 
 
-class Partial(Message, tag="transcript.partial"):
+class Partial(Message, tag="transcript.partial", frozen=True):
     segment_id: str
     text: str
     stable_chars: int  # so much of text stays as it is in every later partial of the segment
@@ -154,7 +154,7 @@ class Word(msgspec.Struct, frozen=True):
     confidence: float
 
 
-class Final(Message, tag="transcript.final", kw_only=True):
+class Final(Message, tag="transcript.final", kw_only=True, frozen=True):
     segment_id: str
     text: str
     start: float
@@ -172,15 +172,15 @@ class Segment(msgspec.Struct, frozen=True):
     segment_id: str
 
 
-class ConfigUpdated(Message, tag="config.updated"):
+class ConfigUpdated(Message, tag="config.updated", frozen=True):
     config: SessionConfig
 
 
-class Pong(Message, tag="pong"):
+class Pong(Message, tag="pong", frozen=True):
     pass
 
 
-class Warn(Message, tag="warning", kw_only=True):
+class Warn(Message, tag="warning", kw_only=True, frozen=True):
     code: str
     message: str
     lag_seconds: float | None = None
@@ -199,7 +199,7 @@ class Stats(msgspec.Struct):
     stable_words_changed: int = 0  # of these, changed by the final
 
 
-class SessionEnd(Message, tag="session.end", kw_only=True):
+class SessionEnd(Message, tag="session.end", kw_only=True, frozen=True):
     session_id: str
     reason: EndReason
     total_duration: float  # seconds of audio received
@@ -210,7 +210,7 @@ class SessionEnd(Message, tag="session.end", kw_only=True):
     stats: Stats
 
 
-class SessionTerminated(Message, tag="session.terminated", kw_only=True):
+class SessionTerminated(Message, tag="session.terminated", kw_only=True, frozen=True):
     session_id: str
     reason: str
     recoverable: bool
@@ -218,7 +218,7 @@ class SessionTerminated(Message, tag="session.terminated", kw_only=True):
     recovery_hint: str | None = None
 
 
-class Error(Message, tag="error", kw_only=True):
+class Error(Message, tag="error", kw_only=True, frozen=True):
     code: ErrorCode
     message: str
     recoverable: bool
@@ -226,10 +226,10 @@ class Error(Message, tag="error", kw_only=True):
     request_id: str | None = None
 
 
-# --- from worker to gateway only -------------------------------------------------------------------
+# --- from worker to gateway only -----------------------------------------------------------------
 
 
-class Snapshot(Message, tag="session.snapshot", kw_only=True):
+class Snapshot(Message, tag="session.snapshot", kw_only=True, frozen=True):
     """All it takes to continue a session from here as if nothing had happened.
 
     Positions are samples at 16 kHz since the session began. To continue, a worker is given this

@@ -39,7 +39,7 @@ class ParameterError(ValueError):
 
 
 def normal_language(code: str) -> str:
-    """"en-US" -> "en": clients send regions, models know languages."""
+    """Clients send regions ("en-US"), models know languages ("en")."""
     return re.split("[-_]", code.strip().lower())[0]
 
 
@@ -86,8 +86,11 @@ def choose_variant(
         return config.model, []  # the only one there is: it will hear its own language
     if not others:
         raise ParameterError("language", config.language)
-    missing = "is not loaded" if config.model not in languages else (
-        "cannot detect languages" if config.language == "auto" else f"does not know {config.language!r}"
-    )
+    if config.model not in languages:
+        missing = "is not loaded"
+    elif config.language == "auto":
+        missing = "cannot detect languages"
+    else:
+        missing = f"does not know {config.language!r}"
     sentence = f"{config.model!r} {missing}; {others[0]!r} is used instead"
     return others[0], [Notice("model_fallback", sentence)]

@@ -252,9 +252,7 @@ class Session:
         return language == "auto" or language in self._languages
 
     def _refuse(self, sentence: str) -> None:
-        self._outbox.say_at_once(
-            Error(code="invalid_message", message=sentence, recoverable=True)
-        )
+        self._outbox.say_at_once(Error(code="invalid_message", message=sentence, recoverable=True))
 
     # The line of input.
 
@@ -409,9 +407,7 @@ class Session:
 
     def _decide(self, probability: float, start: int) -> bool:
         """What the frame [start, cursor) means. True: the session has restarted."""
-        event = self._endpointer.receive(
-            probability, start, self._cursor, thresholds(self._config)
-        )
+        event = self._endpointer.receive(probability, start, self._cursor, thresholds(self._config))
         silence = self._endpointer.silence
         utterance = self._open
         if utterance is None:

@@ -161,12 +161,15 @@ class Slots:
         )
         if _text(answer) == "taken":
             raise WorkerIdTaken(
-                f"another worker is registered as {worker.worker_id!r}: "
-                "give each its own WORKER_ID"
+                f"another worker is registered as {worker.worker_id!r}: give each its own WORKER_ID"
             )
 
     async def unregister(self, worker_id: str, instance: str) -> None:
         await self._unregister(args=[worker_id, instance])
+
+    async def announce(self, event: Mapping[str, str]) -> None:
+        """Tell all gateways. A hint: who does not listen at the moment never hears it."""
+        await self._redis.publish(EVENTS, json.dumps(event))
 
     # For people.
 

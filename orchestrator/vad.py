@@ -54,9 +54,7 @@ class Endpointer:
         self.__init__()
         self.onset, self.confirmed = onset, True
 
-    def receive(
-        self, probability: float, start: int, end: int, rules: Thresholds
-    ) -> Event | None:
+    def receive(self, probability: float, start: int, end: int, rules: Thresholds) -> Event | None:
         """The next frame, samples [start, end): what it means, if anything."""
         speaks = probability >= rules.threshold
         if self.onset is None:

@@ -10,7 +10,6 @@ that were trained (`token_ids` names them); all other text tokens share `shared_
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,6 @@ def convert(folder: Path, out: Path, quantization: str) -> None:
     spec.optimize(quantization=quantization)
     out.mkdir(parents=True)
     spec.save(str(out))
-    shutil.copy(folder / "tokenizer.json", out)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -84,7 +82,7 @@ def _tensors(folder: Path) -> dict[str, Array]:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as file:
-                for name in file.keys():  # noqa: SIM118: no mapping
+                for name in file.keys():
                     tensors[name] = file.get_tensor(name)
         except (SafetensorError, TypeError) as error:
             raise CheckpointError(f"{path}: {error}") from None

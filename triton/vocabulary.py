@@ -54,6 +54,11 @@ class Vocabulary:
             bytes(printable[character] for character in token) for token in tokens[: self.end]
         ]
 
+        self._size = len(tokens)
+
+    def __len__(self) -> int:
+        return self._size
+
     @classmethod
     def load(cls, folder: Path) -> "Vocabulary":
         """Read vocabulary.json, or vocabulary.txt of older conversions, of a CTranslate2 folder."""

@@ -11,7 +11,7 @@ never costs its neighbours their answer.
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ class Whisper:
         return self._with_words(rows, transcripts, prompts, encoded)
 
     def _encode(self, features: list[npt.NDArray[np.float32]]) -> Any:
-        parts = [
+        parts: list[Any] = [
             self._model.encode(
                 ctranslate2.StorageView.from_array(
                     np.stack(features[first : first + self._encoder_rows])
@@ -288,28 +288,25 @@ class Whisper:
             )
             for index, alignment in zip(indexes, aligned, strict=True):
                 words = self._words(rows[index], transcripts[index], alignment)
-                transcripts[index] = _replace_words(transcripts[index], words)
+                transcripts[index] = replace(transcripts[index], words=words)
         return transcripts
 
     def _words(self, row: Row, transcript: Transcript, alignment: Any) -> list[Word]:
-        steps, times = np.array(alignment.alignments).T
+        steps, times = np.array(alignment.alignments, np.int64).T
         begins = np.diff(steps, prepend=-1) > 0
         # Seconds at which each token begins; the last is where the end token does.
-        starts = times[begins] / TOKENS_PER_WINDOW_SECOND
+        starts: list[float] = (times[begins] / TOKENS_PER_WINDOW_SECOND).tolist()
         duration = len(row.audio) / contract.SAMPLE_RATE
         words, token = list[Word](), 0
         for word in self._vocabulary.words(transcript.tokens, transcript.language):
             behind = token + word.count
-            start = min(float(starts[token]), duration)
-            end = min(float(starts[behind]) if behind < len(starts) else duration, duration)
-            probability = float(np.mean(alignment.text_token_probs[token:behind]))
+            start = min(starts[token], duration)
+            end = min(starts[behind] if behind < len(starts) else duration, duration)
+            probabilities: list[float] = alignment.text_token_probs[token:behind]
+            probability = sum(probabilities) / len(probabilities)
             words.append(Word(word.text, start, max(start, end), probability))
             token = behind
         return shortened(words)
-
-
-def _replace_words(transcript: Transcript, words: list[Word]) -> Transcript:
-    return Transcript(**{**transcript.__dict__, "words": words})
 
 
 def shortened(words: list[Word]) -> list[Word]:

@@ -27,7 +27,7 @@ import voices
 HELD_OUT_SPEAKER = "george"
 SAMPLES = Path(__file__).resolve().parent.parent / "samples" / "samples.json"
 
-# Clips of each kind at --scale 1; a festival clip takes 0.1 s, a flite one 0.06 s, an espeak one 3 ms.
+# Clips of each kind at --scale 1; festival takes 0.1 s for one, flite 0.06 s, espeak 3 ms.
 TRAIN_ENGLISH, TRAIN_FOREIGN, NEW_TEXT, HELD_OUT = 36_000, 4_000, 400, 300
 
 

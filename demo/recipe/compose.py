@@ -58,7 +58,9 @@ class Composer:
             words = [Word(text, None, None) for text in texts]
             words[0].start, words[-1].end = 0.0, len(x) / RATE
         else:
-            words = [Word(t, a / speed, b / speed) for t, (a, b) in zip(texts, clip.words)]
+            words = [
+                Word(t, a / speed, b / speed) for t, (a, b) in zip(texts, clip.words, strict=True)
+            ]
         return x.astype(np.float32), words
 
     def noise(self, r: np.random.Generator, count: int) -> np.ndarray:

@@ -63,7 +63,11 @@ def export(run: Path, out: Path) -> None:
         suppress_tokens=[
             ids[f"<|{name}|>"]
             for name in (
-                "startoftranscript", "translate", "transcribe", "startoflm", "startofprev",
+                "startoftranscript",
+                "translate",
+                "transcribe",
+                "startoflm",
+                "startofprev",
                 "nospeech",
             )  # fmt: skip
         ],

@@ -12,6 +12,7 @@ multilingual checkpoints up to large-v2: 50 257 text tokens, <|endoftext|>, <|st
 import base64
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import grammar
@@ -45,7 +46,7 @@ def _merged(ranks: dict[bytes, int], token: bytes) -> list[bytes]:
     """The two parts whose merge makes `token`: byte pair encoding stopped just before it."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        pairs = [(ranks.get(a + b, sys.maxsize), i) for i, (a, b) in enumerate(zip(parts, parts[1:]))]
+        pairs = [(ranks.get(a + b, sys.maxsize), i) for i, (a, b) in enumerate(pairwise(parts))]
         rank, i = min(pairs)
         if rank >= ranks[token]:
             break

@@ -33,14 +33,20 @@ BUCKETS = {2.0: 0.08, 4.0: 0.27, 6.0: 0.2, 8.0: 0.15, 12.0: 0.1, 16.0: 0.08, 24.
 IGNORE = -100
 
 
-def targets(r: np.random.Generator, compact: Compact, words: list[Word], language: str, size: float):
+def targets(
+    r: np.random.Generator, compact: Compact, words: list[Word], language: str, size: float
+):
     """Input rows, label rows, and for each input the (start, end, reach) it should attend to."""
     rows: list[int] = []
     if r.random() < 0.08:  # some earlier text, as clients may pass
         rows.append(compact["<|startofprev|>"])
         rows += [int(row) for row in r.integers(0, len(compact.text_ids), int(r.integers(1, 20)))]
     start = len(rows)
-    rows += [compact["<|startoftranscript|>"], compact[f"<|{language}|>"], compact["<|transcribe|>"]]
+    rows += [
+        compact["<|startoftranscript|>"],
+        compact[f"<|{language}|>"],
+        compact["<|transcribe|>"],
+    ]
     timed = r.random() < 0.15
     if not timed:
         rows.append(compact["<|notimestamps|>"])
@@ -178,7 +184,9 @@ def losses(network: Network, data):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("bank", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=40_000)

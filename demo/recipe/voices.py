@@ -204,7 +204,7 @@ def _festival(texts: Sequence[str], voice: str, r: random.Random) -> list[Speech
             lines.append(f'(utt.save.wave u "{folder}/{index}.wav")')
             lines.append(f'(format t "utterance {index}\\n")')
             lines.append(
-                "(mapcar (lambda (w) (format t \"%s %s %s\\n\" (item.name w) "
+                '(mapcar (lambda (w) (format t "%s %s %s\\n" (item.name w) '
                 '(item.feat w "word_start") (item.feat w "word_end"))) '
                 "(utt.relation.items u 'Word))"
             )

@@ -1,0 +1,56 @@
+# Everything starts here; `make` alone lists it. All is put into .venv and build.
+
+PORT ?= 8000
+PROFILE ?= demo
+PYTHON ?= python3
+
+# No folder of this repository may shadow an installed package (style of OpenAI's triton).
+export PYTHONSAFEPATH = 1
+BIN = .venv/bin
+
+.DEFAULT_GOAL = help
+.PHONY: help
+help:
+	@echo "make demo      set everything up, stream a recording, show the text, stop"
+	@echo "make test      set everything up and run every test"
+	@echo "make install   the set-up alone: .venv, dependencies, demo models"
+	@echo "make serve     the stack in the foreground until Ctrl-C (PORT=8000 PROFILE=demo)"
+	@echo "make check     format, lint, types, import rules"
+	@echo "make bench     the load benchmark"
+	@echo "make perf-analyzer       NVIDIA's perf_analyzer against all three models"
+	@echo "make train-demo-model    train the demo checkpoint anew (hours; see demo/README.md)"
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "Python 3.11 or 3.12 is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
+	    "give another: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local]'
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --group dev
+	@touch $@
+
+.PHONY: install demo serve test check bench
+install: .venv/installed
+	$(BIN)/dalston models build --data-dir build --profile $(PROFILE)
+
+demo: .venv/installed
+	$(BIN)/dalston demo --data-dir build --profile $(PROFILE)
+
+serve: .venv/installed
+	$(BIN)/dalston up --data-dir build --profile $(PROFILE) --port $(PORT)
+
+test: .venv/installed-dev
+	$(BIN)/dalston models build --data-dir build --profile demo
+	$(BIN)/pytest $(ARGS)
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports

@@ -1,0 +1,178 @@
+"""
+The checked-in model_repository/ + weights -> the repository that Triton serves.
+
+The source stays as it is; in the copy, what depends on machine and profile is set on the parsed
+configuration: devices, instances, the parameters of the checkpoint. The copy is whole in itself
+and can be moved. It is built beside its place and put there last, so a half-built one is never
+served; and a build that would change nothing is skipped.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from dalston.triton import conversion, models
+from dalston.triton.contract import LANGUAGES, VAD_MODEL, whisper_model
+from dalston.triton.models import ModelError, Served
+from dalston.triton.vocabulary import Vocabulary
+
+# Beside the package: a link in a checkout, package data in a wheel.
+SOURCE = Path(__file__).parent.parent / "model_repository"
+_STAMP = "built.json"
+# Multilingual checkpoints have this many tokens or one more; CTranslate2 tells them the same way.
+_MULTILINGUAL = 51_865
+
+
+def build(
+    served: Mapping[str, Served],
+    out: Path,
+    *,
+    silero: Path | None = None,
+    cores: int | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> bool:
+    """Build the repository `out` for these variants; False if it was up to date.
+
+    `tell` is given a line for each step. Raises ModelError, leaving what was there.
+    """
+    cores = cores or len(os.sched_getaffinity(0))
+    folders = dict[str, Path]()
+    for variant, model in served.items():
+        tell(f"{variant}: {model.checkpoint.id} ({model.checkpoint.source})")
+        folders[variant] = models.fetch(model.checkpoint)
+    stamp = _stamp(served, folders, cores)
+    if _read_stamp(out) == stamp:
+        return False
+
+    new = out.with_name(out.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        tell(f"{VAD_MODEL}: {models.silero().requirement}")
+        _copy_source(VAD_MODEL, new)
+        models.fetch_silero(new / VAD_MODEL / "1" / "silero.onnx", silero)
+        for variant, model in served.items():
+            _whisper(variant, model, folders[variant], new, cores, tell)
+        (new / _STAMP).write_text(json.dumps(stamp, indent=1))
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    shutil.rmtree(out, ignore_errors=True)
+    new.rename(out)
+    return True
+
+
+def _whisper(
+    variant: str,
+    model: Served,
+    folder: Path,
+    new: Path,
+    cores: int,
+    tell: Callable[[str], None],
+) -> None:
+    name = whisper_model(variant)
+    _copy_source(name, new)
+    target = new / name / "1" / "checkpoint"
+    try:
+        if conversion.is_hugging_face(folder):
+            tell(f"{variant}: converting to {model.compute_type}")
+            conversion.convert(folder, target, model.compute_type)
+        else:
+            _link(folder, target)
+        vocabulary = Vocabulary.load(target)
+    except (conversion.CheckpointError, ValueError, OSError) as error:
+        raise ModelError(f"{model.checkpoint.id} cannot be served: {error}") from None
+    if not model.checkpoint.sha256:
+        _try_loading(target)
+    multilingual = len(vocabulary) >= _MULTILINGUAL
+    languages = model.checkpoint.languages or (
+        [code for code in LANGUAGES if code in vocabulary.languages] if multilingual else ["en"]
+    )
+    config = _config(new / name)
+    _set_instances(config, model, cores)
+    for key, value in {
+        "checkpoint_id": model.checkpoint.id,
+        "languages": " ".join(languages),
+        "compute_type": model.compute_type,
+        "beam_size": str(model.beam_size),
+        "windows": model.checkpoint.windows,
+    }.items():
+        config.parameters[key].string_value = value
+    (new / name / "config.pbtxt").write_text(text_format.MessageToString(config))
+
+
+def _set_instances(config: Any, model: Served, cores: int) -> None:
+    (group,) = config.instance_group
+    gpu = model.device == "gpu"
+    group.kind = group.KIND_GPU if gpu else group.KIND_CPU
+    group.count = cores if model.instances == "cores" else model.instances
+
+
+def _config(folder: Path) -> Any:
+    return text_format.Parse(
+        (folder / "config.pbtxt").read_text("utf-8"), model_config_pb2.ModelConfig()
+    )
+
+
+def _copy_source(model: str, new: Path) -> None:
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SOURCE / model, new / model, ignore=ignore)  # follows links
+
+
+def _link(folder: Path, target: Path) -> None:
+    """The files of a CTranslate2 folder; hard links where the file system allows, for weights are
+    large and two variants may share them."""
+    target.mkdir(parents=True)
+    for path in folder.iterdir():
+        if path.is_file():
+            try:
+                os.link(path.resolve(), target / path.name)
+            except OSError:
+                shutil.copy(path, target / path.name)
+
+
+def _try_loading(folder: Path) -> None:
+    """Whether weights nobody has pinned can be loaded at all. Raises ModelError."""
+    import ctranslate2
+
+    try:
+        ctranslate2.models.Whisper(str(folder), device="cpu")
+    except RuntimeError as error:
+        raise ModelError(f"the checkpoint is broken: {error}") from None
+
+
+def _stamp(served: Mapping[str, Served], folders: Mapping[str, Path], cores: int) -> dict[str, Any]:
+    """What the result depends on."""
+    digest = hashlib.sha256()
+    code = [*SOURCE.rglob("*.pbtxt"), *SOURCE.rglob("model.py"), Path(conversion.__file__)]
+    for path in sorted([*code, models.MANIFEST, Path(__file__)]):
+        digest.update(path.read_bytes())
+    weights = {
+        variant: [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        for variant, folder in folders.items()
+        if (files := sorted(path for path in folder.iterdir() if path.is_file()))
+    }
+    return json.loads(
+        json.dumps(
+            {
+                "code": digest.hexdigest(),
+                "cores": cores,
+                "served": {variant: repr(model) for variant, model in served.items()},
+                "weights": weights,
+            }
+        )
+    )
+
+
+def _read_stamp(out: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((out / _STAMP).read_text())
+    except (OSError, json.JSONDecodeError):
+        return None

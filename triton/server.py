@@ -1,0 +1,463 @@
+"""
+The tritonserver process: find it, check what it needs, start it, watch it, stop it.
+
+Health is an inference. A model whose stub process has died stays "ready" for ever and fails every
+request, so stubs are watched as processes, and models that answered nothing for a while are asked
+something. A dead stub is cured by unloading and loading its model; what that does not cure, by a
+new server.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import importlib.util
+import logging
+import os
+import platform
+import shutil
+import signal
+import struct
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import psutil
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from dalston.triton.contract import PRIORITY_FINAL, VAD_MODEL, WHISPER_INPUTS
+from dalston.triton.process import die_with_parent
+
+logger = logging.getLogger(__name__)
+
+# What NVIDIA's container calls home.
+_CONTAINER = Path("/opt/tritonserver")
+_STUB = "triton_python_backend_stub"
+
+STARTING_S = 600.0  # large checkpoints take minutes to load
+WATCH_EVERY_S = 0.5
+PROBE_EVERY_S = 10.0
+PROBE_DEADLINE_S = 30.0  # behind a queue of finals
+# After so many reloads of one model within this time, a new server is the better cure.
+RELOADS, RELOADS_WITHIN_S = 3, 60.0
+RESTART_FIRST_S, RESTART_LAST_S = 0.5, 5.0
+# Idle it exits within 3 s; requests under way get this long.
+EXIT_TIMEOUT_S = 5
+
+
+class ServerError(Exception):
+    """Triton cannot run here; says what to install or to change."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A tritonserver that can run with this Python."""
+
+    binary: Path
+    stub: Path
+    backend: Path  # folder of libtriton_python.so
+    libraries: Path | None  # to be searched for libpython
+    version: str
+
+
+@dataclass(frozen=True)
+class Ports:
+    grpc: int
+    http: int
+    metrics: int
+
+
+def find() -> Installation:
+    """The server of NVIDIA's container, or the one in the nvidia-pytriton wheel, checked against
+    this Python and what is installed in it. Raises ServerError."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise ServerError(
+            f"Triton runs on Linux x86-64 here, and this is {sys.platform} {platform.machine()}. "
+            "Use the container (docker-compose.yml), or another machine."
+        )
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if (_CONTAINER / "bin" / "tritonserver").exists():
+        backend = _CONTAINER / "backends" / "python"
+        found = Installation(
+            _CONTAINER / "bin" / "tritonserver", backend / _STUB, backend, None, "container"
+        )
+    else:
+        package = importlib.util.find_spec("pytriton")
+        if package is None or package.origin is None:
+            raise ServerError(
+                "no Triton Inference Server: install the one from the package index with "
+                "pip install 'dalston[local]', or run in NVIDIA's container"
+            )
+        home = Path(package.origin).parent / "tritonserver"
+        found = Installation(
+            home / "bin" / "tritonserver",
+            home / "python_backend_stubs" / python / _STUB,
+            home / "backends" / "python",
+            _libpython(python),
+            version("nvidia-pytriton"),
+        )
+        _check_numpy()
+    if not found.stub.exists():
+        raise ServerError(
+            f"this Triton has no Python backend for Python {python}: use Python 3.11 or 3.12"
+        )
+    for module in ("numpy", "onnxruntime", "ctranslate2"):
+        if importlib.util.find_spec(module) is None:
+            raise ServerError(
+                f"the models need {module}, which is not installed for {sys.executable}: "
+                "pip install 'dalston[triton]'"
+            )
+    return found
+
+
+def _libpython(python: str) -> Path | None:
+    """The folder to search for the shared library that the stub links; None: the system's own."""
+    name = f"libpython{python}.so.1.0"
+    folder = Path(sysconfig.get_config_var("LIBDIR") or "")
+    if (folder / name).exists():
+        return folder
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        raise ServerError(
+            f"{name} is missing, which Triton's Python backend needs: apt-get install "
+            f"libpython{python} (Debian, Ubuntu), or use a Python built with --enable-shared"
+        ) from None
+    return None
+
+
+def _check_numpy() -> None:
+    try:
+        installed = version("numpy")
+    except PackageNotFoundError:
+        return  # said by find()
+    if int(installed.split(".")[0]) >= 2:
+        raise ServerError(
+            f"numpy {installed} is installed, but this Triton was built against numpy 1 and would "
+            "answer every request with nothing: pip install 'numpy<2'"
+        )
+
+
+class Server:
+    """One tritonserver, kept running.
+
+    repository: as built by `dalston models build`. folder: for our own files; must exist.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        folder: Path,
+        ports: Ports,
+        host: str = "127.0.0.1",
+        tell: Callable[[str], None] = logger.info,
+    ):
+        self._installation = find()
+        configs = sorted(repository.glob("*/config.pbtxt"))
+        if not configs:
+            raise ServerError(
+                f"{repository} is no model repository: fill it with `dalston models build`"
+            )
+        self.models = [config.parent.name for config in configs]
+        self._repository, self._ports, self._host = repository.resolve(), ports, host
+        self._backends = _backend_folder(self._installation, folder)
+        # All that the server and its stubs put into /dev/shm begins like this.
+        self._shm = f"dalston_{os.getpid()}_"
+        self._tell = tell
+        self._process: asyncio.subprocess.Process | None = None
+        self._was_ready = False
+        self._reloads: dict[str, list[float]] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Start, watch and restart the server until `stop`; then stop it.
+
+        Raises ServerError if it does not come up the first time.
+        """
+        wait = RESTART_FIRST_S
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while True:
+                serving = asyncio.create_task(self._serve())
+                await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+                if stop.is_set():
+                    serving.cancel()
+                    await asyncio.gather(serving, return_exceptions=True)
+                    return
+                failure = serving.exception()
+                if not isinstance(failure, ServerError) or not self._was_ready:
+                    await serving  # raises
+                await self._stop()
+                logger.error("%s; a new server in %.1f s", failure, wait)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), wait)
+                    return
+                wait = min(2 * wait, RESTART_LAST_S)
+        finally:
+            stopping.cancel()
+            await self._stop()
+
+    # One server, from start to whatever ends it.
+
+    async def _serve(self) -> None:
+        """Returns never; raises ServerError when this server is of no use any more."""
+        self._remove_shared_memory()
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command(),
+            env=self._environment(),
+            preexec_fn=die_with_parent,
+            start_new_session=True,  # Ctrl-C is for us: it is stopped in order
+        )
+        address = f"{'127.0.0.1' if self._host == '0.0.0.0' else self._host}:{self._ports.grpc}"
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            await self._wait_until_ready(stub)
+            self._was_ready = True
+            stubs = self._stubs()
+            answered: dict[str, int] = {}
+            next_probe = time.monotonic() + PROBE_EVERY_S
+            while True:
+                await asyncio.sleep(WATCH_EVERY_S)
+                self._check_process()
+                dead = {model for model, count in stubs.items() if self._stubs()[model] < count}
+                if not dead and time.monotonic() >= next_probe:
+                    dead = await self._silent(stub, answered)
+                    next_probe = time.monotonic() + PROBE_EVERY_S
+                for model in sorted(dead):
+                    await self._reload(stub, model)
+
+    def _command(self) -> list[str]:
+        host, ports = self._host, self._ports
+        return [
+            str(self._installation.binary),
+            f"--model-repository={self._repository}",
+            f"--backend-directory={self._backends}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm}",
+            "--model-control-mode=explicit",
+            "--load-model=*",
+            # Ours are complete; asking each stub for them first costs seconds.
+            "--disable-auto-complete-config",
+            *(f"--{name}-address={host}" for name in ("grpc", "http", "metrics")),
+            f"--grpc-port={ports.grpc}",
+            f"--http-port={ports.http}",
+            f"--metrics-port={ports.metrics}",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            "--log-info=false",
+            *([] if _has_gpu() else ["--allow-gpu-metrics=false"]),
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        environment = dict(os.environ)
+        # The stub is an isolated interpreter: it takes the first python3 on PATH for its home.
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
+        for name in ("PYTHONPATH", "PYTHONHOME"):
+            environment.pop(name, None)
+        # Batches and instances use the cores; threads of libraries would fight over them.
+        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        if self._installation.libraries:
+            paths = [str(self._installation.libraries), environment.get("LD_LIBRARY_PATH", "")]
+            environment["LD_LIBRARY_PATH"] = ":".join(path for path in paths if path)
+        return environment
+
+    def _check_process(self) -> None:
+        assert self._process
+        if (code := self._process.returncode) is not None:
+            how = f"signal {-code}" if code < 0 else f"exit status {code}"
+            raise ServerError(f"tritonserver has died ({how})")
+
+    def _stubs(self) -> dict[str, int]:
+        """Living stub processes by model. Their command line names the model's file."""
+        assert self._process
+        living = dict.fromkeys(self.models, 0)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self._process.pid).children():
+                # A zombie has no command line: it raises, and is not counted.
+                with contextlib.suppress(psutil.Error, IndexError):
+                    program, path = child.cmdline()[:2]
+                    if program.endswith(_STUB):
+                        living[Path(path).parts[-3]] += 1
+        return living
+
+    async def _wait_until_ready(self, stub: Any) -> None:
+        began, told = time.monotonic(), ""
+        while time.monotonic() - began < STARTING_S:
+            self._check_process()
+            ready = [model for model in self.models if await _is_ready(stub, model)]
+            line = f"models loaded: {', '.join(ready) or 'none yet'}"
+            if line != told:
+                self._tell(line)
+                told = line
+            if len(ready) == len(self.models):
+                for model in self.models:
+                    await probe(stub, model)
+                return
+            await asyncio.sleep(0.1)
+        raise ServerError(f"tritonserver was not ready after {STARTING_S:g} s")
+
+    async def _silent(self, stub: Any, answered: dict[str, int]) -> set[str]:
+        """Models that have answered nothing since we last looked, and do not when asked."""
+        silent = set[str]()
+        for model in self.models:
+            try:
+                request = service_pb2.ModelStatisticsRequest(name=model)
+                statistics = await stub.ModelStatistics(request, timeout=5)
+                count = sum(s.inference_stats.success.count for s in statistics.model_stats)
+                if count <= answered.get(model, -1):
+                    await probe(stub, model)
+                    count += 1
+                answered[model] = count
+            except (ServerError, grpc.aio.AioRpcError) as error:
+                logger.warning("%s does not answer: %s", model, error)
+                silent.add(model)
+        return silent
+
+    async def _reload(self, stub: Any, model: str) -> None:
+        now = time.monotonic()
+        recent = [t for t in self._reloads.get(model, []) if now - t < RELOADS_WITHIN_S]
+        self._reloads[model] = [*recent, now]
+        if len(recent) >= RELOADS:
+            raise ServerError(f"{model} keeps dying")
+        logger.error("%s is dead; it is loaded again", model)
+        try:
+            unload = service_pb2.RepositoryModelUnloadRequest(model_name=model)
+            await stub.RepositoryModelUnload(unload, timeout=30)
+            load = service_pb2.RepositoryModelLoadRequest(model_name=model)
+            await stub.RepositoryModelLoad(load, timeout=STARTING_S)
+            await probe(stub, model)
+        except grpc.aio.AioRpcError as error:
+            raise ServerError(f"{model} cannot be loaded again: {error.details()}") from None
+        logger.info("%s answers again", model)
+
+    async def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        # The stubs go with their parent, but a crash can leave some behind.
+        family = [process.pid]
+        with contextlib.suppress(psutil.Error):
+            family += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), EXIT_TIMEOUT_S + 1)
+        except TimeoutError:
+            logger.warning("tritonserver does not stop; it is killed")
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await process.wait()
+        self._remove_shared_memory()
+
+    def _remove_shared_memory(self) -> None:
+        """What a killed server left in /dev/shm."""
+        for path in Path("/dev/shm").glob(f"{self._shm}*"):
+            path.unlink(missing_ok=True)
+
+
+def _backend_folder(installation: Installation, folder: Path) -> Path:
+    """A backend directory with the stub for this Python: Triton takes it from nowhere else."""
+    if installation.version == "container":
+        return installation.backend.parent
+    python = folder / "backends" / "python"
+    shutil.rmtree(python, ignore_errors=True)
+    python.mkdir(parents=True)
+    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
+        (python / name).symlink_to(installation.backend / name)
+    (python / _STUB).symlink_to(installation.stub)
+    return python.parent.resolve()
+
+
+def _has_gpu() -> bool:
+    return Path("/dev/nvidiactl").exists()
+
+
+async def _is_ready(stub: Any, model: str) -> bool:
+    try:
+        request = service_pb2.ModelReadyRequest(name=model)
+        return (await stub.ModelReady(request, timeout=2)).ready
+    except grpc.aio.AioRpcError:
+        return False
+
+
+async def probe(stub: Any, model: str, deadline_s: float = PROBE_DEADLINE_S) -> None:
+    """Ask a model something small. Raises ServerError if it gives no answer."""
+    request = service_pb2.ModelInferRequest(model_name=model)
+
+    def add(name: str, datatype: str, shape: Sequence[int], content: bytes) -> None:
+        request.inputs.add(name=name, datatype=datatype, shape=shape)
+        request.raw_input_contents.append(content)
+
+    samples = 1024
+    if model == VAD_MODEL:
+        request.parameters["sequence_id"].string_param = f"probe.{os.getpid()}.{time.time_ns()}"
+        request.parameters["sequence_start"].bool_param = True
+        request.parameters["sequence_end"].bool_param = True
+        add("AUDIO", "INT16", [1, samples], bytes(2 * samples))
+    else:
+        request.parameters["priority"].uint64_param = PRIORITY_FINAL
+        values = {
+            "AUDIO": bytes(2 * samples),
+            "PREFIX": b"",
+            "LANGUAGE": "en",
+            "TASK": "transcribe",
+        }
+        for tensor in WHISPER_INPUTS:
+            value = values.get(tensor.name, b"\0")
+            if isinstance(value, str):
+                add(tensor.name, "BYTES", [1, 1], struct.pack("<I", len(value)) + value.encode())
+            else:
+                count = {"AUDIO": samples, "PREFIX": 0}.get(tensor.name, 1)
+                add(tensor.name, tensor.type, [1, count], value)
+    try:
+        await stub.ModelInfer(request, timeout=deadline_s)
+    except grpc.aio.AioRpcError as error:
+        raise ServerError(f"{model}: {error.details()}") from None
+
+
+async def probe_all(address: str) -> None:
+    """Whether every loaded model of the server at `address` answers. Raises ServerError."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        try:
+            index = await stub.RepositoryIndex(
+                service_pb2.RepositoryIndexRequest(ready=True), timeout=5
+            )
+        except grpc.aio.AioRpcError as error:
+            raise ServerError(f"no Triton at {address}: {error.details()}") from None
+        if not index.models:
+            raise ServerError(f"the Triton at {address} has no models loaded")
+        for model in index.models:
+            await probe(stub, model.name)
+
+
+def main_probe(address: str) -> int:
+    """Exit status 0 if every model answers."""
+    try:
+        asyncio.run(probe_all(address))
+    except ServerError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(repository: Path, folder: Path, ports: Ports, host: str) -> int:
+    """Run Triton until SIGTERM or SIGINT; the exit status."""
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, stop.set)
+        await Server(repository, folder, ports, host).run(stop)
+
+    try:
+        asyncio.run(run())
+    except ServerError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
