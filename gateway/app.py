@@ -23,7 +23,7 @@ from dalston.gateway.connection import Connections
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.handler import LONGEST_FRAME
 from dalston.orchestrator.messages import End, Error, serialize
-from dalston.orchestrator.slots import EVENTS, LEASE_S, Slots, WorkerRecord
+from dalston.orchestrator.slots import EVENTS, LEASE_S, Slots, WorkerRecord, redis_client
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,7 @@ LONGEST_MESSAGE = 16 * LONGEST_FRAME
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
-    client = redis.asyncio.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-        settings.redis_url, socket_timeout=5, socket_connect_timeout=2
-    )
+    client = redis_client(settings.redis_url)
     slots = Slots(client)
     connections = Connections(slots)
 

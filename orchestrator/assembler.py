@@ -78,9 +78,11 @@ def after_cut(words: list[Word], said: list[Word], cut: int) -> list[Word]:
     return [word for word in words if (word.start + word.end) / 2 >= cut / SAMPLE_RATE]
 
 
-def changed_words(stable: str, final: str) -> tuple[int, int]:
+def changed_words(stable: str, final: str, cut: bool) -> tuple[int, int]:
     """How many words partials had declared stable, and how many of them the final has not."""
     shown, said = stable.split(), final.split()
+    if cut:  # what was shown from behind the cut is said by the next segment
+        shown = shown[: len(said)]
     matcher = difflib.SequenceMatcher(None, shown, said, autojunk=False)
     kept = sum(block.size for block in matcher.get_matching_blocks())
     return len(shown), len(shown) - kept

@@ -59,6 +59,7 @@ class AudioStream:
         self._pcm = bytearray()  # int16 samples
         self._pcm_position = position  # of the first sample of _pcm
         self._resampler: soxr.ResampleStream | None = None
+        self._drained = False
         self.invalid_samples = 0  # floats that were no numbers; heard as silence
         self.restart(position)
 
@@ -102,6 +103,8 @@ class AudioStream:
 
         Returns the new end. It can lie short of either: a resampler holds some audio back.
         """
+        if self._drained:
+            return self.end
         wanted = self.frame(position) - self._fed
         available = min(frame, self.received_frames) - self._fed
         if self._resampler is None:
@@ -114,10 +117,12 @@ class AudioStream:
         return self.end
 
     def drain(self, frame: int) -> int:
-        """Turn every byte before the client's `frame` into samples. Nothing may be produced
-        behind it before a restart: the resampler has ended."""
+        """Turn every byte before the client's `frame` into samples, those included that the
+        resampler holds back. What comes behind it needs a restart first."""
         self.produce(self.position(frame), frame)
-        self._feed(frame - self._fed, last=True)
+        if not self._drained:
+            self._drained = True
+            self._feed(frame - self._fed, last=True)
         # The resampler rounds the length its own way; the clock decides.
         missing = self.position(frame) - self.end
         if missing > 0:
@@ -129,6 +134,7 @@ class AudioStream:
     def restart(self, position: int) -> None:
         """Forget the samples from `position` on, and everything before it: the next to be
         produced is `position`."""
+        self._drained = False
         if self._verbatim:
             self.forget(position)
         else:

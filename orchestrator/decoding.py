@@ -125,7 +125,9 @@ class Decoding:
         self, utterance: Utterance, audio: bytes, position: int, config: SessionConfig
     ) -> None:
         """`audio` is [utterance.shown_from, position)."""
-        utterance.next_partial = position + PARTIAL_EVERY
+        # One that is late does not make the next come early.
+        due = utterance.next_partial + PARTIAL_EVERY
+        utterance.next_partial = due if due > position else position + PARTIAL_EVERY
         self._request_ids += 1
         self._partial = (self._request_ids, utterance, position)
         language = self._language(config, self.generation)
@@ -273,7 +275,7 @@ class Decoding:
             return []
         if ended.config.language == "auto" and ended.end - utterance.onset >= LANGUAGE_SPEECH:
             self._detected.setdefault(ended.generation, language)
-        stable, changed = assembler.changed_words(utterance.agreement.text, text)
+        stable, changed = assembler.changed_words(utterance.agreement.text, text, ended.cut)
         self.stats.finals += 1
         self.stats.stable_words += stable
         self.stats.stable_words_changed += changed

@@ -13,7 +13,7 @@ from dalston.triton.contract import LANGUAGES, VARIANTS
 
 # Other parameters of the stream's URL; not how a session listens, but who and where it is.
 OTHER = {"session_id", "epoch", "resume"}
-_ALLOWED = {
+ALLOWED = {
     "model": ", ".join(VARIANTS),
     "encoding": ", ".join(get_args(Encoding)),
     "sample_rate": "8000 to 48000 (Hertz)",
@@ -33,7 +33,7 @@ class ParameterError(ValueError):
     """Says which parameter, and what is allowed."""
 
     def __init__(self, name: str, value: str):
-        allowed = _ALLOWED.get(name, "true or false")
+        allowed = ALLOWED.get(name, "true or false")
         super().__init__(f"{name}={value!r} is not allowed; it may be {allowed}")
         self.code: ErrorCode = "language_unsupported" if name == "language" else "invalid_parameter"
 

@@ -100,6 +100,7 @@ class Session:
         self._languages = languages  # that the variant knows
         self.state = State.LISTENING
         self._config = snapshot.config if snapshot else config
+        self._rules = thresholds(self._config)
         self._outbox = Outbox()
         self._decoding = Decoding(variant, self._outbox, snapshot)
         self._requests: list[Request] = []
@@ -164,7 +165,7 @@ class Session:
         if self.state is State.LISTENING:
             self._audio.receive(data)
             self._advance()
-        elif not self._told_late:
+        elif self.state is State.ENDING and not self._told_late:
             self._told_late = True
             self._refuse("audio after the end of the session")
 
@@ -294,7 +295,9 @@ class Session:
                     self._cursor = end
                     self._take_effect(marker)
             elif self._audio.position(marker.frame) - self._fed >= VAD_FRAME:
-                break  # the resampler still holds the audio before it
+                if ending is None:
+                    break  # the resampler holds the audio before it, until more comes
+                self._audio.drain(ending.frame)
             else:
                 self._markers.popleft()
                 self._take_effect(marker)
@@ -312,6 +315,7 @@ class Session:
         match marker.message:
             case Configure():
                 self._config = configured(self._config, marker.message)
+                self._rules = thresholds(self._config)
                 if marker.message.language is not None:
                     self._decoding.generation += 1
                 return
@@ -404,10 +408,11 @@ class Session:
     def _end_sequence(self) -> None:
         if self._fed > self._origin:
             self._requests.append(SpeechRequest(self._sequence_id, b"", end=True))
+            self._origin = self._fed
 
     def _decide(self, probability: float, start: int) -> bool:
         """What the frame [start, cursor) means. True: the session has restarted."""
-        event = self._endpointer.receive(probability, start, self._cursor, thresholds(self._config))
+        event = self._endpointer.receive(probability, start, self._cursor, self._rules)
         silence = self._endpointer.silence
         utterance = self._open
         if utterance is None:

@@ -17,6 +17,7 @@ import redis.asyncio
 
 EVENTS = "dalston:realtime:events"
 LEASE_S = 30  # how long a slot outlives its owner
+CONNECTIONS = 16  # of one process; an operation takes a fraction of a millisecond
 HEARTBEAT_S = 10  # a worker is offline after three of them (STALE in prelude.lua)
 
 Status = Literal["ready", "busy", "draining", "offline"]
@@ -71,6 +72,15 @@ class WorkerRecord:
 
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def redis_client(url: str) -> "redis.asyncio.Redis":
+    """A client whose callers wait for one of a few connections; the default refuses them."""
+    pool: Any = redis.asyncio.BlockingConnectionPool
+    pool = pool.from_url(
+        url, max_connections=CONNECTIONS, timeout=5, socket_timeout=5, socket_connect_timeout=2
+    )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 class Slots:

@@ -21,7 +21,6 @@ from importlib.metadata import version
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
-import redis.asyncio
 from redis.exceptions import RedisError
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
@@ -35,7 +34,14 @@ from dalston.orchestrator.parameters import ParameterError, choose_variant, sess
 from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
 from dalston.orchestrator.session import Session
 from dalston.orchestrator.settings import WorkerSettings
-from dalston.orchestrator.slots import HEARTBEAT_S, Registration, Slot, Slots, WorkerIdTaken
+from dalston.orchestrator.slots import (
+    HEARTBEAT_S,
+    Registration,
+    Slot,
+    Slots,
+    WorkerIdTaken,
+    redis_client,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +58,7 @@ class Worker:
         self._settings = settings
         self._tritons = [Triton(url) for url in settings.triton_urls]
         self._next_triton = itertools.cycle(self._tritons)
-        self._redis = redis.asyncio.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-            settings.redis_url, socket_timeout=5, socket_connect_timeout=5
-        )
+        self._redis = redis_client(settings.redis_url)
         self._slots = Slots(self._redis)
         self._instance = secrets.token_hex(8)
         self._sessions: dict[str, int] = {}  # id -> epoch

@@ -1,0 +1,177 @@
+"""
+A language of tones, with a VAD and a recogniser that understand it exactly: for tests of what
+sessions do with audio, where the words must be known to the sample.
+
+A word is a 1 kHz tone of a quarter second; its loudness says which of WORDS it is. The VAD has a
+state that fades, so that it matters where a sequence starts. The recogniser hears a word in any
+piece of audio that holds most of it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dalston.orchestrator.messages import ClientMessage, ServerMessage, Snapshot
+from dalston.orchestrator.requests import (
+    Cancel,
+    Hypothesis,
+    SpeechRequest,
+    TimedWord,
+    TranscriptRequest,
+)
+from dalston.orchestrator.session import Session
+
+RATE = 16_000
+WORDS = [f"w{letter}" for letter in "abcdefghijkl"]
+WORD_S, GAP_S = 0.24, 0.08
+_LOUDNESS = [400 * 1.35**k for k in range(len(WORDS))]  # peak, of 32768
+_BLOCK = 160  # 10 ms
+_HEARD = 0.5  # of a word, to recognise it
+
+
+def silence(seconds: float, rate: int = RATE) -> npt.NDArray[np.float32]:
+    return np.zeros(round(seconds * rate), np.float32)
+
+
+def say(words: Sequence[int], rate: int = RATE, gap_s: float = GAP_S) -> npt.NDArray[np.float32]:
+    """These words with a short gap behind each, -1..1."""
+    t = np.arange(round(WORD_S * rate)) / rate
+    tone = np.sin(2 * np.pi * 1000 * t)
+    parts = [
+        part for word in words for part in (tone * _LOUDNESS[word] / 32768, silence(gap_s, rate))
+    ]
+    return np.concatenate([silence(0), *parts]).astype(np.float32)
+
+
+def pcm(audio: npt.NDArray[np.float32]) -> bytes:
+    return np.rint(audio * 32768).astype("<i2").tobytes()
+
+
+class Vad:
+    """Probabilities that fade in and out over some frames; every sequence has its own state."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, float] = {}
+
+    def probabilities(self, request: SpeechRequest) -> list[float]:
+        if request.start:
+            assert request.sequence not in self.states, "a sequence is started once"
+            self.states[request.sequence] = 0.0
+        state = self.states[request.sequence]
+        samples = np.frombuffer(request.audio, np.int16).astype(np.float32)
+        assert len(samples) % 512 == 0, "whole frames are asked for"
+        answer: list[float] = []
+        for frame in samples.reshape(-1, 512):
+            active = float(np.sqrt(np.mean(frame**2)) > 60)
+            state = 0.4 * state + 0.6 * active
+            answer.append(state)
+        self.states[request.sequence] = state
+        if request.end:
+            del self.states[request.sequence]
+        return answer
+
+
+def recognise(audio: bytes, language: str = "en") -> Hypothesis:
+    """The words in the audio, with their times."""
+    samples = np.frombuffer(audio, np.int16).astype(np.float32)
+    blocks = samples[: len(samples) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
+    loud = np.sqrt((blocks**2).mean(1)) * np.sqrt(2)
+    words: list[TimedWord] = []
+    tokens: list[int] = []
+    edges = np.flatnonzero(np.diff((loud >= 100).astype(np.int8), prepend=0, append=0))
+    for first, last in edges.reshape(-1, 2).tolist():
+        length = (last - first) * _BLOCK / RATE
+        # A word that is cut off is heard if most of it is there.
+        if length >= _HEARD * WORD_S:
+            level = np.median(loud[first:last])
+            word = int(np.argmin(np.abs(np.log(level / np.array(_LOUDNESS)))))
+            start = first * _BLOCK / RATE
+            words.append(TimedWord(WORDS[word], start, start + length, 0.9))
+            tokens.append(word)
+    text = " ".join(word.text for word in words)
+    ends = [len(" ".join(WORDS[token] for token in tokens[: n + 1])) for n in range(len(tokens))]
+    return Hypothesis(
+        text, tokens, ends, language="en" if language == "auto" else language, words=words
+    )
+
+
+Step = bytes | ClientMessage
+
+
+class Driver:
+    """A session with models that answer at once, or `late` when the test says so."""
+
+    def __init__(self, session: Session, late: np.random.Generator | None = None):
+        self.session, self.vad, self._late = session, Vad(), late
+        self.messages: list[ServerMessage] = []
+        self.asked: list[TranscriptRequest] = []  # every transcript that was asked for
+        self._speech: list[SpeechRequest] = []
+        self._transcripts: dict[int, TranscriptRequest] = {}
+        self.collect()
+
+    def collect(self) -> None:
+        for request in self.session.requests():
+            match request:
+                case SpeechRequest(end=True):
+                    assert not request.audio
+                    self.vad.probabilities(request)
+                case SpeechRequest():
+                    self._speech.append(request)
+                case TranscriptRequest():
+                    self.asked.append(request)
+                    self._transcripts[request.id] = request
+                case Cancel():
+                    self._transcripts.pop(request.id, None)
+        assert len(self._speech) <= 1, "one speech request at a time"
+        self.messages += self.session.messages()
+
+    def step(self, step: Step) -> None:
+        if isinstance(step, bytes):
+            self.session.receive_audio(step)
+        else:
+            self.session.receive_message(step)
+        self.collect()
+        self.answer()
+
+    def run(self, steps: Sequence[Step]) -> list[ServerMessage]:
+        for step in steps:
+            self.step(step)
+        self.answer(everything=True)
+        return self.messages
+
+    def answer(self, everything: bool = False) -> None:
+        """Answer what was asked: all of it, or if late as much as chance will have."""
+        while self._speech or self._transcripts:
+            if self._late and not everything and self._late.random() < 0.4:
+                return
+            choices = [*self._speech, *self._transcripts.values()]
+            request = choices[int(self._late.integers(len(choices)))] if self._late else choices[0]
+            if isinstance(request, SpeechRequest):
+                self._speech.remove(request)
+                self.session.receive_probabilities(self.vad.probabilities(request))
+            else:
+                del self._transcripts[request.id]
+                hypothesis = recognise(request.audio, request.language)
+                self.session.receive_hypothesis(request.id, hypothesis)
+            self.collect()
+
+
+def chunks(data: bytes, sizes: Sequence[int]) -> list[bytes]:
+    """`data` cut into pieces of these sizes, over and over."""
+    pieces: list[bytes] = []
+    at = index = 0
+    while at < len(data):
+        size = sizes[index % len(sizes)]
+        pieces.append(data[at : at + size])
+        at, index = at + size, index + 1
+    return pieces
+
+
+def snapshots(messages: Sequence[ServerMessage]) -> list[Snapshot]:
+    """Each snapshot with the segments of those before it, as a gateway keeps them."""
+    kept: list[Snapshot] = []
+    for message in messages:
+        if isinstance(message, Snapshot):
+            kept.append(message.merged(kept[-1] if kept else None))
+    return kept

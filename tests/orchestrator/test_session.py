@@ -1,0 +1,488 @@
+"""
+The arrows of the diagram in session.py, and the ones that are refused.
+"""
+
+import numpy as np
+import pytest
+from speech import Driver, Step, chunks, pcm, recognise, say, silence
+
+from dalston.orchestrator.messages import (
+    Clear,
+    ClientMessage,
+    Commit,
+    ConfigUpdated,
+    Configure,
+    End,
+    Error,
+    Final,
+    Flush,
+    Partial,
+    Ping,
+    Pong,
+    ServerMessage,
+    SessionBegin,
+    SessionConfig,
+    SessionEnd,
+    Snapshot,
+    SpeechEnd,
+    SpeechStart,
+)
+from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptRequest
+from dalston.orchestrator.session import Session, State
+
+
+def new_session(**settings: object) -> Session:
+    config = SessionConfig(**{"language": "en", **settings})  # pyright: ignore[reportArgumentType]
+    return Session("sess_1", config, "fast", languages={"en", "es"})
+
+
+def session_after(*steps: Step, **settings: object) -> Driver:
+    """With models that answer at once."""
+    driver = Driver(new_session(**settings))
+    for step in steps:
+        driver.step(step)
+    return driver
+
+
+def audio(*parts: list[int] | float) -> bytes:
+    """Words, and seconds of silence."""
+    return pcm(np.concatenate([say(p) if isinstance(p, list) else silence(p) for p in parts]))
+
+
+def finals(driver: Driver) -> list[str]:
+    return [m.text for m in driver.messages if isinstance(m, Final)]
+
+
+def test_a_session_begins_by_stating_how_it_listens() -> None:
+    (begin,) = new_session(sample_rate=8_000).messages()
+    assert isinstance(begin, SessionBegin)
+    assert (begin.session_id, begin.protocol_version) == ("sess_1", "1.0")
+    assert begin.config.sample_rate == 8_000
+
+
+def test_silence_after_speech_ends_the_utterance() -> None:
+    driver = session_after(audio(0.5, [1, 2, 3], 0.7))
+    kinds = [type(m) for m in driver.messages if not isinstance(m, Partial | SessionBegin)]
+    assert kinds == [SpeechStart, SpeechEnd, Final, Snapshot]
+    assert finals(driver) == ["wb wc wd"]
+
+
+def test_silence_shorter_than_the_endpoint_stays_in_the_utterance() -> None:
+    driver = session_after(audio([1, 2], 0.35, [3], 0.7))
+    assert finals(driver) == ["wb wc wd"]
+
+
+def test_events_carry_the_audio_clock_of_the_session() -> None:
+    driver = session_after(audio(2.0, [1, 2, 3], 1.0))
+    (start,) = [m for m in driver.messages if isinstance(m, SpeechStart)]
+    (end,) = [m for m in driver.messages if isinstance(m, SpeechEnd)]
+    assert start.timestamp == pytest.approx(2.0, abs=0.033)
+    assert end.timestamp == pytest.approx(2.0 + 3 * 0.32, abs=0.07)
+
+
+def test_the_lookback_keeps_the_onset_of_the_first_word() -> None:
+    driver = session_after(audio(1.0, [4], 0.8))
+    (final,) = [m for m in driver.messages if isinstance(m, Final)]
+    (asked,) = {r.audio for r in driver.asked if r.kind == "final"}
+    assert final.start == pytest.approx(1.0 - 0.3, abs=0.033)
+    assert recognise(asked).text == "we"
+
+
+def test_a_click_is_no_utterance() -> None:
+    click = pcm(np.concatenate([silence(0.5), say([5])[:800], silence(1.0)]))
+    driver = session_after(click)
+    assert not [m for m in driver.messages if isinstance(m, SpeechStart)]
+    assert not driver.asked
+
+
+def test_partials_come_every_half_second_of_speech() -> None:
+    words = [k % 12 for k in range(12)]  # 3.84 s
+    driver = session_after(*chunks(audio(words, 0.7), [3200]))
+    partials = [m for m in driver.messages if isinstance(m, Partial)]
+    asked = [r for r in driver.asked if r.kind == "partial"]
+    assert len(asked) == 7
+    gaps = np.diff([len(r.audio) / 32_000 for r in asked])
+    assert gaps == pytest.approx(np.full(6, 0.5), abs=0.065)
+    assert partials[-1].text == " ".join("wa wb wc wd we wf wg wh wi wj wk wl".split())
+
+
+def test_only_one_partial_is_in_flight() -> None:
+    session = new_session()
+    driver = Driver(session)
+    in_flight: set[int] = set()
+    for chunk in chunks(audio([1, 2, 3, 4, 5, 6, 7, 8]), [3200]):
+        session.receive_audio(chunk)
+        while requests := session.requests():
+            for request in requests:
+                if isinstance(request, SpeechRequest):
+                    session.receive_probabilities(driver.vad.probabilities(request))
+                elif isinstance(request, TranscriptRequest):
+                    in_flight.add(request.id)
+    assert len(in_flight) == 1
+
+
+def test_a_late_partial_is_followed_by_one_of_the_newest_audio() -> None:
+    session = new_session()
+    vad = Driver(new_session()).vad
+    partials: list[TranscriptRequest] = []
+
+    def serve() -> None:
+        while requests := session.requests():
+            for request in requests:
+                if isinstance(request, SpeechRequest):
+                    session.receive_probabilities(vad.probabilities(request))
+                elif isinstance(request, TranscriptRequest):
+                    partials.append(request)
+
+    for chunk in chunks(audio([1, 2, 3, 4, 5, 6, 7, 8]), [3200]):
+        session.receive_audio(chunk)
+        serve()
+    session.receive_hypothesis(partials[0].id, recognise(partials[0].audio))
+    serve()
+    assert len(partials) == 2
+    assert len(partials[1].audio) > len(partials[0].audio) + 16_000
+
+
+def test_no_interim_results_means_that_no_partial_is_even_asked_for() -> None:
+    driver = session_after(audio([1, 2, 3, 4], 0.7), interim_results=False)
+    assert {r.kind for r in driver.asked} == {"final"}
+    assert not [m for m in driver.messages if isinstance(m, Partial)]
+
+
+def test_enable_vad_false_hides_the_events_and_nothing_else() -> None:
+    driver = session_after(audio([1, 2, 3], 0.7), enable_vad=False)
+    assert finals(driver) == ["wb wc wd"]
+    assert not [m for m in driver.messages if isinstance(m, SpeechStart | SpeechEnd)]
+
+
+def test_the_final_is_asked_for_while_the_pause_may_still_be_one() -> None:
+    driver = session_after(audio([1, 2, 3], 0.35))
+    assert [r.kind for r in driver.asked][-1] == "final"
+    assert not finals(driver)
+    driver.step(audio(0.3))
+    assert finals(driver) == ["wb wc wd"]
+    assert [r.kind for r in driver.asked].count("final") == 1
+
+
+def test_a_speculative_final_is_thrown_away_when_speech_resumes() -> None:
+    driver = session_after(audio([1, 2], 0.35, [3], 0.7), End())
+    finals_asked = [r for r in driver.asked if r.kind == "final"]
+    assert len(finals_asked) == 2
+    assert finals(driver) == ["wb wc wd"]
+    (end,) = [m for m in driver.messages if isinstance(m, SessionEnd)]
+    assert end.stats.speculative_finals_dropped == 1
+
+
+def test_flush_makes_a_final_of_the_open_utterance_at_once() -> None:
+    driver = session_after(audio(0.3, [1, 2, 3]))
+    assert not finals(driver)
+    driver.step(Flush())
+    assert finals(driver) == ["wb wc wd"]
+
+
+def test_flush_transcribes_a_word_too_short_to_be_confirmed() -> None:
+    driver = session_after(pcm(say([6])[:2600]), Flush(), min_speech_duration_ms=500)
+    assert finals(driver) == ["wg"]
+    kinds = [type(m) for m in driver.messages if isinstance(m, SpeechStart | SpeechEnd | Final)]
+    assert kinds == [SpeechStart, SpeechEnd, Final]
+
+
+def test_flush_in_silence_says_nothing() -> None:
+    driver = session_after(audio(1.0), Flush(), audio(0.1))
+    assert not finals(driver)
+    assert not driver.asked
+
+
+def test_commit_is_flush() -> None:
+    assert finals(session_after(audio([1, 2]), Commit())) == ["wb wc"]
+
+
+def test_speech_goes_on_after_a_flush() -> None:
+    driver = session_after(audio([1, 2]), Flush(), audio([3, 4], 0.7))
+    assert finals(driver) == ["wb wc", "wd we"]
+
+
+def test_clear_forgets_the_open_utterance() -> None:
+    driver = session_after(audio([1, 2, 3]), Clear(), audio(0.6, [4, 5], 0.7))
+    assert finals(driver) == ["we wf"]
+    starts = [m for m in driver.messages if isinstance(m, SpeechStart)]
+    ends = [m for m in driver.messages if isinstance(m, SpeechEnd)]
+    assert len(starts) == len(ends) == 2
+
+
+def test_end_finishes_what_was_said_and_is_the_last_word() -> None:
+    driver = session_after(audio(0.5, [1, 2], 0.7, [3, 4]), End())
+    assert driver.session.state is State.DONE
+    end = driver.messages[-1]
+    assert isinstance(end, SessionEnd)
+    assert end.transcript == "wb wc wd we"
+    assert [segment.text for segment in end.segments] == ["wb wc", "wd we"]
+    assert end.reason == "client_end"
+    assert end.total_duration == end.total_audio_seconds == pytest.approx(0.5 + 1.28 + 0.7)
+    assert end.total_speech_duration == pytest.approx(1.28, abs=0.1)
+
+
+def test_end_without_any_audio_is_an_empty_transcript() -> None:
+    driver = session_after(End())
+    end = driver.messages[-1]
+    assert isinstance(end, SessionEnd)
+    assert (end.transcript, end.segments, end.total_duration) == ("", [], 0.0)
+
+
+def test_end_waits_for_finals_that_are_under_way() -> None:
+    session = new_session()
+    driver = Driver(session)
+    session.receive_audio(audio([1, 2]))
+    session.receive_message(End())
+    driver.collect()
+    assert session.state is State.ENDING
+    assert not any(isinstance(m, SessionEnd) for m in driver.messages)
+    driver.answer()
+    assert session.state is State.DONE
+    assert isinstance(driver.messages[-1], SessionEnd)
+
+
+def test_manual_endpointing_leaves_the_end_to_the_client() -> None:
+    driver = session_after(audio([1, 2], 2.0, [3], 2.0), endpointing="manual")
+    assert not finals(driver)
+    driver.step(Flush())
+    assert finals(driver) == ["wb wc wd"]
+
+
+def test_an_utterance_of_thirty_seconds_is_cut_where_it_is_quiet_and_joined() -> None:
+    words = [k % 12 for k in range(120)]  # 38 s
+    driver = session_after(audio(words, 0.7), End(), word_timestamps=True)
+    first, second = (m for m in driver.messages if isinstance(m, Final))
+    assert 25 <= first.end - first.start <= 30
+    ends = [m.timestamp for m in driver.messages if isinstance(m, SpeechEnd)]
+    starts = [m.timestamp for m in driver.messages if isinstance(m, SpeechStart)]
+    assert ends[0] == starts[1] == second.start
+    assert f"{first.text} {second.text}".split() == ["w" + "abcdefghijkl"[w] for w in words]
+
+
+def test_a_language_is_detected_once_and_kept() -> None:
+    driver = session_after(audio(0.3, [1, 2, 3, 4], 0.7, [5, 6], 0.7), language="auto")
+    asked = [r.language for r in driver.asked if r.kind == "final"]
+    assert asked == ["auto", "en"]
+    assert {m.language for m in driver.messages if isinstance(m, Final)} == {"en"}
+
+
+def test_a_language_is_not_believed_on_less_than_a_second_of_speech() -> None:
+    driver = session_after(audio(0.3, [1], 0.7, [2], 0.7), language="auto")
+    assert [r.language for r in driver.asked if r.kind == "final"] == ["auto", "auto"]
+
+
+def test_config_changes_the_language_from_here_on() -> None:
+    driver = session_after(
+        audio([1, 2, 3, 4], 0.7), Configure(language="es"), audio([1, 2, 3, 4], 0.7)
+    )
+    assert [r.language for r in driver.asked if r.kind == "final"] == ["en", "es"]
+    (updated,) = [m for m in driver.messages if isinstance(m, ConfigUpdated)]
+    assert updated.config.language == "es"
+
+
+def test_config_back_to_auto_detects_anew() -> None:
+    speech = audio([1, 2, 3, 4], 0.7)
+    driver = session_after(speech, speech, Configure(language="auto"), speech, language="auto")
+    assert [r.language for r in driver.asked if r.kind == "final"] == ["auto", "en", "auto"]
+
+
+def test_config_of_the_vad_takes_effect() -> None:
+    driver = session_after(Configure(min_silence_duration_ms=1500), audio([1], 1.0, [2], 2.0))
+    assert finals(driver) == ["wb wc"]
+
+
+def test_word_timestamps_are_told_when_asked_for() -> None:
+    driver = session_after(audio(0.4, [1, 2], 0.7), word_timestamps=True)
+    (final,) = [m for m in driver.messages if isinstance(m, Final)]
+    assert final.words is not None
+    assert [w.word for w in final.words] == ["wb", "wc"]
+    assert final.words[1].start == pytest.approx(0.4 + 0.32, abs=0.02)
+    assert final.confidence == pytest.approx(0.9)
+    without = session_after(audio(0.4, [1, 2], 0.7))
+    assert all(m.words is None for m in without.messages if isinstance(m, Final))
+
+
+def test_empty_text_makes_no_final() -> None:
+    session = new_session()
+    driver = Driver(session)
+    session.receive_audio(audio([1, 2], 0.7))
+    pending = session.requests()
+    while pending:
+        for request in pending:
+            if isinstance(request, TranscriptRequest):
+                session.receive_hypothesis(request.id, Hypothesis(""))
+            elif isinstance(request, SpeechRequest) and not request.end:
+                session.receive_probabilities(driver.vad.probabilities(request))
+        pending = session.requests()
+    kinds = {type(m) for m in session.messages()}
+    assert SpeechEnd in kinds
+    assert Final not in kinds
+    assert Snapshot in kinds
+
+
+def test_twenty_seconds_of_silence_make_a_snapshot() -> None:
+    driver = session_after(*chunks(audio(45.0), [32_000]))
+    positions = [m.position for m in driver.messages if isinstance(m, Snapshot)]
+    assert positions == [320_000, 640_000]
+
+
+def test_a_lost_vad_sequence_is_heard_again_from_its_start() -> None:
+    session = new_session()
+    vad = Driver(new_session()).vad
+    driver = Driver(session)
+    lost = False
+    sequences: list[tuple[str, bool]] = []
+    for chunk in [*chunks(audio(0.5, [1, 2, 3], 0.7), [3200]), None]:
+        if chunk is not None:
+            session.receive_audio(chunk)
+        while requests := session.requests():
+            for request in requests:
+                if isinstance(request, SpeechRequest) and not request.end:
+                    sequences.append((request.sequence, request.start))
+                    if not lost and session.decided > 16_000:
+                        lost = True
+                        session.receive_speech_lost()
+                    else:
+                        session.receive_probabilities(vad.probabilities(request))
+                elif isinstance(request, TranscriptRequest):
+                    session.receive_hypothesis(request.id, recognise(request.audio))
+    undisturbed = session_after(*chunks(audio(0.5, [1, 2, 3], 0.7), [3200]))
+    assert lost
+    assert len({name for name, _ in sequences}) >= 2
+    # Every new sequence says that it starts.
+    first_of = {name: start for name, start in reversed(sequences)}
+    assert all(first_of.values())
+    keep = (SpeechStart, SpeechEnd, Final)
+    assert [m for m in session.messages() if isinstance(m, keep)] == [
+        m for m in undisturbed.messages if isinstance(m, keep)
+    ]
+    assert driver.session is session
+
+
+def test_a_final_that_fails_is_an_error_and_the_session_goes_on() -> None:
+    session = new_session()
+    vad = Driver(new_session()).vad
+    failed = 0
+    messages: list[ServerMessage] = []
+    session.receive_audio(audio([1, 2], 0.7, [3, 4], 0.7))
+    session.receive_message(End())
+    while requests := session.requests():
+        for request in requests:
+            if isinstance(request, TranscriptRequest) and request.kind == "final":
+                if failed == 0:
+                    failed += 1
+                    session.receive_failure(request.id, "out of memory")
+                else:
+                    session.receive_hypothesis(request.id, recognise(request.audio))
+            elif isinstance(request, TranscriptRequest):
+                session.receive_failure(request.id, "too late")
+            elif isinstance(request, SpeechRequest) and not request.end:
+                session.receive_probabilities(vad.probabilities(request))
+        messages += session.messages()
+    texts = [m.text for m in messages if isinstance(m, Final)]
+    errors = [m for m in messages if isinstance(m, Error)]
+    # The failed speculation is asked again at the endpoint.
+    assert texts in (["wb wc", "wd we"], ["wd we"])
+    assert len(errors) == 2 - len(texts)
+    assert isinstance(messages[-1], SessionEnd)
+
+
+def test_values_that_are_no_numbers_are_heard_as_silence_and_told_once() -> None:
+    bad = np.full(8_000, np.nan, "<f4").tobytes()
+    good = np.concatenate([say([1, 2]), silence(0.7)]).astype("<f4").tobytes()
+    driver = session_after(bad, good, bad, encoding="pcm_f32le")
+    errors = [m for m in driver.messages if isinstance(m, Error)]
+    assert [(e.code, e.recoverable) for e in errors] == [("invalid_audio", True)]
+    assert finals(driver) == ["wb wc"]
+
+
+def test_ping_is_answered_at_once_even_while_a_final_is_awaited() -> None:
+    session = new_session()
+    session.messages()
+    session.receive_audio(audio([1, 2], 0.2))
+    session.receive_message(Flush())
+    session.receive_message(Ping())
+    assert session.messages() == [Pong()]
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    "message", [Flush(), Commit(), Clear(), End(), Configure(language="en")], ids=repr
+)
+def test_messages_after_end_are_refused(message: ClientMessage) -> None:
+    session = new_session()
+    session.receive_audio(audio([1]))
+    session.receive_message(End())
+    session.messages()
+    session.receive_message(message)
+    (error,) = session.messages()
+    assert isinstance(error, Error)
+    assert (error.code, error.recoverable) == ("invalid_message", True)
+    assert "after the end" in error.message
+
+
+def test_audio_after_end_is_refused_once() -> None:
+    session = new_session()
+    session.receive_audio(audio([1]))
+    session.receive_message(End())
+    session.messages()
+    for _ in range(3):
+        session.receive_audio(audio(0.1))
+    (error,) = session.messages()
+    assert isinstance(error, Error)
+    assert error.code == "invalid_message"
+
+
+def test_nothing_is_told_after_the_session_has_ended() -> None:
+    driver = session_after(End())
+    session = driver.session
+    session.receive_audio(audio(0.1))
+    session.receive_message(Flush())
+    session.receive_message(End())
+    session.receive_invalid("nonsense")
+    session.finish("idle_timeout")
+    assert session.messages() == []
+
+
+def test_a_frame_that_is_no_message_is_refused_and_the_session_goes_on() -> None:
+    driver = session_after(audio([1]))
+    driver.session.receive_invalid("not JSON")
+    driver.step(audio([2], 0.7))
+    (error,) = [m for m in driver.messages if isinstance(m, Error)]
+    assert (error.code, error.message) == ("invalid_message", "not JSON")
+    assert finals(driver) == ["wb wc"]
+
+
+def test_a_language_the_model_does_not_know_is_refused_and_nothing_changes() -> None:
+    driver = session_after(Configure(language="xx"), audio([1, 2], 0.7))
+    (error,) = [m for m in driver.messages if isinstance(m, Error)]
+    assert (error.code, error.recoverable) == ("language_unsupported", True)
+    assert [r.language for r in driver.asked if r.kind == "final"] == ["en"]
+
+
+def test_finishing_twice_ends_once() -> None:
+    session = new_session()
+    session.finish("idle_timeout")
+    session.finish("max_duration")
+    ends = [m for m in session.messages() if isinstance(m, SessionEnd)]
+    assert [end.reason for end in ends] == ["idle_timeout"]
+
+
+def test_probabilities_nobody_asked_for_are_our_own_bug() -> None:
+    with pytest.raises(AssertionError, match="nobody asked"):
+        new_session().receive_probabilities([0.5])
+    with pytest.raises(AssertionError, match="nothing"):
+        new_session().receive_speech_lost()
+
+
+def test_the_answer_to_a_cancelled_request_is_ignored() -> None:
+    driver = session_after(audio([1, 2], 0.7))
+    before = len(driver.messages)
+    for request in driver.asked:
+        driver.session.receive_hypothesis(request.id, Hypothesis("late"))
+        driver.session.receive_failure(request.id, "late")
+    assert driver.session.messages() == []
+    assert len(driver.messages) == before

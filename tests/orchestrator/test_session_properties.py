@@ -1,0 +1,285 @@
+"""
+What holds for every session, whatever is said and however the audio arrives.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from speech import RATE, WORDS, Driver, Step, chunks, pcm, say, silence, snapshots
+
+from dalston.orchestrator.messages import (
+    Clear,
+    ClientMessage,
+    Commit,
+    ConfigUpdated,
+    Configure,
+    Encoding,
+    End,
+    Final,
+    Flush,
+    Partial,
+    ServerMessage,
+    SessionBegin,
+    SessionConfig,
+    SessionEnd,
+    Snapshot,
+    SpeechEnd,
+    SpeechStart,
+    Stats,
+)
+from dalston.orchestrator.session import Session
+
+WIDTH: dict[str, int] = {"pcm_s16le": 2, "pcm_f32le": 4}
+CONTROLS: list[ClientMessage] = [
+    Flush(),
+    Commit(),
+    Clear(),
+    Configure(language="en"),
+    Configure(language="auto"),
+    Configure(min_silence_duration_ms=300),
+    Configure(vad_threshold=0.6),
+    Configure(word_timestamps=False),
+]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is said to a session: audio and messages in turn."""
+
+    config: SessionConfig
+    parts: list[bytes | ClientMessage] = field(repr=False)
+    score: str = ""  # the same for people
+
+    def session(self, snapshot: Snapshot | None = None) -> Session:
+        return Session("s", self.config, "fast", languages={"en"}, snapshot=snapshot)
+
+    def steps(self, sizes: list[int], parts: list[Any] | None = None) -> list[Step]:
+        """With the audio between messages cut into pieces of these sizes."""
+        steps: list[Step] = []
+        audio = b""
+        for part in [*(self.parts if parts is None else parts), End()]:
+            if isinstance(part, bytes):
+                audio += part
+            else:
+                steps += [*chunks(audio, sizes), part]
+                audio = b""
+        return steps
+
+    def rest(self, snapshot: Snapshot) -> list[bytes | ClientMessage]:
+        """What a session that continues from the snapshot is still to be told."""
+        rate, width = self.config.sample_rate, WIDTH.get(self.config.encoding, 1)
+        audio = b"".join(part for part in self.parts if isinstance(part, bytes))
+        at = -(-snapshot.replay_from * rate // RATE) * width
+        parts: list[bytes | ClientMessage] = []
+        behind = told = 0
+        for part in self.parts:
+            if isinstance(part, bytes):
+                behind += len(part)
+                continue
+            told += 1
+            if told > snapshot.controls:
+                parts += [audio[at:behind], part]
+                at = max(at, behind)
+        return [*parts, audio[at:]]
+
+
+def encoded(audio: np.ndarray[Any, Any], encoding: Encoding) -> bytes:
+    if encoding == "pcm_s16le":
+        return pcm(audio)
+    if encoding == "pcm_f32le":
+        return audio.astype("<f4").tobytes()
+    # G.711 codes of the nearest values, from the decoder's own table.
+    from dalston.orchestrator import audio as decoder
+
+    table = decoder._MULAW if encoding == "mulaw" else decoder._ALAW  # pyright: ignore[reportPrivateUsage]
+    order = np.argsort(table)
+    nearest = np.searchsorted(table[order], audio).clip(0, 255)
+    return order[nearest].astype(np.uint8).tobytes()
+
+
+def utterances() -> st.SearchStrategy[list[int]]:
+    short = st.lists(st.integers(0, len(WORDS) - 1), min_size=1, max_size=6)
+    # 110 words without a pause last 35 s: they are cut.
+    long = st.integers(100, 115).map(lambda n: [(7 * k) % len(WORDS) for k in range(n)])
+    return st.one_of(short, short, short, short, short, short, short, long)
+
+
+@st.composite
+def scenes(draw: st.DrawFn, controls: bool = True) -> Scene:
+    config = SessionConfig(
+        language=draw(st.sampled_from(["en", "auto"])),
+        sample_rate=draw(st.sampled_from([16_000, 16_000, 8_000, 22_050, 24_000, 44_100, 48_000])),
+        encoding=draw(st.sampled_from(["pcm_s16le", "pcm_s16le", "pcm_f32le", "mulaw", "alaw"])),
+        word_timestamps=True,
+        endpointing=draw(st.sampled_from(["auto", "auto", "auto", "manual"])),
+    )
+    rate = config.sample_rate
+    parts: list[bytes | ClientMessage] = []
+    score: list[object] = []
+    for _ in range(draw(st.integers(1, 5))):
+        pause = draw(st.sampled_from([0.0, 0.1, 0.3, 0.45, 0.6, 1.0, 3.0, 22.0]))
+        words = draw(utterances())
+        sound = np.concatenate([silence(pause, rate), say(words, rate)])
+        # A message can fall anywhere, in the middle of a word too.
+        cut = draw(st.integers(0, len(sound)))
+        parts.append(encoded(sound[:cut], config.encoding))
+        if controls and draw(st.integers(0, 3)) == 0:
+            parts.append(draw(st.sampled_from(CONTROLS)))
+        parts.append(encoded(sound[cut:], config.encoding))
+        score += [pause, words, cut, *(p for p in parts[-2:-1] if not isinstance(p, bytes))]
+    return Scene(config, parts, " ".join(map(str, score))[:2000])
+
+
+def told(messages: list[ServerMessage]) -> list[ServerMessage]:
+    """What must not depend on how audio and answers came: all but partials, and what counts them.
+
+    The answer to `config` is given at once, so it stands where the message came.
+    """
+    kept: list[ServerMessage] = []
+    for message in messages:
+        if isinstance(message, SessionEnd):
+            kept.append(msgspec.structs.replace(message, stats=Stats()))
+        elif not isinstance(message, Partial | ConfigUpdated):
+            kept.append(message)
+    return kept
+
+
+# Bytes; single ones have a test of their own, they would take for ever here.
+SIZES = st.lists(st.integers(333, 60_000), min_size=1, max_size=5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(scene=scenes(), sizes=SIZES, seed=st.integers(0, 2**32 - 1))
+def test_chunking_and_the_order_of_answers_change_nothing_but_partials(
+    scene: Scene, sizes: list[int], seed: int
+) -> None:
+    usual = Driver(scene.session()).run(scene.steps([3200]))
+    other = Driver(scene.session(), late=np.random.default_rng(seed))
+    assert told(other.run(scene.steps(sizes))) == told(usual)
+
+
+@pytest.mark.parametrize("sizes", [[1], [2], [3], [320_000], [1, 639, 3201]], ids=str)
+def test_one_byte_at_a_time_is_as_good_as_ten_seconds(sizes: list[int]) -> None:
+    sound = np.concatenate([silence(0.5), say([1, 2, 3]), silence(0.8), say([4]), silence(0.7)])
+    scene = Scene(SessionConfig(language="en", word_timestamps=True), [pcm(sound)])
+    usual = told(Driver(scene.session()).run(scene.steps([3200])))
+    assert told(Driver(scene.session()).run(scene.steps(sizes))) == usual
+    assert [m.text for m in usual if isinstance(m, Final)] == ["wb wc wd", "we"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(scene=scenes(), sizes=SIZES, data=st.data())
+def test_a_session_continued_from_any_snapshot_equals_the_undisturbed_one(
+    scene: Scene, sizes: list[int], data: st.DataObject
+) -> None:
+    undisturbed = Driver(scene.session()).run(scene.steps([3200]))
+    stated = snapshots(undisturbed)
+    if not stated:
+        return
+    number = data.draw(st.integers(0, len(stated) - 1))
+    places = [at for at, m in enumerate(told(undisturbed)) if isinstance(m, Snapshot)]
+    expected = told(undisturbed)[places[number] + 1 :]
+    continued = Driver(scene.session(stated[number]))
+    messages = continued.run(scene.steps(sizes, scene.rest(stated[number])))
+    assert told([m for m in messages if not isinstance(m, SessionBegin)]) == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(scene=scenes(), seed=st.integers(0, 2**32 - 1))
+def test_every_utterance_starts_then_ends_then_has_at_most_one_final(
+    scene: Scene, seed: int
+) -> None:
+    driver = Driver(scene.session(), late=np.random.default_rng(seed))
+    messages = driver.run(scene.steps([3200]))
+    start: float | None = None
+    end = 0.0
+    may_have_final = False
+    for message in messages:
+        match message:
+            case SpeechStart(timestamp):
+                assert start is None
+                assert timestamp >= end
+                start, may_have_final = timestamp, False
+            case Partial():
+                assert start is not None
+            case SpeechEnd(timestamp):
+                assert start is not None
+                assert start < timestamp
+                start, end, may_have_final = None, timestamp, True
+            case Final():
+                assert may_have_final
+                may_have_final = False
+            case _:
+                pass
+    assert start is None
+    assert isinstance(messages[0], SessionBegin)
+    assert isinstance(messages[-1], SessionEnd)
+
+
+@settings(max_examples=20, deadline=None)
+@given(scene=scenes())
+def test_words_are_in_order_inside_their_segment(scene: Scene) -> None:
+    messages = Driver(scene.session()).run(scene.steps([3200]))
+    for final in (m for m in messages if isinstance(m, Final) and m.words is not None):
+        times = [time for word in final.words or () for time in (word.start, word.end)]
+        assert times == sorted(times)
+        assert final.start <= times[0]
+        assert times[-1] <= final.end
+
+
+@settings(max_examples=20, deadline=None)
+@given(scene=scenes(), seed=st.integers(0, 2**32 - 1))
+def test_stable_text_never_shrinks_and_never_changes(scene: Scene, seed: int) -> None:
+    driver = Driver(scene.session(), late=np.random.default_rng(seed))
+    stable: dict[str, str] = {}
+    for message in driver.run(scene.steps([3200])):
+        if isinstance(message, Partial):
+            before = stable.get(message.segment_id, "")
+            now = message.text[: message.stable_chars]
+            assert now.startswith(before)
+            assert not message.text[message.stable_chars :] or not now.endswith(" ")
+            stable[message.segment_id] = now
+
+
+@settings(max_examples=15, deadline=None)
+@given(words=st.lists(utterances(), min_size=1, max_size=4), pause=st.sampled_from([0.7, 1.0, 2.5]))
+def test_no_word_is_lost_or_said_twice(words: list[list[int]], pause: float) -> None:
+    sound = np.concatenate([x for group in words for x in (silence(pause), say(group))])
+    scene = Scene(SessionConfig(language="en"), [pcm(sound)])
+    (end,) = [
+        m for m in Driver(scene.session()).run(scene.steps([3200])) if isinstance(m, SessionEnd)
+    ]
+    assert end.transcript.split() == [WORDS[word] for group in words for word in group]
+    assert end.transcript == " ".join(segment.text for segment in end.segments)
+
+
+@pytest.mark.parametrize("rate", [16_000, 8_000, 44_100])
+@pytest.mark.timeout(120)
+def test_the_clock_does_not_drift_over_an_hour_of_silence_and_speech(rate: int) -> None:
+    driver = Driver(
+        Session("s", SessionConfig(language="en", sample_rate=rate), "fast", languages={"en"})
+    )
+    # Two words every 23.7 s; silence of 20 s between, so there are snapshots in it too.
+    period = np.concatenate([silence(1.5, rate), say([3, 8], rate), silence(21.56, rate)])
+    seconds = len(period) / rate
+    block = chunks(pcm(period), [2 * rate])
+    repeats = round(3600 / seconds)
+    for _ in range(repeats):
+        for chunk in block:
+            driver.step(chunk)
+    messages = driver.run([End()])
+    starts = [m.timestamp for m in messages if isinstance(m, SpeechStart)]
+    expected = [n * seconds + 1.5 for n in range(repeats)]
+    assert len(starts) == repeats
+    # A frame is 32 ms; what the hour adds to it is nothing.
+    errors = np.array(starts) - np.array(expected)
+    assert np.abs(errors).max() < 0.064
+    assert abs(errors[-10:].mean() - errors[:10].mean()) < 0.02
+    (end,) = [m for m in messages if isinstance(m, SessionEnd)]
+    assert end.total_duration == pytest.approx(repeats * seconds, abs=0.001)
+    assert len(end.segments) == repeats

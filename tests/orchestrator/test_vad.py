@@ -1,0 +1,125 @@
+"""
+One test for each arrow of the diagram in vad.py, and for each that must not be taken.
+"""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dalston.orchestrator.vad import PAUSE, Endpointer, Event, Thresholds
+
+FRAME = 512
+RULES = Thresholds(threshold=0.5, min_speech=4_000, min_silence=8_000, manual=False)
+
+
+def heard(
+    probabilities: list[float], rules: Thresholds = RULES, endpointer: Endpointer | None = None
+) -> tuple[Endpointer, list[tuple[int, Event]]]:
+    """The events and the numbers of the frames they came with."""
+    endpointer = endpointer or Endpointer()
+    events: list[tuple[int, Event]] = []
+    for number, probability in enumerate(probabilities):
+        start = number * FRAME
+        if event := endpointer.receive(probability, start, start + FRAME, rules):
+            events.append((number, event))
+            if event in (Event.DROPPED, Event.ENDPOINT):
+                endpointer = Endpointer()
+    return endpointer, events
+
+
+def test_speech_begins_at_the_threshold() -> None:
+    assert heard([0.4, 0.49, 0.5])[1] == [(2, Event.ONSET)]
+
+
+def test_below_the_threshold_nothing_begins() -> None:
+    assert heard([0.49] * 50)[1] == []
+
+
+def test_an_onset_is_confirmed_after_the_shortest_speech() -> None:
+    # 250 ms are 7.8 frames.
+    assert heard([0.9] * 8)[1] == [(0, Event.ONSET), (7, Event.CONFIRMED)]
+
+
+def test_a_short_sound_is_dropped_after_the_silence_of_an_endpoint() -> None:
+    assert heard([0.9] * 3 + [0.0] * 16)[1] == [(0, Event.ONSET), (18, Event.DROPPED)]
+
+
+def test_silence_ends_speech() -> None:
+    endpointer, events = heard([0.9] * 10 + [0.0] * 15)
+    assert endpointer.silence == 10 * FRAME
+    assert events[-1] == (10 + 6, Event.PAUSE)
+    assert heard([0.9] * 10 + [0.0] * 16)[1][-1] == (25, Event.ENDPOINT)
+
+
+def test_just_below_the_threshold_speech_goes_on() -> None:
+    assert heard([0.9] * 10 + [0.36] * 100)[1] == [(0, Event.ONSET), (7, Event.CONFIRMED)]
+
+
+def test_a_run_of_silence_lasts_until_the_threshold_is_reached_again() -> None:
+    # 0.4 neither starts a silence nor ends one.
+    _, events = heard([0.9] * 10 + [0.2] + [0.4] * 15)
+    assert events[-1] == (25, Event.ENDPOINT)
+
+
+def test_speech_that_resumes_in_time_is_the_same_utterance() -> None:
+    _, events = heard([0.9] * 10 + [0.0] * 10 + [0.9] * 5 + [0.0] * 16)
+    assert [event for _, event in events] == [
+        Event.ONSET,
+        Event.CONFIRMED,
+        Event.PAUSE,
+        Event.RESUMED,
+        Event.PAUSE,
+        Event.ENDPOINT,
+    ]
+
+
+def test_a_pause_is_told_after_so_much_silence() -> None:
+    _, events = heard([0.9] * 10 + [0.0] * 10)
+    number = dict((event, number) for number, event in events)[Event.PAUSE]
+    assert (number + 1 - 10) * FRAME >= PAUSE > (number - 10) * FRAME
+
+
+def test_a_gap_shorter_than_a_pause_is_not_told() -> None:
+    _, events = heard([0.9] * 10 + [0.0] * 5 + [0.9] * 5)
+    assert [event for _, event in events] == [Event.ONSET, Event.CONFIRMED]
+
+
+def test_an_onset_that_is_not_confirmed_has_no_pause() -> None:
+    assert Event.PAUSE not in [event for _, event in heard([0.9] * 3 + [0.0] * 10)[1]]
+
+
+def test_manual_endpointing_never_ends_confirmed_speech() -> None:
+    manual = Thresholds(0.5, 4_000, 8_000, manual=True)
+    events = [event for _, event in heard([0.9] * 10 + [0.0] * 200, manual)[1]]
+    assert events == [Event.ONSET, Event.CONFIRMED, Event.PAUSE]
+
+
+def test_manual_endpointing_still_drops_a_click() -> None:
+    manual = Thresholds(0.5, 4_000, 8_000, manual=True)
+    assert heard([0.9] * 2 + [0.0] * 20, manual)[1][-1][1] is Event.DROPPED
+
+
+def test_behind_a_cut_speech_is_confirmed_from_the_start_and_may_have_been_nothing() -> None:
+    endpointer = Endpointer()
+    endpointer.resume_speech(0)
+    assert not endpointer.heard
+    _, events = heard([0.0] * 16, endpointer=endpointer)
+    assert [event for _, event in events] == [Event.PAUSE, Event.ENDPOINT]
+    assert not endpointer.heard
+
+
+@given(st.lists(st.floats(0, 1), max_size=300))
+def test_events_alternate_as_the_diagram_says(probabilities: list[float]) -> None:
+    follows = {
+        Event.ONSET: {Event.CONFIRMED, Event.DROPPED},
+        Event.CONFIRMED: {Event.PAUSE, Event.ENDPOINT},
+        Event.PAUSE: {Event.RESUMED, Event.ENDPOINT},
+        Event.RESUMED: {Event.PAUSE, Event.ENDPOINT},
+        Event.ENDPOINT: {Event.ONSET},
+        Event.DROPPED: {Event.ONSET},
+    }
+    events = [event for _, event in heard(probabilities)[1]]
+    assert events[:1] in ([], [Event.ONSET])
+    for before, after in pairwise(events):
+        assert after in follows[before]
