@@ -4,12 +4,11 @@ routes, what is done by the clock, and the way out.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import secrets
 import signal
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any
 
@@ -29,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 RENEW_S = LEASE_S / 4
 EXPIRE_S = 5.0
+LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
 # Above this uvicorn closes by itself; frames between the two are refused with a sentence.
 LONGEST_MESSAGE = 16 * LONGEST_FRAME
 
@@ -168,7 +168,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(settings: GatewaySettings) -> None:
+async def serve(
+    settings: GatewaySettings,
+    stop: asyncio.Event,
+    listening: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Run a gateway until `stop`, then drain. `listening` is told the port."""
     app = create_app(settings)
     connections: Connections = app.state.connections
     config = uvicorn.Config(
@@ -186,18 +191,17 @@ async def _run(settings: GatewaySettings) -> None:
         timeout_graceful_shutdown=3,
     )
     server = _Server(config)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
 
     async def leave() -> None:
+        while not server.started:
+            await asyncio.sleep(0.01)
+        listening(server.servers[0].sockets[0].getsockname()[1])
         await stop.wait()
         connections.draining = True
         logger.info("draining %d connections", len(connections))
         await _until_empty(connections, settings.drain_seconds)
         await connections.end_all(End("server_drain"))
-        await _until_empty(connections, 5.0)
+        await _until_empty(connections, LAST_FINALS_S)
         server.should_exit = True
 
     leaving = asyncio.create_task(leave())
@@ -205,8 +209,7 @@ async def _run(settings: GatewaySettings) -> None:
         await server.serve()
     finally:
         leaving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await leaving
+        await asyncio.gather(leaving, return_exceptions=True)
 
 
 async def _until_empty(connections: Connections, seconds: float) -> None:
@@ -216,13 +219,19 @@ async def _until_empty(connections: Connections, seconds: float) -> None:
 
 
 def main(settings: GatewaySettings) -> int:
-    """Run a gateway; the exit status."""
+    """Run a gateway until SIGTERM or SIGINT; the exit status."""
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, stop.set)
+        await serve(settings, stop)
+
     try:
-        asyncio.run(_run(settings))
-    except (OSError, SystemExit) as error:  # uvicorn exits when the port is taken
-        logger.error("the gateway cannot run: %s", error)
+        asyncio.run(run())
+    except SystemExit:  # uvicorn's way to say that the port is taken; it has logged why
         return 1
     return 0

@@ -149,6 +149,7 @@ async def _reach(slot: Slot, query: dict[str, str]) -> ClientConnection:
     return await connect(
         f"{slot.endpoint}/session?{urlencode(parameters)}",
         open_timeout=CONNECT_S,
+        close_timeout=1.0,  # the slot comes back behind it
         compression=None,
         max_size=LONGEST_MESSAGE,
     )
@@ -180,9 +181,11 @@ async def _carry(websocket: WebSocket, worker: ClientConnection, session_id: str
         for task in (up, down):
             task.cancel()
         await asyncio.gather(up, down, return_exceptions=True)
-    if not down.cancelled() and (failure := down.exception()):
-        if not isinstance(failure, ConnectionClosed):
-            raise failure
+    failure = None if down.cancelled() else down.exception()
+    if failure and not isinstance(failure, ConnectionClosed):
+        raise failure
+    # A worker that closes on purpose says so, with whatever code; one that died does not.
+    if isinstance(failure, ConnectionClosed) and failure.rcvd is None:
         logger.error("%s: the worker is lost: %s", session_id, failure)
         await _send(
             websocket,

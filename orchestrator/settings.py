@@ -11,6 +11,8 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from dalston.orchestrator.slots import HEARTBEAT_S
+
 
 class SettingsError(Exception):
     """Names every variable that is missing or wrong, a line each."""
@@ -47,6 +49,7 @@ class WorkerSettings(BaseSettings):
     triton_metrics_url: str | None = Field(None, alias="TRITON_METRICS_URL")
     vad: Literal["triton", "worker"] = Field("triton", alias="DALSTON_VAD")
     vad_model: Path | None = Field(None, alias="DALSTON_VAD_MODEL")  # for vad=worker
+    heartbeat_seconds: float = Field(HEARTBEAT_S, alias="DALSTON_HEARTBEAT_SECONDS", gt=0, le=20)
     idle_seconds: float = Field(30.0, alias="DALSTON_IDLE_SECONDS", gt=0)
     session_seconds: float = Field(4 * 3600.0, alias="DALSTON_SESSION_SECONDS", gt=0)
     outage_seconds: float = Field(30.0, alias="OUTAGE_SECONDS", gt=0)

@@ -16,7 +16,7 @@ import secrets
 import signal
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from importlib.metadata import version
 from urllib.parse import parse_qsl, urlsplit
 
@@ -35,7 +35,6 @@ from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
 from dalston.orchestrator.session import Session
 from dalston.orchestrator.settings import WorkerSettings
 from dalston.orchestrator.slots import (
-    HEARTBEAT_S,
     Registration,
     Slot,
     Slots,
@@ -76,12 +75,10 @@ class Worker:
                 raise ValueError("DALSTON_VAD=worker needs DALSTON_VAD_MODEL")
             self._local_vad = LocalVad(settings.vad_model)
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain."""
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, stop.set)
+    async def run(
+        self, stop: asyncio.Event, listening: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Serve until `stop`, then drain. `listening` is told the port. Raises WorkerIdTaken."""
         async with serve(
             self._serve,
             self._settings.host,
@@ -92,6 +89,7 @@ class Worker:
         ) as server:
             port = _port(server)
             logger.info("worker %s listens at port %d", self._settings.worker_id, port)
+            listening(port)
             beating = asyncio.create_task(self._beat(port))
             waiting = asyncio.create_task(stop.wait())
             await asyncio.wait([beating, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -133,7 +131,8 @@ class Worker:
             except RedisError as error:
                 # Running sessions do not need it; the next heartbeat puts everything back.
                 logger.warning("Redis: %s", error)
-            await asyncio.sleep(1.0 if self._unhealthy else HEARTBEAT_S)
+            wait = self._settings.heartbeat_seconds
+            await asyncio.sleep(min(1.0, wait) if self._unhealthy else wait)
 
     async def _register(self, port: int) -> None:
         if not self._variants:
@@ -256,7 +255,8 @@ class Worker:
             await connection.send(serialize(error))
             await connection.close(close_code, reason)
 
-        if self._draining.is_set() or len(self._sessions) >= self._settings.max_sessions:
+        full = len(self._sessions) >= self._settings.max_sessions
+        if full or self._draining.is_set() or not self._variants:
             sentence = "this worker takes no more sessions"
             return await refuse("no_capacity", sentence, 1013, "Server at capacity")
         try:
@@ -328,18 +328,21 @@ def _port(server: Server) -> int:
     return next(iter(server.sockets)).getsockname()[1]
 
 
-async def _run(settings: WorkerSettings) -> None:
-    # Inside the loop: gRPC's channels belong to the one they are made in.
-    await Worker(settings).run()
-
-
 def main(settings: WorkerSettings) -> int:
-    """Run a worker; the exit status."""
+    """Run a worker until SIGTERM or SIGINT; the exit status."""
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, stop.set)
+        # Inside the loop: gRPC's channels belong to the one they are made in.
+        await Worker(settings).run(stop)
+
     try:
-        asyncio.run(_run(settings))
+        asyncio.run(run())
     except (WorkerIdTaken, ValueError, OSError) as error:
         logger.error("%s", error)
         return 1

@@ -1,5 +1,7 @@
+import asyncio
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 from dalston.cli.up import redis_server
 from dalston.triton.process import die_with_parent, free_port
+from dalston.triton.server import ServerError, probe_all
 
 # Machines are slow at times, and that proves nothing.
 hypothesis.settings.register_profile("dalston", deadline=None)
@@ -45,3 +48,26 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     yield f"redis://127.0.0.1:{port}"
     process.terminate()
     process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def triton_url(model_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """The gRPC address of a real Triton with every model, for all tests that do it no harm."""
+    grpc_port, folder = free_port(), tmp_path_factory.mktemp("triton")
+    command = [sys.executable, "-m", "dalston.cli.main", "triton", "--run-dir", str(folder)]
+    command += ["--repository", str(model_repository), "--grpc-port", str(grpc_port)]
+    command += ["--http-port", str(free_port()), "--metrics-port", str(free_port())]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
+    url, deadline = f"127.0.0.1:{grpc_port}", time.monotonic() + 60
+    while True:
+        try:
+            asyncio.run(probe_all(url))
+            break
+        except ServerError:
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.1)
+    yield url
+    process.terminate()
+    process.wait(20)

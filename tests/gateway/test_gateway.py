@@ -1,0 +1,447 @@
+"""
+A real gateway over a real Redis, in front of workers that do what the test wants.
+"""
+
+import asyncio
+import contextlib
+import json
+import urllib.error
+import urllib.request
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as serve_websocket
+from websockets.exceptions import ConnectionClosed
+
+from dalston.gateway.app import capacity, serve
+from dalston.gateway.settings import GatewaySettings
+from dalston.orchestrator.slots import Registration, Slots, WorkerRecord, redis_client
+from dalston.triton.process import free_port
+
+STREAM = "/v1/audio/transcriptions/stream"
+Script = Callable[[ServerConnection], Awaitable[None]]
+
+
+@dataclass
+class FakeWorker:
+    """Registered like a real one; what it does with a connection is the test's."""
+
+    slots: Slots
+    id: str
+    script: Script
+    capacity: int = 4
+    requests: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator["FakeWorker"]:
+        async def serve_one(connection: ServerConnection) -> None:
+            assert connection.request is not None
+            url = urlsplit(connection.request.path)
+            assert url.path == "/session"
+            self.requests.append(dict(parse_qsl(url.query)))
+            with contextlib.suppress(ConnectionClosed):
+                await self.script(connection)
+
+        async with serve_websocket(serve_one, "127.0.0.1", 0, max_size=16 << 20) as server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            await self.register(f"ws://127.0.0.1:{port}")
+            yield self
+
+    async def register(self, endpoint: str) -> None:
+        await self.slots.heartbeat(
+            Registration(
+                self.id,
+                self.id,
+                endpoint,
+                "ready",
+                self.capacity,
+                ["fast", "accurate"],
+                ["demo"],
+                ["en"],
+                "0.1.0",
+            ),
+            {},
+        )
+
+
+async def echo(connection: ServerConnection) -> None:
+    """Begins, tells the size of each binary frame, ends when told to."""
+    await connection.send('{"type":"session.begin"}')
+    async for frame in connection:
+        if isinstance(frame, bytes):
+            await connection.send(json.dumps({"type": "got", "bytes": len(frame)}))
+        elif json.loads(frame)["type"] == "end":
+            await connection.send('{"type":"session.snapshot","position":1}')
+            await connection.send(json.dumps({"type": "session.end", "said": json.loads(frame)}))
+            await connection.close(1000)
+
+
+@dataclass
+class Gateway:
+    url: str
+    slots: Slots
+    client: Any
+    stop: asyncio.Event
+    task: asyncio.Task[None]
+
+    def stream(self, query: str = "") -> Any:
+        return connect(f"ws://{self.url}{STREAM}?{query}", compression=None, max_size=None)
+
+    async def http(
+        self, path: str, method: str = "GET", headers: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
+        request = urllib.request.Request(
+            f"http://{self.url}{path}", method=method, headers=headers or {}
+        )
+
+        def fetch() -> tuple[int, Any]:
+            try:
+                with urllib.request.urlopen(request, timeout=5) as response:
+                    return response.status, json.load(response)
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, json.load(error)
+
+        return await asyncio.to_thread(fetch)
+
+    async def held(self) -> int:
+        """Slots in Redis."""
+        return sum(worker.active_sessions for worker in await self.slots.workers())
+
+    async def until_held(self, count: int) -> None:
+        async with asyncio.timeout(5):
+            while await self.held() != count:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def gateway(redis_url: str) -> AsyncGenerator[Gateway]:
+    client: Any = redis_client(redis_url)
+    await client.flushall()
+    settings = GatewaySettings(
+        redis_url=redis_url, host="127.0.0.1", port=0, drain_seconds=1.0, admin_key="secret"
+    )  # pyright: ignore[reportCallIssue]
+    stop = asyncio.Event()
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(serve(settings, stop, port.set_result))
+    url = f"127.0.0.1:{await port}"
+    yield Gateway(url, Slots(client), client, stop, task)
+    stop.set()
+    await asyncio.wait_for(task, 10)
+    await client.aclose()
+
+
+async def drained(connection: ClientConnection) -> tuple[list[Any], int | None]:
+    """All that comes until the close, and its code."""
+    messages: list[Any] = []
+    with contextlib.suppress(ConnectionClosed):
+        async with asyncio.timeout(10):
+            while True:
+                messages.append(json.loads(await connection.recv()))
+    return messages, connection.close_code
+
+
+async def test_frames_go_both_ways_and_the_close_code_comes_back(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as stream:
+        await stream.send(bytes(3200))
+        await stream.send('{"type":"end"}')
+        messages, code = await drained(stream)
+    assert [m["type"] for m in messages] == ["session.begin", "got", "session.end"]
+    assert messages[1]["bytes"] == 3200
+    assert code == 1000
+
+
+async def test_snapshots_are_between_worker_and_gateway(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as stream:
+        await stream.send('{"type":"end"}')
+        messages, _ = await drained(stream)
+    assert "session.snapshot" not in [m["type"] for m in messages]
+
+
+async def test_the_worker_is_told_the_parameters_and_who_it_is_for(gateway: Gateway) -> None:
+    worker = FakeWorker(gateway.slots, "a", echo)
+    async with worker.running(), gateway.stream("language=de&word_timestamps=true") as stream:
+        await stream.recv()
+    (request,) = worker.requests
+    assert (request["language"], request["word_timestamps"]) == ("de", "true")
+    assert request["session_id"].startswith("sess_")
+    assert request["epoch"] == "1"
+
+
+async def test_the_record_of_the_session_is_in_redis(gateway: Gateway) -> None:
+    async with (
+        FakeWorker(gateway.slots, "a", echo).running(),
+        gateway.stream("language=de") as stream,
+    ):
+        await stream.recv()
+        (record,) = await gateway.slots.sessions()
+    assert (record["worker_id"], record["status"], record["language"]) == ("a", "active", "de")
+    assert (record["model"], record["client_ip"]) == ("fast", "127.0.0.1")
+
+
+async def test_the_slot_is_held_while_it_lasts_and_back_at_once(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", echo).running():
+        async with gateway.stream() as stream:
+            await stream.recv()
+            assert await gateway.held() == 1
+        await gateway.until_held(0)
+
+
+async def test_a_caller_that_vanishes_gives_its_slot_back(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", echo).running():
+        stream = await gateway.stream()
+        await stream.recv()
+        stream.transport.abort()
+        await gateway.until_held(0)
+
+
+async def test_without_workers_the_caller_is_told_when_to_come_back(gateway: Gateway) -> None:
+    async with gateway.stream() as stream:
+        (error,), code = await drained(stream)
+    assert error == {
+        "type": "error",
+        "code": "no_capacity",
+        "message": "No realtime workers available. Try again later.",
+        "recoverable": True,
+        "retry_after": 5,
+    }
+    assert code == 1013
+
+
+async def test_one_over_capacity_is_refused_and_takes_nothing(gateway: Gateway) -> None:
+    async with (
+        FakeWorker(gateway.slots, "a", echo, capacity=1).running(),
+        gateway.stream() as first,
+    ):
+        await first.recv()
+        async with gateway.stream() as second:
+            (error,), code = await drained(second)
+        assert (error["code"], code) == ("no_capacity", 1013)
+        assert await gateway.held() == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "names"),
+    [
+        ("sample_rate=7", "invalid_parameter", "sample_rate"),
+        ("encoding=mp3", "invalid_parameter", "encoding"),
+        ("model=huge", "invalid_parameter", "model"),
+        ("language=klingon", "language_unsupported", "language"),
+    ],
+)
+async def test_a_bad_parameter_is_named_and_takes_no_slot(
+    gateway: Gateway, query: str, code: str, names: str
+) -> None:
+    worker = FakeWorker(gateway.slots, "a", echo)
+    async with worker.running(), gateway.stream(query) as stream:
+        (error,), close_code = await drained(stream)
+        assert (error["code"], error["recoverable"], close_code) == (code, False, 4400)
+        assert names in error["message"]
+    assert worker.requests == []
+    assert await gateway.held() == 0
+
+
+async def test_a_wrong_path_is_explained(gateway: Gateway) -> None:
+    async with connect(f"ws://{gateway.url}/v1/listen/here") as stream:
+        (error,), code = await drained(stream)
+    assert code == 1008
+    assert STREAM in error["message"]
+
+
+async def test_a_worker_that_cannot_be_reached_is_passed_over(gateway: Gateway) -> None:
+    dead = FakeWorker(gateway.slots, "a", echo)
+    await dead.register(f"ws://127.0.0.1:{free_port()}")
+    alive = FakeWorker(gateway.slots, "b", echo)
+    async with alive.running(), gateway.stream() as stream:
+        assert json.loads(await stream.recv())["type"] == "session.begin"
+        assert [w.active_sessions for w in await gateway.slots.workers()] == [0, 1]
+
+
+async def test_when_no_worker_can_be_reached_the_caller_is_told(gateway: Gateway) -> None:
+    for id in "abc":
+        await FakeWorker(gateway.slots, id, echo).register(f"ws://127.0.0.1:{free_port()}")
+    async with gateway.stream() as stream:
+        (error,), code = await drained(stream)
+    assert (error["code"], code) == ("no_capacity", 1013)
+    assert await gateway.held() == 0
+
+
+async def test_a_worker_that_dies_ends_the_session_with_a_hint(gateway: Gateway) -> None:
+    async def die(connection: ServerConnection) -> None:
+        await connection.send('{"type":"session.begin"}')
+        await connection.recv()
+        connection.transport.abort()
+
+    async with FakeWorker(gateway.slots, "a", die).running(), gateway.stream() as stream:
+        await stream.send(bytes(3200))
+        messages, code = await drained(stream)
+    assert [m["type"] for m in messages] == ["session.begin", "session.terminated"]
+    assert (messages[1]["reason"], messages[1]["recoverable"]) == ("worker_lost", True)
+    assert code == 1011
+    await gateway.until_held(0)
+
+
+@pytest.mark.parametrize("code", [1001, 1009, 4008])
+async def test_the_worker_decides_how_a_session_closes(gateway: Gateway, code: int) -> None:
+    async def close(connection: ServerConnection) -> None:
+        await connection.send('{"type":"session.end"}')
+        await connection.close(code)
+
+    async with FakeWorker(gateway.slots, "a", close).running(), gateway.stream() as stream:
+        messages, closed_with = await drained(stream)
+    assert [m["type"] for m in messages] == ["session.end"]
+    assert closed_with == code
+
+
+async def test_a_worker_that_does_not_read_slows_its_caller_down_and_costs_no_memory(
+    gateway: Gateway,
+) -> None:
+    reading = asyncio.Event()
+
+    async def slow(connection: ServerConnection) -> None:
+        await reading.wait()
+        await echo(connection)
+
+    async with FakeWorker(gateway.slots, "a", slow).running(), gateway.stream() as stream:
+        sent = 0
+
+        async def send() -> None:
+            nonlocal sent
+            while True:
+                await stream.send(bytes(1 << 20))
+                sent += 1
+
+        sending = asyncio.create_task(send())
+        await asyncio.sleep(1)
+        stopped_at = sent
+        await asyncio.sleep(0.3)
+        assert sent == stopped_at < 100
+        sending.cancel()
+        reading.set()
+
+
+async def test_when_redis_is_away_the_caller_is_told_and_running_sessions_go_on(
+    gateway: Gateway,
+) -> None:
+    async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as first:
+        await first.recv()
+        # A client that may not speak is as good as none.
+        await gateway.client.execute_command("CONFIG", "SET", "maxclients", "1")
+        await gateway.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        try:
+            async with gateway.stream() as second:
+                (error,), code = await drained(second)
+            assert (error["code"], error["retry_after"], code) == ("no_capacity", 5, 1013)
+            status, body = await gateway.http("/health")
+            assert (status, body["status"]) == (503, "unhealthy")
+            assert (await gateway.http("/v1/realtime/status"))[0] == 503
+            await first.send(bytes(3200))
+            assert json.loads(await first.recv())["bytes"] == 3200
+        finally:
+            await gateway.client.execute_command("CONFIG", "SET", "maxclients", "1000")
+
+
+async def test_leases_are_renewed_while_sessions_last(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as stream:
+        await stream.recv()
+        first = await gateway.client.zrange("dalston:realtime:leases", 0, -1, withscores=True)
+        await asyncio.sleep(0.05)
+        # What the gateway does every few seconds, done now.
+        (record,) = await gateway.slots.sessions()
+        from dalston.orchestrator.slots import Slot
+
+        assert await gateway.slots.renew([Slot(record["session_id"], "a", "", 1)]) == set()
+        later = await gateway.client.zrange("dalston:realtime:leases", 0, -1, withscores=True)
+    assert later[0][1] > first[0][1]
+
+
+# HTTP.
+
+
+async def test_health_is_200_only_with_a_worker_that_takes_sessions(gateway: Gateway) -> None:
+    status, body = await gateway.http("/health")
+    assert (status, body) == (503, {"status": "unhealthy", "reason": "no worker is ready"})
+    async with FakeWorker(gateway.slots, "a", echo).running():
+        status, body = await gateway.http("/health")
+        assert (status, body["status"]) == (200, "healthy")
+
+
+async def test_status_counts_slots(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", echo, capacity=2).running(), gateway.stream() as s:
+        await s.recv()
+        assert await gateway.http("/v1/realtime/status") == (
+            200,
+            {
+                "status": "ready",
+                "total_capacity": 2,
+                "active_sessions": 1,
+                "available_capacity": 1,
+                "workers": [{"id": "a", "status": "ready", "capacity": 2, "active_sessions": 1}],
+            },
+        )
+
+
+def test_only_workers_that_take_sessions_are_capacity() -> None:
+    def record(id: str, status: Any, active: int) -> WorkerRecord:
+        return WorkerRecord(id, status, 4, active, "ws://x", ["fast"])
+
+    workers = [record("a", "busy", 4), record("b", "draining", 2), record("c", "offline", 1)]
+    body = capacity(workers)
+    assert (body["status"], body["total_capacity"]) == ("at_capacity", 4)
+    assert (body["available_capacity"], body["active_sessions"]) == (0, 7)
+    assert capacity([])["status"] == "unavailable"
+
+
+async def test_sessions_are_for_admins(gateway: Gateway) -> None:
+    assert (await gateway.http("/v1/realtime/sessions"))[0] == 401
+    wrong = {"Authorization": "Bearer wrong"}
+    assert (await gateway.http("/v1/realtime/sessions", headers=wrong))[0] == 401
+    assert (await gateway.http("/v1/realtime/sessions/x", "DELETE", wrong))[0] == 401
+
+
+async def test_an_admin_lists_and_ends_sessions(gateway: Gateway) -> None:
+    key = {"Authorization": "Bearer secret"}
+    async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as stream:
+        await stream.recv()
+        _, body = await gateway.http("/v1/realtime/sessions", headers=key)
+        (session,) = body["sessions"]
+        assert session["worker_id"] == "a"
+        path = f"/v1/realtime/sessions/{session['session_id']}"
+        assert (await gateway.http(path, "DELETE", key))[0] == 202
+        messages, _ = await drained(stream)
+    assert messages[-1]["said"] == {"type": "end", "reason": "terminated"}
+    assert (await gateway.http("/v1/realtime/sessions/sess_none", "DELETE", key))[0] == 404
+
+
+# Leaving.
+
+
+async def test_a_drain_refuses_new_sessions_and_lets_running_ones_end(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as running:
+        await running.recv()
+        gateway.stop.set()
+        await asyncio.sleep(0.1)
+        async with gateway.stream() as late:
+            (error,), code = await drained(late)
+        assert (error["code"], code) == ("no_capacity", 1013)
+        assert (await gateway.http("/health"))[0] == 503
+        await running.send('{"type":"end"}')
+        messages, code = await drained(running)
+        assert (messages[-1]["said"], code) == ({"type": "end"}, 1000)
+        await asyncio.wait_for(gateway.task, 5)
+
+
+async def test_a_drain_ends_what_does_not_end_by_itself(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as running:
+        await running.recv()
+        gateway.stop.set()
+        messages, _ = await drained(running)
+        assert messages[-1]["said"] == {"type": "end", "reason": "server_drain"}
+        await asyncio.wait_for(gateway.task, 5)
+    assert await gateway.held() == 0

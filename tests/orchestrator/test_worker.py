@@ -1,0 +1,365 @@
+"""
+A real worker with a real Triton and a real Redis.
+"""
+
+import asyncio
+import contextlib
+import json
+import urllib.error
+import urllib.request
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from recordings import recordings
+from speech import chunks
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from dalston.orchestrator.messages import Snapshot, parse_server
+from dalston.orchestrator.settings import WorkerSettings
+from dalston.orchestrator.slots import Slots, WorkerIdTaken, redis_client
+from dalston.orchestrator.worker import Worker
+from dalston.triton.process import free_port
+
+END = '{"type":"end"}'
+SPOKEN = recordings()[0].audio[: 4 * 16_000].tobytes()
+
+
+@dataclass
+class Running:
+    """A worker that was started, and its place in Redis."""
+
+    port: int
+    slots: Slots
+    client: Any
+    stop: asyncio.Event
+    task: asyncio.Task[None]
+
+    def session(self, query: str = "", path: str = "/session") -> Any:
+        return connect(f"ws://127.0.0.1:{self.port}{path}?{query}", compression=None)
+
+    async def http(self, path: str) -> tuple[int, Any]:
+        def fetch() -> tuple[int, Any]:
+            try:
+                url = f"http://127.0.0.1:{self.port}{path}"
+                with urllib.request.urlopen(url, timeout=5) as response:
+                    return response.status, json.load(response)
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, error.read().decode()
+
+        return await asyncio.to_thread(fetch)
+
+    async def record(self, id: str) -> dict[str, str]:
+        raw = await self.client.hgetall(f"dalston:realtime:worker:{id}")
+        return {key.decode(): value.decode() for key, value in raw.items()}
+
+
+@dataclass
+class Workers:
+    """Starts workers, and stops those that a test leaves running."""
+
+    redis_url: str
+    triton_url: str
+    started: list[Running] = field(default_factory=list[Running])
+
+    async def start(self, id: str = "w1", **settings: Any) -> Running:
+        given = {
+            "redis_url": self.redis_url,
+            "worker_id": id,
+            "port": 0,
+            "triton_urls": [self.triton_url],
+            "drain_seconds": 0.5,
+            **settings,
+        }
+        client = redis_client(self.redis_url)
+        stop = asyncio.Event()
+        port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        worker = Worker(WorkerSettings(**given))
+        task = asyncio.create_task(worker.run(stop, port.set_result))
+        running = Running(await port, Slots(client), client, stop, task)
+        self.started.append(running)
+        return running
+
+    async def ready(self, id: str = "w1", **settings: Any) -> Running:
+        """Started, and registered as ready."""
+        running = await self.start(id, **settings)
+        await until(lambda: running.http("/health"), lambda answer: answer[0] == 200)
+        return running
+
+
+async def until(ask: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
+    async with asyncio.timeout(15):
+        while not wanted(answer := await ask()):
+            await asyncio.sleep(0.02)
+    return answer
+
+
+@pytest.fixture
+async def workers(redis_url: str, triton_url: str) -> AsyncGenerator[Workers]:
+    client: Any = redis_client(redis_url)
+    await client.flushall()
+    workers = Workers(redis_url, triton_url)
+    yield workers
+    for running in workers.started:
+        running.stop.set()
+        await asyncio.wait([running.task], timeout=15)
+        await running.client.aclose()
+    await client.aclose()
+
+
+async def drained(connection: ClientConnection) -> tuple[list[Any], int | None]:
+    messages: list[Any] = []
+    with contextlib.suppress(ConnectionClosed):
+        async with asyncio.timeout(30):
+            while True:
+                messages.append(json.loads(await connection.recv()))
+    return messages, connection.close_code
+
+
+def texts(messages: list[Any]) -> list[str]:
+    return [m["text"] for m in messages if m["type"] == "transcript.final"]
+
+
+async def test_a_session_is_transcribed(workers: Workers) -> None:
+    worker = await workers.ready()
+    async with worker.session("language=en") as session:
+        for chunk in chunks(SPOKEN, [3200]):
+            await session.send(chunk)
+            await asyncio.sleep(0.03)  # faster, and the final overtakes its partials
+        await session.send(END)
+        messages, code = await drained(session)
+    assert code == 1000
+    kinds = [m["type"] for m in messages]
+    assert kinds[0] == "session.begin"
+    assert kinds[-1] == "session.end"
+    assert {"vad.speech_start", "transcript.partial", "transcript.final"} <= set(kinds)
+    assert messages[0]["config"]["model_id"] == "demo"
+
+
+async def test_a_session_goes_on_from_a_snapshot_in_another_worker(workers: Workers) -> None:
+    recording = recordings()[0].audio.tobytes()
+    first, second = await workers.ready("w1"), await workers.ready("w2")
+    async with first.session("session_id=sess_x&epoch=1&language=auto") as session:
+        for chunk in chunks(recording, [32_000]):
+            await session.send(chunk)
+        await session.send(END)
+        undisturbed, _ = await drained(session)
+    kept: Snapshot | None = None
+    for message in undisturbed:
+        if message["type"] == "session.snapshot":
+            snapshot = parse_server(json.dumps(message))
+            assert isinstance(snapshot, Snapshot)
+            kept = snapshot.merged(kept)
+            if len(kept.segments) == 2:
+                break
+    assert kept
+    async with second.session("session_id=sess_x&epoch=2&resume=1") as session:
+        await session.send(msgspec.json.encode(kept).decode())
+        for chunk in chunks(recording[2 * kept.replay_from :], [32_000]):
+            await session.send(chunk)
+        await session.send(END)
+        continued, code = await drained(session)
+    assert code == 1000
+    assert texts(continued) == texts(undisturbed)[2:]
+    end, expected = continued[-1], undisturbed[-1]
+    assert (end["transcript"], end["segments"]) == (expected["transcript"], expected["segments"])
+    assert end["total_duration"] == expected["total_duration"]
+
+
+async def test_a_snapshot_that_is_none_is_refused(workers: Workers) -> None:
+    worker = await workers.ready()
+    async with worker.session("resume=1") as session:
+        await session.send("{}")
+        (error,), code = await drained(session)
+    assert (error["code"], code) == ("invalid_message", 4400)
+
+
+async def test_sessions_share_one_worker(workers: Workers) -> None:
+    worker = await workers.ready(max_sessions=4)
+
+    async def one(number: int) -> list[str]:
+        async with worker.session() as session:
+            for chunk in chunks(recordings()[number].audio.tobytes(), [16_000]):
+                await session.send(chunk)
+            await session.send(END)
+            return texts((await drained(session))[0])
+
+    together = await asyncio.gather(*map(one, range(4)))
+    assert together == [await one(number) for number in range(4)]
+    assert all(together)
+
+
+async def test_health_is_told_over_http_and_websocket(workers: Workers) -> None:
+    worker = await workers.ready()
+    status, body = await worker.http("/health")
+    assert (status, body["status"], body["models"]) == (200, "healthy", ["accurate", "fast"])
+    async with worker.session(path="/health") as connection:
+        assert json.loads(await connection.recv())["status"] == "healthy"
+    assert (await worker.http("/elsewhere"))[0] == 404
+
+
+async def test_a_wrong_path_closes_with_1008(workers: Workers) -> None:
+    worker = await workers.ready()
+    async with worker.session(path="/sessions") as connection:
+        assert await drained(connection) == ([], 1008)
+        assert connection.close_reason == "Invalid path"
+
+
+async def test_one_session_too_many_closes_with_1013(workers: Workers) -> None:
+    worker = await workers.ready(max_sessions=1)
+    async with worker.session() as first:
+        await first.recv()
+        async with worker.session() as second:
+            (error,), code = await drained(second)
+            assert (error["code"], error["retry_after"], code) == ("no_capacity", 5, 1013)
+            assert second.close_reason == "Server at capacity"
+    # The place is free again once the first has gone.
+    await until(lambda: worker.http("/health"), lambda answer: answer[1]["active_sessions"] == 0)
+    async with worker.session() as third:
+        assert json.loads(await third.recv())["type"] == "session.begin"
+
+
+async def test_a_bad_parameter_is_refused(workers: Workers) -> None:
+    worker = await workers.ready()
+    async with worker.session("sample_rate=5") as session:
+        (error,), code = await drained(session)
+    assert (error["code"], code) == ("invalid_parameter", 4400)
+    async with worker.session("language=ja") as session:
+        (error,), code = await drained(session)
+    # Whisper knows it; the demo checkpoint does not.
+    assert (error["code"], code) == ("language_unsupported", 4400)
+
+
+async def test_the_record_says_what_the_worker_is(workers: Workers) -> None:
+    worker = await workers.ready(max_sessions=7, endpoint="ws://here:9000")
+    record = await until(lambda: worker.record("w1"), bool)
+    assert record["endpoint"] == "ws://here:9000"
+    assert (record["status"], record["capacity"], record["active_sessions"]) == ("ready", "7", "0")
+    assert json.loads(record["models"]) == ["fast", "accurate"]
+    assert json.loads(record["models_loaded"]) == ["demo"]
+    assert json.loads(record["languages_supported"]) == ["de", "en", "es", "fr", "auto"]
+    assert record["version"] == version("dalston")
+    assert "gpu_memory_used" not in record  # there is none
+
+
+async def test_a_direct_session_takes_a_slot_too(workers: Workers) -> None:
+    worker = await workers.ready(heartbeat_seconds=0.1)
+    async with worker.session() as session:
+        await session.recv()
+        await until(lambda: worker.record("w1"), lambda r: r.get("active_sessions") == "1")
+    await until(lambda: worker.record("w1"), lambda r: r.get("active_sessions") == "0")
+
+
+async def test_a_worker_that_ends_unregisters(workers: Workers) -> None:
+    worker = await workers.ready()
+    await until(lambda: worker.record("w1"), bool)
+    worker.stop.set()
+    await asyncio.wait_for(worker.task, 5)
+    assert await worker.record("w1") == {}
+
+
+async def test_draining_lets_running_sessions_end_and_takes_no_new_ones(workers: Workers) -> None:
+    worker = await workers.ready(drain_seconds=20)
+    async with worker.session("language=en") as session:
+        await session.recv()
+        worker.stop.set()
+        await until(lambda: worker.record("w1"), lambda r: r.get("status") == "draining")
+        async with worker.session() as late:
+            (error,), code = await drained(late)
+            assert (error["code"], code) == ("no_capacity", 1013)
+        assert (await worker.http("/health"))[0] == 503
+        await session.send(SPOKEN)
+        await session.send(END)
+        messages, code = await drained(session)
+        assert code == 1000
+        assert texts(messages)
+    await asyncio.wait_for(worker.task, 5)
+
+
+async def test_a_drain_that_takes_too_long_ends_sessions_with_what_was_said(
+    workers: Workers,
+) -> None:
+    worker = await workers.ready(drain_seconds=0.2)
+    async with worker.session("language=en") as session:
+        await session.send(SPOKEN)
+        await until_type(session, "vad.speech_start")
+        worker.stop.set()
+        messages, code = await drained(session)
+    assert code == 1001
+    assert messages[-1]["reason"] == "server_drain"
+    assert messages[-1]["transcript"]
+    await asyncio.wait_for(worker.task, 10)
+
+
+async def until_type(session: ClientConnection, kind: str) -> None:
+    async with asyncio.timeout(15):
+        while json.loads(await session.recv())["type"] != kind:
+            pass
+
+
+async def test_two_processes_may_not_share_an_id(workers: Workers) -> None:
+    first = await workers.ready("same")
+    await until(lambda: first.record("same"), bool)
+    second = await workers.start("same")
+    with pytest.raises(WorkerIdTaken, match="same"):
+        await asyncio.wait_for(second.task, 10)
+
+
+async def test_without_triton_the_worker_says_so_and_takes_no_sessions(workers: Workers) -> None:
+    worker = await workers.start(triton_urls=[f"127.0.0.1:{free_port()}"])
+    status, body = await worker.http("/health")
+    assert status == 503
+    assert "unhealthy" in body
+    async with worker.session() as session:
+        (error,), code = await drained(session)
+    assert (error["code"], code) == ("no_capacity", 1013)
+    assert await worker.record("w1") == {}
+
+
+async def test_the_vad_can_run_in_the_worker_with_the_same_result(
+    workers: Workers, model_repository: Any
+) -> None:
+    model = model_repository / "silero_vad" / "1" / "silero.onnx"
+    results: list[list[Any]] = []
+    for id, settings in (("w1", {}), ("w2", {"vad": "worker", "vad_model": model})):
+        worker = await workers.ready(id, **settings)
+        async with worker.session("language=en") as session:
+            await session.send(recordings()[1].audio.tobytes())
+            await session.send(END)
+            messages, _ = await drained(session)
+        keep = ("vad.speech_start", "vad.speech_end", "transcript.final")
+        for message in messages:
+            message.pop("processing_ms", None)
+        results.append([m for m in messages if m["type"] in keep])
+    assert results[0] == results[1]
+    assert results[0]
+
+
+@pytest.mark.parametrize("kind", ["silence", "noise", "tones"])
+async def test_a_minute_of_nothing_is_no_text(workers: Workers, kind: str) -> None:
+    worker = await workers.ready()
+    r, n = np.random.default_rng(7), 60 * 16_000
+    t = np.arange(n) / 16_000
+    audio = {
+        "silence": np.zeros(n),
+        "noise": r.standard_normal(n) * 0.05,
+        "tones": sum(
+            0.1 * np.sin(2 * np.pi * f * t) * (np.sin(2 * np.pi * t / p) > 0)
+            for f, p in ((220, 1.3), (277, 2.1), (330, 0.9), (440, 3.4))
+        ),
+    }[kind]
+    pcm = np.rint(np.asarray(audio) * 32767).astype("<i2").tobytes()
+    async with worker.session() as session:
+        for chunk in chunks(pcm, [32_000]):
+            await session.send(chunk)
+        await session.send(END)
+        messages, _ = await drained(session)
+    assert texts(messages) == []
+    assert messages[-1]["transcript"] == ""
+    assert not [m for m in messages if m["type"] == "transcript.partial"]
