@@ -20,8 +20,7 @@ from redis.exceptions import RedisError
 
 from dalston.gateway.connection import Connections
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator.handler import LONGEST_FRAME
-from dalston.orchestrator.messages import End, Error, serialize
+from dalston.orchestrator.messages import LONGEST_FRAME, End, Error, serialize
 from dalston.orchestrator.slots import EVENTS, LEASE_S, Slots, WorkerRecord, redis_client
 
 logger = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from dalston.orchestrator.inference import InferenceError, SequenceLost
 from dalston.orchestrator.messages import (
+    LONGEST_FRAME,
     EndReason,
     Error,
     MessageError,
@@ -40,8 +41,6 @@ MAX_BACKLOG_S = 30.0
 # Messages the client has not read. Partials are dropped above the first, the session ends above
 # the second: a final is a few hundred bytes, so this is hours of speech.
 PARTIALS_WAITING, MESSAGES_WAITING = 64, 4096
-# A binary frame longer than this is a mistake: 32 s of 16 kHz PCM.
-LONGEST_FRAME = 1 << 20  # bytes
 # Retries wait longer each time, up to the last; after outage_s of failures the session gives up.
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 2.0
 

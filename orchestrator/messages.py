@@ -278,6 +278,8 @@ _encoder = msgspec.json.Encoder()
 
 # A control message is a few words; anything longer is a mistake, and not worth parsing.
 LONGEST_TEXT = 16_384  # characters
+# A binary frame longer than this is a mistake: 32 s of 16 kHz PCM.
+LONGEST_FRAME = 1 << 20  # bytes
 
 
 class MessageError(ValueError):

@@ -69,8 +69,10 @@ class Worker:
         self._ending = asyncio.Event()  # running ones end
         self._local_vad = None
         if settings.vad == "worker":
-            from dalston.orchestrator.local_vad import LocalVad
-
+            try:
+                from dalston.orchestrator.local_vad import LocalVad
+            except ModuleNotFoundError as error:
+                raise ValueError(f"DALSTON_VAD=worker needs onnxruntime: {error}") from None
             if settings.vad_model is None:
                 raise ValueError("DALSTON_VAD=worker needs DALSTON_VAD_MODEL")
             self._local_vad = LocalVad(settings.vad_model)
@@ -79,31 +81,33 @@ class Worker:
         self, stop: asyncio.Event, listening: Callable[[int], None] = lambda _: None
     ) -> None:
         """Serve until `stop`, then drain. `listening` is told the port. Raises WorkerIdTaken."""
-        async with serve(
-            self._serve,
-            self._settings.host,
-            self._settings.port,
-            process_request=self._answer_http,
-            compression=None,
-            max_size=LONGEST_MESSAGE,
-        ) as server:
-            port = _port(server)
-            logger.info("worker %s listens at port %d", self._settings.worker_id, port)
-            listening(port)
-            beating = asyncio.create_task(self._beat(port))
-            waiting = asyncio.create_task(stop.wait())
-            await asyncio.wait([beating, waiting], return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if not beating.done():
-                await self._drain(port)
-            beating.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await beating
-        with contextlib.suppress(RedisError):
-            await self._slots.unregister(self._settings.worker_id, self._instance)
-        await self._redis.aclose()
-        for triton in self._tritons:
-            await triton.close()
+        try:
+            async with serve(
+                self._serve,
+                self._settings.host,
+                self._settings.port,
+                process_request=self._answer_http,
+                compression=None,
+                max_size=LONGEST_MESSAGE,
+            ) as server:
+                port = _port(server)
+                logger.info("worker %s listens at port %d", self._settings.worker_id, port)
+                listening(port)
+                beating = asyncio.create_task(self._beat(port))
+                waiting = asyncio.create_task(stop.wait())
+                await asyncio.wait([beating, waiting], return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+                if not beating.done():
+                    await self._drain(port)
+                beating.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await beating
+            with contextlib.suppress(RedisError):
+                await self._slots.unregister(self._settings.worker_id, self._instance)
+        finally:
+            await self._redis.aclose()
+            for triton in self._tritons:
+                await triton.close()
 
     async def _drain(self, port: int) -> None:
         """No new sessions; those that run have drain_seconds to end by themselves."""
@@ -333,6 +337,8 @@ def main(settings: WorkerSettings) -> int:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    # It tells of every connection, health checks included.
+    logging.getLogger("websockets.server").setLevel(logging.WARNING)
 
     async def run() -> None:
         stop = asyncio.Event()

@@ -13,7 +13,6 @@ import pytest
 from speech import Vad, chunks, pcm, recognise, say, silence
 
 from dalston.orchestrator.handler import (
-    LONGEST_FRAME,
     MAX_BACKLOG_S,
     MESSAGES_WAITING,
     PARTIALS_WAITING,
@@ -22,7 +21,7 @@ from dalston.orchestrator.handler import (
     handle,
 )
 from dalston.orchestrator.inference import InferenceError, SequenceLost
-from dalston.orchestrator.messages import SessionConfig
+from dalston.orchestrator.messages import LONGEST_FRAME, SessionConfig
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptRequest
 from dalston.orchestrator.session import Session
 
