@@ -68,6 +68,10 @@ class Session:
         """No more audio: what was said is finished, then session.end comes."""
         await self._message("end")
 
+    def abort(self) -> None:
+        """Drop the connection without a word; the server takes its slot back."""
+        self._connection.transport.abort()
+
     async def _message(self, kind: str, **fields: Any) -> None:
         await self._connection.send(json.dumps({"type": kind, **fields}))
 

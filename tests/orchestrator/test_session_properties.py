@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sounds import encoded
 from speech import RATE, WORDS, Driver, Step, chunks, pcm, say, silence, snapshots
 
 from dalston.orchestrator.messages import (
@@ -18,7 +19,6 @@ from dalston.orchestrator.messages import (
     Commit,
     ConfigUpdated,
     Configure,
-    Encoding,
     End,
     Final,
     Flush,
@@ -86,20 +86,6 @@ class Scene:
                 parts += [audio[at:behind], part]
                 at = max(at, behind)
         return [*parts, audio[at:]]
-
-
-def encoded(audio: np.ndarray[Any, Any], encoding: Encoding) -> bytes:
-    if encoding == "pcm_s16le":
-        return pcm(audio)
-    if encoding == "pcm_f32le":
-        return audio.astype("<f4").tobytes()
-    # G.711 codes of the nearest values, from the decoder's own table.
-    from dalston.orchestrator import audio as decoder
-
-    table = decoder._MULAW if encoding == "mulaw" else decoder._ALAW  # pyright: ignore[reportPrivateUsage]
-    order = np.argsort(table)
-    nearest = np.searchsorted(table[order], audio).clip(0, 255)
-    return order[nearest].astype(np.uint8).tobytes()
 
 
 def utterances() -> st.SearchStrategy[list[int]]:

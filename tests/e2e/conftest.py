@@ -1,0 +1,26 @@
+"""
+One stack for all tests here that do it no harm: two workers of two sessions each.
+"""
+
+import signal
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from stack import Stack, start_stack
+
+
+@pytest.fixture(scope="session")
+def data_dir(model_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the models that are built already."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "model_repository").symlink_to(model_repository)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack(data_dir: Path) -> Generator[Stack]:
+    stack = start_stack(data_dir, 2, MAX_SESSIONS="2", DALSTON_IDLE_SECONDS="20")
+    yield stack
+    stack.process.send_signal(signal.SIGTERM)
+    assert stack.process.wait(45) == 0
