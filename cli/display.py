@@ -14,8 +14,8 @@ from dalston.client import Event
 class Display:
     """Show events as they come. The stable part of a partial is bold, the rest may still change."""
 
-    def __init__(self) -> None:
-        self._console = Console(highlight=False)
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
         self._live = Live(console=self._console, transient=True, refresh_per_second=20)
 
     def __enter__(self) -> "Display":
@@ -30,19 +30,20 @@ class Display:
     ) -> None:
         self._live.__exit__(kind, error, traceback)
 
+    def refresh(self) -> None:
+        """Draw now; otherwise it is drawn a few times a second."""
+        self._live.refresh()
+
     def show(self, event: Event) -> None:
         match event["type"]:
             case "transcript.partial":
                 text, stable = event["text"], event["stable_chars"]
-                line = Text(_time(event["start"]), style="dim")
-                line.append(text[:stable], style="not dim bold")
-                line.append(text[stable:], style="not dim italic")
-                self._live.update(line)
+                start = (_time(event["start"]), "dim")
+                parts = (text[:stable], "bold"), (text[stable:], "dim italic")
+                self._live.update(Text.assemble(start, *parts))
             case "transcript.final":
                 self._live.update("")
-                line = Text(_time(event["start"]), style="dim")
-                line.append(event["text"], style="not dim")
-                self._console.print(line)
+                self._console.print(Text.assemble((_time(event["start"]), "dim"), event["text"]))
             case "session.begin":
                 for warning in event["warnings"]:
                     self._console.print(Text(warning["message"], style="yellow"))
