@@ -12,6 +12,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 import urllib.error
@@ -122,6 +123,9 @@ def parts(
             "WORKER_PORT": str(worker_port),
             "WORKER_ENDPOINT": f"ws://127.0.0.1:{worker_port}",
             "DALSTON_HOST": "127.0.0.1",
+            # A Redis that was started again knows nothing until the next: on one machine more of
+            # them cost nothing.
+            "DALSTON_HEARTBEAT_SECONDS": "2",
             "DRAIN_SECONDS": str(drain_s),
             "TRITON_URLS": f"127.0.0.1:{grpc}",
             "DALSTON_VAD_MODEL": str(repository / "silero_vad" / "1" / "silero.onnx"),
@@ -206,6 +210,16 @@ def healthy(url: str) -> bool:
         return False
 
 
+def check_free(host: str, port: int) -> None:
+    """Raises StackError if somebody listens there: the gateway would only say so in its log."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StackError(f"port {port} of {host} cannot be had: {error.strerror}") from None
+
+
 def prepare(profile: str, data_dir: Path | None) -> tuple[Path, Path]:
     """The model repository of a profile, built if need be, and a folder for the stack's files.
 
@@ -219,6 +233,7 @@ def prepare(profile: str, data_dir: Path | None) -> tuple[Path, Path]:
 
 
 async def _up(profile: str, data_dir: Path | None, host: str, port: int, workers: int) -> None:
+    check_free(host, port)
     repository, run = prepare(profile, data_dir)
     drain_s = float(os.environ.get("DRAIN_SECONDS", "30"))
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"

@@ -46,8 +46,11 @@ class Session:
         self.ended: Event | None = None  # the session.end message, once it came
 
     async def send(self, audio: bytes) -> None:
-        """Some audio in the encoding agreed on. Waits while the server is behind."""
-        await self._connection.send(audio)
+        """Some audio in the encoding agreed on. Waits while the server is behind.
+
+        Raises SessionFailed, as all that sends, once the server has closed.
+        """
+        await self._send(audio)
 
     async def flush(self) -> None:
         """End the utterance here: its final comes at once."""
@@ -73,7 +76,16 @@ class Session:
         self._connection.transport.abort()
 
     async def _message(self, kind: str, **fields: Any) -> None:
-        await self._connection.send(json.dumps({"type": kind, **fields}))
+        await self._send(json.dumps({"type": kind, **fields}))
+
+    async def _send(self, frame: str | bytes) -> None:
+        try:
+            await self._connection.send(frame)
+        except ConnectionClosed:
+            raise self._failure() from None
+
+    def _failure(self) -> SessionFailed:
+        return SessionFailed(self._connection.close_code or 1006, self._error)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Events until session.end, which is the last. Raises SessionFailed if it never comes."""
@@ -88,7 +100,7 @@ class Session:
         except ConnectionClosed:
             pass
         if self.ended is None:
-            raise SessionFailed(self._connection.close_code or 1006, self._error)
+            raise self._failure()
 
 
 @asynccontextmanager

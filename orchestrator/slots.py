@@ -144,10 +144,9 @@ class Slots:
     ) -> None:
         """Register or stay registered, with the sessions being served and their epochs.
 
-        Raises WorkerIdTaken.
+        Raises WorkerIdTaken if another living process, elsewhere, has the id.
         """
         fields: dict[str, str | int] = {
-            "endpoint": worker.endpoint,
             "status": worker.status,
             "capacity": worker.capacity,
             "models": json.dumps(list(worker.models)),
@@ -163,6 +162,7 @@ class Slots:
             args=[
                 worker.worker_id,
                 worker.instance,
+                worker.endpoint,
                 lease_s,
                 len(sessions),
                 *(item for pair in sessions.items() for item in pair),

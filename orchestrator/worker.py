@@ -130,13 +130,15 @@ class Worker:
         """Look after the models, and say so in Redis. Raises WorkerIdTaken."""
         while True:
             await self._look_after_models()
+            trouble = self._unhealthy is not None
             try:
                 await self._register(port)
             except RedisError as error:
                 # Running sessions do not need it; the next heartbeat puts everything back.
                 logger.warning("Redis: %s", error)
+                trouble = True
             wait = self._settings.heartbeat_seconds
-            await asyncio.sleep(min(1.0, wait) if self._unhealthy else wait)
+            await asyncio.sleep(min(1.0, wait) if trouble else wait)
 
     async def _register(self, port: int) -> None:
         if not self._variants:

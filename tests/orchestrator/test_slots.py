@@ -344,13 +344,19 @@ async def test_a_worker_that_speaks_again_is_ready_again(slots: Slots, client: A
 async def test_a_worker_id_in_use_is_refused_to_another_process(slots: Slots) -> None:
     await register(slots, worker("a"))
     with pytest.raises(WorkerIdTaken, match="WORKER_ID"):
-        await slots.heartbeat(worker("a", instance="another"), {})
+        await slots.heartbeat(worker("a", instance="another", endpoint="ws://b:9000"), {})
+
+
+async def test_a_worker_that_was_started_again_takes_its_place_at_once(slots: Slots) -> None:
+    await register(slots, worker("a"))
+    await slots.heartbeat(worker("a", instance="the next process"), {})
+    assert [record.status for record in await slots.workers()] == ["ready"]
 
 
 async def test_the_id_of_a_dead_worker_is_free(slots: Slots, client: Any) -> None:
     await register(slots, worker("a"))
     await client.hset(f"{PREFIX}worker:a", "heartbeat_at", 1.0)
-    await slots.heartbeat(worker("a", instance="another"), {})
+    await slots.heartbeat(worker("a", instance="another", endpoint="ws://b:9000"), {})
     assert [record.status for record in await slots.workers()] == ["ready"]
 
 

@@ -306,7 +306,7 @@ async def until_type(session: ClientConnection, kind: str) -> None:
 async def test_two_processes_may_not_share_an_id(workers: Workers) -> None:
     first = await workers.ready("same")
     await until(lambda: first.record("same"), bool)
-    second = await workers.start("same")
+    second = await workers.start("same", endpoint="ws://elsewhere:9000")
     with pytest.raises(WorkerIdTaken, match="same"):
         await asyncio.wait_for(second.task, 10)
 
