@@ -54,3 +54,21 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python bench/load.py $(ARGS)
+
+.PHONY: perf-analyzer train-demo-model
+perf-analyzer: install
+	$(BIN)/python bench/perf_analyzer.py $(ARGS)
+
+# Needs espeak-ng, flite, festival and the Free Spoken Digit Dataset: demo/README.md.
+FSDD ?= fsdd
+train-demo-model: .venv/bin/python
+	test -d $(FSDD) || { echo "no folder $(FSDD); see demo/README.md" >&2; exit 1; }
+	$(PYTHON) -m venv build/train-venv
+	build/train-venv/bin/pip install --quiet --upgrade 'pip>=25.1'
+	build/train-venv/bin/pip install --quiet -e '.[triton]' --group train
+	cd demo/recipe && ../../build/train-venv/bin/python bank.py $(abspath $(FSDD)) ../../build/bank
+	cd demo/recipe && ../../build/train-venv/bin/python train.py ../../build/bank ../../build/train
+	cd demo/recipe && ../../build/train-venv/bin/python export.py ../../build/train
