@@ -85,7 +85,7 @@ WHISPER_OUTPUTS = (
     Tensor("TOKEN_ENDS", "INT32", (-1,)),  # characters of TEXT up to the end of each token
     Tensor("LANGUAGE", "STRING", (1,)),  # the one asked for, or the one detected
     Tensor("LANGUAGE_PROBABILITY", "FP32", (1,)),
-    Tensor("AVERAGE_LOGPROB", "FP32", (1,)),  # of the new tokens
+    Tensor("AVERAGE_LOGPROB", "FP32", (1,)),  # of the tokens behind PREFIX, and of the end
     Tensor("NO_SPEECH_PROBABILITY", "FP32", (1,)),
     Tensor("SUSPECT", "BOOL", (1,)),  # the scores look bad, and FULL_WINDOW may do better
     Tensor("WORD", "STRING", (-1,)),

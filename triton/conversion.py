@@ -12,7 +12,7 @@ that were trained (`token_ids` names them); all other text tokens share `shared_
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,12 @@ Array = npt.NDArray[Any]
 
 _EMBEDDING = "model.decoder.embed_tokens.weight"
 _FILES = ("config.json", "generation_config.json", "tokenizer.json")
+_DIMENSIONS = (
+    "encoder_layers",
+    "encoder_attention_heads",
+    "decoder_layers",
+    "decoder_attention_heads",
+)
 
 
 class CheckpointError(Exception):
@@ -42,17 +48,16 @@ def convert(folder: Path, out: Path, quantization: str) -> None:
     config, generation, tokenizer = (_json(folder / name) for name in _FILES)
     if config.get("model_type") != "whisper":
         raise CheckpointError(f"{folder}: a {config.get('model_type')!r} model, not whisper")
-    tensors = _expanded(_tensors(folder))
-    spec = whisper_spec.WhisperSpec(
-        config["encoder_layers"],
-        config["encoder_attention_heads"],
-        config["decoder_layers"],
-        config["decoder_attention_heads"],
-    )
+    if missing := [key for key in (*_DIMENSIONS, "vocab_size") if key not in config]:
+        raise CheckpointError(f"{folder}: config.json says nothing about {', '.join(missing)}")
+    spec = whisper_spec.WhisperSpec(*(config[key] for key in _DIMENSIONS))
+    tensors = _tensors(folder)
     try:
-        _fill(spec, tensors)
-    except KeyError as missing:
-        raise CheckpointError(f"{folder}: the tensor {missing} is missing") from None
+        _fill(spec, _expanded(tensors))
+    except KeyError as name:
+        raise CheckpointError(f"{folder}: the tensor {name} is missing") from None
+    except (IndexError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the tensors do not fit each other: {error}") from None
     spec.register_vocabulary(_vocabulary(tokenizer, config["vocab_size"], folder))
     spec.config.suppress_ids = generation.get("suppress_tokens") or []
     spec.config.suppress_ids_begin = generation.get("begin_suppress_tokens") or []
@@ -70,11 +75,14 @@ def convert(folder: Path, out: Path, quantization: str) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: {path.name} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: no JSON object")
+    return cast(dict[str, Any], value)
 
 
 def _tensors(folder: Path) -> dict[str, Array]:
@@ -83,12 +91,33 @@ def _tensors(folder: Path) -> dict[str, Array]:
         try:
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():
-                    tensors[name] = file.get_tensor(name)
-        except (SafetensorError, TypeError) as error:
+                    tensors[name] = _tensor(file, path, name)
+        except SafetensorError as error:
             raise CheckpointError(f"{path}: {error}") from None
     if not tensors:
         raise CheckpointError(f"{folder}: no .safetensors file")
     return tensors
+
+
+def _tensor(file: Any, path: Path, name: str) -> Array:
+    match file.get_slice(name).get_dtype():
+        case "F32" | "F16" | "I32":
+            return file.get_tensor(name)
+        case "BF16":
+            return _bfloat16(path, name)
+        case other:
+            raise CheckpointError(f"{path}: {name} is {other}, not F32, F16 or BF16")
+
+
+def _bfloat16(path: Path, name: str) -> Array:
+    """A tensor in a type that numpy does not have, as float32: the same with 16 bits of zero."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        about = json.loads(file.read(size))[name]
+        begin, end = about["data_offsets"]
+        file.seek(8 + size + begin)
+        bits = np.frombuffer(file.read(end - begin), "<u2").astype(np.uint32) << 16
+    return bits.view(np.float32).reshape(about["shape"])
 
 
 def _expanded(tensors: dict[str, Array]) -> dict[str, Array]:
@@ -123,9 +152,8 @@ def _vocabulary(tokenizer: dict[str, Any], size: int, folder: Path) -> list[str]
 
 def _fill(spec: Any, tensors: Mapping[str, Array]) -> None:
     def part(prefix: str, target: Any) -> None:
-        """Copy weight and bias of a layer; k_proj has no bias."""
         target.weight = tensors[f"{prefix}.weight"]
-        if f"{prefix}.bias" in tensors:
+        if not prefix.endswith(".k_proj"):  # the only one without
             target.bias = tensors[f"{prefix}.bias"]
 
     def norm(prefix: str, target: Any) -> None:

@@ -102,8 +102,8 @@ def _read(manifest: Path) -> dict[str, Any]:
 
 def parse_override(text: str) -> tuple[str, Path]:
     """The variant and folder of "fast=/path/to/checkpoint". Raises ModelError."""
-    variant, equals, path = text.partition("=")
-    if not equals or variant not in VARIANTS:
+    variant, _, path = text.partition("=")
+    if not path or variant not in VARIANTS:
         raise ModelError(f"{text!r}: write VARIANT=FOLDER, VARIANT one of {', '.join(VARIANTS)}")
     return variant, Path(path)
 
@@ -147,11 +147,7 @@ def _from_hub(checkpoint: Checkpoint) -> Path:
     from huggingface_hub import (
         snapshot_download,  # pyright: ignore[reportUnknownVariableType]
     )
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     assert checkpoint.hub
     by_hand = "or fetch it elsewhere and give its folder by --checkpoint"
@@ -163,15 +159,15 @@ def _from_hub(checkpoint: Checkpoint) -> Path:
                 allow_patterns=list(checkpoint.sha256) or None,
             )
         )
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+    except LocalEntryNotFoundError as error:
         raise ModelError(
             f"{checkpoint.source} is not on this machine, and the hub cannot be reached or is "
             f"switched off (HF_HUB_OFFLINE). Connect, {by_hand}. ({_first_line(error)})"
         ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"{checkpoint.source}: {_first_line(error)}. Try again, {by_hand}."
-        ) from None
+    # Each version of the hub's library has another HTTP library below, with errors of its own.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ModelError(f"{checkpoint.source}: {reason}. Try again, {by_hand}.") from None
 
 
 def _first_line(error: Exception) -> str:
@@ -180,8 +176,9 @@ def _first_line(error: Exception) -> str:
 
 def verify(path: Path, expected: str) -> None:
     """Raises ModelError unless the file is there with this SHA-256."""
-    if not path.exists():
+    if not path.is_file():
         raise ModelError(f"{path} is missing")
+    path = path.resolve()  # what has to be deleted: the hub's cache links to it
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:
@@ -214,7 +211,10 @@ def fetch_silero(out: Path, local: Path | None = None) -> None:
                 f"{file.requirement} cannot be had from the package index: {reason}. "
                 f"Fetch the wheel elsewhere, and give {file.member} of it by --silero."
             )
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            wheel.extract(file.member, folder)
+        try:
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                wheel.extract(file.member, folder)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ModelError(f"{wheels[0].name} is not the wheel it should be: {error}") from None
         verify(Path(folder) / file.member, file.sha256)
         out.write_bytes((Path(folder) / file.member).read_bytes())

@@ -15,19 +15,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from dalston.triton import conversion, models
-from dalston.triton.contract import LANGUAGES, VAD_MODEL, whisper_model
-from dalston.triton.models import ModelError, Served
+from dalston.triton.contract import LANGUAGES, SAMPLE_RATE, VAD_MODEL, whisper_model
+from dalston.triton.models import Checkpoint, ModelError, Served
 from dalston.triton.vocabulary import Vocabulary
 
 # Beside the package: a link in a checkout, package data in a wheel.
 SOURCE = Path(__file__).parent.parent / "model_repository"
 _STAMP = "built.json"
-# Multilingual checkpoints have this many tokens or one more; CTranslate2 tells them the same way.
-_MULTILINGUAL = 51_865
 
 
 def build(
@@ -42,6 +41,11 @@ def build(
 
     `tell` is given a line for each step. Raises ModelError, leaving what was there.
     """
+    out = out.resolve()
+    if out.exists() and not (out / _STAMP).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f"{out} holds other things: give a folder that is new, or built by this")
+    if silero is not None:
+        models.verify(silero, models.silero().sha256)
     cores = cores or len(os.sched_getaffinity(0))
     folders = dict[str, Path]()
     for variant, model in served.items():
@@ -90,11 +94,9 @@ def _whisper(
     except (conversion.CheckpointError, ValueError, OSError) as error:
         raise ModelError(f"{model.checkpoint.id} cannot be served: {error}") from None
     if not model.checkpoint.sha256:
-        _try_loading(target)
-    multilingual = len(vocabulary) >= _MULTILINGUAL
-    languages = model.checkpoint.languages or (
-        [code for code in LANGUAGES if code in vocabulary.languages] if multilingual else ["en"]
-    )
+        _try(target, model.checkpoint)
+    known = vocabulary.languages if vocabulary.multilingual else ["en"]
+    languages = model.checkpoint.languages or [code for code in LANGUAGES if code in known]
     config = _config(new / name)
     _set_instances(config, model, cores)
     for key, value in {
@@ -138,14 +140,17 @@ def _link(folder: Path, target: Path) -> None:
                 shutil.copy(path, target / path.name)
 
 
-def _try_loading(folder: Path) -> None:
-    """Whether weights nobody has pinned can be loaded at all. Raises ModelError."""
-    import ctranslate2
+def _try(folder: Path, checkpoint: Checkpoint) -> None:
+    """Whether weights that nobody has pinned can be run at all. Raises ModelError."""
+    from dalston.triton.whisper import Row, Transcript, Whisper
 
     try:
-        ctranslate2.models.Whisper(str(folder), device="cpu")
-    except RuntimeError as error:
-        raise ModelError(f"the checkpoint is broken: {error}") from None
+        (result,) = Whisper(folder).transcribe([Row(np.zeros(SAMPLE_RATE, np.int16))])
+    except ValueError as error:
+        result = error
+    if not isinstance(result, Transcript):
+        reason = str(result).removeprefix(f"{folder}: ")
+        raise ModelError(f"{checkpoint.id} is broken: {reason}")
 
 
 def _stamp(served: Mapping[str, Served], folders: Mapping[str, Path], cores: int) -> dict[str, Any]:

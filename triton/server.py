@@ -14,8 +14,10 @@ import importlib.util
 import logging
 import os
 import platform
+import secrets
 import shutil
 import signal
+import socket
 import struct
 import sys
 import sysconfig
@@ -32,13 +34,14 @@ import psutil
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dalston.triton.contract import PRIORITY_FINAL, VAD_MODEL, WHISPER_INPUTS
-from dalston.triton.process import die_with_parent
+from dalston.triton.process import die_with_parent, guard
 
 logger = logging.getLogger(__name__)
 
 # What NVIDIA's container calls home.
 _CONTAINER = Path("/opt/tritonserver")
 _STUB = "triton_python_backend_stub"
+_SHARED_MEMORY = Path("/dev/shm")
 
 STARTING_S = 600.0  # large checkpoints take minutes to load
 WATCH_EVERY_S = 0.5
@@ -46,9 +49,16 @@ PROBE_EVERY_S = 10.0
 PROBE_DEADLINE_S = 30.0  # behind a queue of finals
 # After so many reloads of one model within this time, a new server is the better cure.
 RELOADS, RELOADS_WITHIN_S = 3, 60.0
-RESTART_FIRST_S, RESTART_LAST_S = 0.5, 5.0
+# Before a new server; one that lasted is replaced as fast as the first.
+RESTART_FIRST_S, RESTART_LAST_S, LASTED_S = 0.5, 5.0, 60.0
 # Idle it exits within 3 s; requests under way get this long.
 EXIT_TIMEOUT_S = 5
+# gRPC tries again after a second; a server that starts is there sooner.
+_CHANNEL_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
 
 
 class ServerError(Exception):
@@ -168,9 +178,10 @@ class Server:
         self._repository, self._ports, self._host = repository.resolve(), ports, host
         self._backends = _backend_folder(self._installation, folder)
         # All that the server and its stubs put into /dev/shm begins like this.
-        self._shm = f"dalston_{os.getpid()}_"
+        self._shm = f"dalston_{os.getpid()}_{secrets.token_hex(4)}_"
         self._tell = tell
         self._process: asyncio.subprocess.Process | None = None
+        self._guard: asyncio.subprocess.Process | None = None
         self._was_ready = False
         self._reloads: dict[str, list[float]] = {}
 
@@ -181,44 +192,54 @@ class Server:
         """
         wait = RESTART_FIRST_S
         stopping = asyncio.create_task(stop.wait())
+        tasks: list[asyncio.Task[Any]] = [stopping]
         try:
             while True:
+                began = time.monotonic()
                 serving = asyncio.create_task(self._serve())
-                await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+                tasks = [serving, stopping]
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 if stop.is_set():
-                    serving.cancel()
-                    await asyncio.gather(serving, return_exceptions=True)
                     return
                 failure = serving.exception()
                 if not isinstance(failure, ServerError) or not self._was_ready:
                     await serving  # raises
                 await self._stop()
+                if time.monotonic() - began > LASTED_S:
+                    wait = RESTART_FIRST_S
                 logger.error("%s; a new server in %.1f s", failure, wait)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), wait)
                     return
                 wait = min(2 * wait, RESTART_LAST_S)
         finally:
-            stopping.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._stop()
 
     # One server, from start to whatever ends it.
 
     async def _serve(self) -> None:
         """Returns never; raises ServerError when this server is of no use any more."""
-        self._remove_shared_memory()
+        self._check_ports()
         self._process = await asyncio.create_subprocess_exec(
             *self._command(),
             env=self._environment(),
             preexec_fn=die_with_parent,
-            start_new_session=True,  # Ctrl-C is for us: it is stopped in order
+            # Ctrl-C is for us: it is stopped in order. And its stubs can be told from others.
+            start_new_session=True,
         )
+        self._guard = await guard(self._process.pid, f"{_SHARED_MEMORY}/{self._shm}")
         address = f"{'127.0.0.1' if self._host == '0.0.0.0' else self._host}:{self._ports.grpc}"
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             await self._wait_until_ready(stub)
-            self._was_ready = True
             stubs = self._stubs()
+            for model in self.models:
+                await probe(stub, model)
+            self._was_ready = True
+            self._tell("every model answers")
             answered: dict[str, int] = {}
             next_probe = time.monotonic() + PROBE_EVERY_S
             while True:
@@ -264,6 +285,19 @@ class Server:
             environment["LD_LIBRARY_PATH"] = ":".join(path for path in paths if path)
         return environment
 
+    def _check_ports(self) -> None:
+        """Another server behind one of them would be taken for ours, until ours gives up."""
+        for name, port in vars(self._ports).items():
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((self._host, port))
+                except OSError as error:
+                    raise ServerError(
+                        f"Triton cannot listen at {self._host}:{port} ({name}): {error.strerror}. "
+                        f"Stop what does, or give another --{name}-port."
+                    ) from None
+
     def _check_process(self) -> None:
         assert self._process
         if (code := self._process.returncode) is not None:
@@ -293,8 +327,6 @@ class Server:
                 self._tell(line)
                 told = line
             if len(ready) == len(self.models):
-                for model in self.models:
-                    await probe(stub, model)
                 return
             await asyncio.sleep(0.1)
         raise ServerError(f"tritonserver was not ready after {STARTING_S:g} s")
@@ -337,25 +369,24 @@ class Server:
         process, self._process = self._process, None
         if process is None:
             return
-        # The stubs go with their parent, but a crash can leave some behind.
-        family = [process.pid]
-        with contextlib.suppress(psutil.Error):
-            family += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
         try:
             await asyncio.wait_for(process.wait(), EXIT_TIMEOUT_S + 1)
         except TimeoutError:
             logger.warning("tritonserver does not stop; it is killed")
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # The stubs too: killed in the middle of a request, a server leaves them behind, and they
+        # wait for it for ever with the model in their memory.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
         self._remove_shared_memory()
+        if self._guard:
+            self._guard.kill()
+            await self._guard.communicate()
 
     def _remove_shared_memory(self) -> None:
-        """What a killed server left in /dev/shm."""
-        for path in Path("/dev/shm").glob(f"{self._shm}*"):
+        for path in _SHARED_MEMORY.glob(f"{self._shm}*"):
             path.unlink(missing_ok=True)
 
 
@@ -420,17 +451,16 @@ async def probe(stub: Any, model: str, deadline_s: float = PROBE_DEADLINE_S) -> 
 
 
 async def probe_all(address: str) -> None:
-    """Whether every loaded model of the server at `address` answers. Raises ServerError."""
+    """Whether every model of the server at `address` answers. Raises ServerError."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:
-            index = await stub.RepositoryIndex(
-                service_pb2.RepositoryIndexRequest(ready=True), timeout=5
-            )
+            # Those that are not ready too: they are the ones that do not answer.
+            index = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=5)
         except grpc.aio.AioRpcError as error:
             raise ServerError(f"no Triton at {address}: {error.details()}") from None
         if not index.models:
-            raise ServerError(f"the Triton at {address} has no models loaded")
+            raise ServerError(f"the Triton at {address} has no models")
         for model in index.models:
             await probe(stub, model.name)
 

@@ -73,6 +73,9 @@ class Silero:
                     del self._states[sequence]
         return results
 
+    def forget(self, sequence: str) -> None:
+        self._states.pop(sequence, None)
+
     def _one(self, chunk: Chunk, now: float) -> npt.NDArray[np.float32] | SequenceLost:
         if chunk.start:
             self._states[chunk.sequence] = _State()

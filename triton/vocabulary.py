@@ -45,15 +45,18 @@ class Vocabulary:
         except KeyError as missing:
             raise ValueError(f"not a Whisper vocabulary: no token {missing}") from None
         # Languages stand between the start token and the tasks. English-only checkpoints carry
-        # the tokens too, and are told apart by their runtime.
+        # the tokens too; what they lack is the empty token, and CTranslate2 tells them by it too.
+        self.multilingual = "" in ids
         first_task = min(self.tasks.values())
         self.languages = {tokens[id][2:-2]: id for id in range(self.start + 1, first_task)}
         printable = _bytes_of_printable()
         # Bytes of each text token; ids from `end` on are controls and times, which say nothing.
-        self._bytes = [
-            bytes(printable[character] for character in token) for token in tokens[: self.end]
-        ]
-
+        try:
+            self._bytes = [
+                bytes(printable[character] for character in token) for token in tokens[: self.end]
+            ]
+        except KeyError as character:
+            raise ValueError(f"not a Whisper vocabulary: {character} in a token") from None
         self._size = len(tokens)
 
     def __len__(self) -> int:
@@ -68,9 +71,9 @@ class Vocabulary:
         lines = (folder / "vocabulary.txt").read_text("utf-8").split("\n")
         return cls(lines[:-1] if lines[-1] == "" else lines)
 
-    def prompt(self, language: str | None, task: str) -> list[int]:
-        """The tokens before the text; language None is an English-only checkpoint."""
-        if language is None:
+    def prompt(self, language: str, task: str) -> list[int]:
+        """The tokens before the text. English-only checkpoints have but one way to begin."""
+        if not self.multilingual:
             return [self.start, self.no_timestamps]
         return [self.start, self.languages[language], self.tasks[task], self.no_timestamps]
 
@@ -92,28 +95,37 @@ class Vocabulary:
 
     def words(self, tokens: Sequence[int], language: str) -> list[WordTokens]:
         """Text tokens grouped into words, punctuation joined to the word it belongs to."""
-        pieces = list[tuple[str, int]]()  # text and token count between character boundaries
+        pieces = list[tuple[str, int]]()  # whole characters and token count, never blank
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        count = 0
+        piece, count = "", 0
         for token in tokens:
+            piece += decoder.decode(self._bytes[token])
             count += 1
-            if text := decoder.decode(self._bytes[token]):
-                pieces.append((text, count))
-                count = 0
-        if count:
-            pieces.append((decoder.decode(b"", final=True), count))
+            if piece.strip():
+                pieces.append((piece, count))
+                piece, count = "", 0
+        piece += decoder.decode(b"", final=True)
+        if piece.strip():
+            pieces.append((piece, count))
+        elif pieces:
+            pieces[-1] = (pieces[-1][0], pieces[-1][1] + count)
 
         words = list[WordTokens]()
-        for text, count in pieces:
-            begins = language in SPACELESS or text.startswith(" ") or not words
-            mark = text.strip()
-            if mark and all(character in _CLOSING for character in mark) and words:
-                begins = False
-            if words and words[-1].text and all(c in _OPENING for c in words[-1].text):
-                begins = False
+        for piece, count in pieces:
+            mark, spaced = piece.strip(), piece[0].isspace()
+            if not words or _made_of(words[-1].text, _OPENING):
+                begins = not words
+            elif _made_of(mark, _CLOSING) and not (spaced and _made_of(mark, _OPENING)):
+                begins = False  # a quote behind a space opens
+            else:
+                begins = spaced or language in SPACELESS
             if begins:
                 words.append(WordTokens(mark, count))
             else:
                 last = words[-1]
-                words[-1] = WordTokens(last.text + text.rstrip(), last.count + count)
+                words[-1] = WordTokens(last.text + piece.rstrip(), last.count + count)
         return words
+
+
+def _made_of(text: str, characters: str) -> bool:
+    return all(character in characters for character in text)

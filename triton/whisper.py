@@ -2,7 +2,7 @@
 A batch of rows of audio -> transcripts: features, windows, grouping, decoding, scores, words.
 
 Knows CTranslate2, not Triton. Everything that decides a row's result is in the row itself, never
-in its neighbours: the window comes from the row's own length, the token limit too. What rows of
+in its neighbours: the window comes from the row's own length, the token limits too. What rows of
 one window share is one encoder and one decoder run; languages, tasks and prefixes may be mixed
 in it. Rows that fail are answered one by one, and a failure is a value, so that one bad row
 never costs its neighbours their answer.
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dalston.triton import contract
-from dalston.triton.features import log_mel
+from dalston.triton.features import HOP, log_mel
 from dalston.triton.vocabulary import Vocabulary
 
 # Gates of "Robust Speech Recognition via Large-Scale Weak Supervision" (Radford et al. 2022), 4.5.
@@ -73,11 +73,10 @@ class RowError(Exception):
     """A row that cannot be transcribed as asked: the caller's fault, said in a sentence."""
 
 
-def _limit(row: Row) -> int:
-    """The most tokens this row may have, its prefix included."""
-    seconds = len(row.audio) / contract.SAMPLE_RATE
-    spoken = TOKENS_EXTRA + math.ceil(TOKENS_PER_SECOND * seconds)
-    return min(TOKENS_LIMIT, len(row.prefix) + spoken)
+def _limit(row: Row, seconds: float) -> int:
+    """The most tokens that can be spoken in so much time, with room behind the row's prefix."""
+    spoken = math.ceil(TOKENS_PER_SECOND * seconds)
+    return min(TOKENS_LIMIT, TOKENS_EXTRA + max(spoken, len(row.prefix)))
 
 
 def compression_ratio(text: str) -> float:
@@ -85,21 +84,27 @@ def compression_ratio(text: str) -> float:
     return len(data) / len(zlib.compress(data))
 
 
-def without_loop(tokens: list[int]) -> list[int]:
-    """The same without the repeats at its end, if there are LOOP_REPEATS or more of them."""
-    for period in range(1, LOOP_LONGEST + 1):
+def without_loop(tokens: list[int], keep: int = 0) -> list[int]:
+    """The same without the repeats at its end, if there are LOOP_REPEATS or more of them.
+
+    The first `keep` tokens stay whatever they are.
+    """
+    for period in range(1, min(LOOP_LONGEST, len(tokens) // LOOP_REPEATS) + 1):
         repeats = 1
         end = len(tokens)
         unit = tokens[end - period : end]
         while tokens[end - (repeats + 1) * period : end - repeats * period] == unit:
             repeats += 1
         if repeats >= LOOP_REPEATS:
-            return tokens[: end - (repeats - 1) * period]
+            return tokens[: max(keep, end - (repeats - 1) * period)]
     return tokens
 
 
 class Whisper:
-    """One checkpoint in memory. Raises ValueError if `folder` holds none that can be served."""
+    """One checkpoint in memory. Raises ValueError if `folder` holds none that can be served.
+
+    languages: those it is any good at, of those in its vocabulary; empty for all of them.
+    """
 
     def __init__(
         self,
@@ -110,6 +115,7 @@ class Whisper:
         compute_type: str = "default",
         beam_size: int = 1,
         right_sized: bool = True,
+        languages: Sequence[str] = (),
         threads: int = 1,
     ):
         self._vocabulary = Vocabulary.load(folder)
@@ -124,24 +130,30 @@ class Whisper:
             )
         except RuntimeError as error:
             raise ValueError(f"{folder}: {error}") from error
-        self._multilingual = self._model.is_multilingual
         self._encoder_rows = ENCODER_ROWS_CPU if device == "cpu" else 1024
         self._beam_size = beam_size
         self._right_sized = right_sized
-        self.languages = sorted(self._vocabulary.languages) if self._multilingual else ["en"]
+        known = self._vocabulary.languages if self._vocabulary.multilingual else ["en"]
+        self.languages = [language for language in languages or known if language in known]
+        if not self.languages:
+            raise ValueError(f"{folder}: it knows none of {', '.join(languages)}")
 
     def transcribe(self, rows: Sequence[Row]) -> list[Transcript | Exception]:
         """One result for each row, in order: a Transcript, or why there is none."""
         results: list[Transcript | Exception | None] = [None] * len(rows)
-        groups: dict[int, list[int]] = {}
+        # The decoder's limit is one for a group, so rows of another limit are another group: it
+        # is the window's, but for rows with a very long prefix.
+        groups: dict[tuple[int, int], list[int]] = {}
         for index, row in enumerate(rows):
             try:
-                groups.setdefault(self._window(row), []).append(index)
+                window = self._window(row)
             except RowError as error:
                 results[index] = error
-        for window, indexes in sorted(groups.items()):
+            else:
+                groups.setdefault((window, _limit(row, window)), []).append(index)
+        for (window, limit), indexes in sorted(groups.items()):
             for index, result in zip(
-                indexes, self._group([rows[index] for index in indexes], window), strict=True
+                indexes, self._group([rows[index] for index in indexes], window, limit), strict=True
             ):
                 results[index] = result
         return [result for result in results if result is not None]
@@ -154,27 +166,29 @@ class Whisper:
             raise RowError(f"this model does not know the language {row.language!r}")
         if any(not 0 <= token < self._vocabulary.end for token in row.prefix):
             raise RowError("the prefix holds tokens that are no text")
+        if len(row.prefix) >= TOKENS_LIMIT:
+            raise RowError(f"a prefix of {len(row.prefix)} tokens, {TOKENS_LIMIT - 1} at most")
         if len(row.audio) > contract.LONGEST_AUDIO:
             raise RowError(f"{len(row.audio) / contract.SAMPLE_RATE:.2f} s of audio, 30 s at most")
         if row.full_window or not self._right_sized:
             return contract.WINDOWS[-1]
         return contract.window_seconds(len(row.audio))
 
-    def _group(self, rows: list[Row], window: int) -> list[Transcript | Exception]:
+    def _group(self, rows: list[Row], window: int, limit: int) -> list[Transcript | Exception]:
         try:
-            return list(self._decode(rows, window))
-        except (ValueError, RuntimeError) as error:
+            return list(self._decode(rows, window, limit))
+        except Exception as error:  # whatever it is, the rows that can be answered are
             if len(rows) == 1:
                 return [error]
-            return [result for row in rows for result in self._group([row], window)]
+            return [result for row in rows for result in self._group([row], window, limit)]
 
-    def _decode(self, rows: list[Row], window: int) -> list[Transcript]:
-        frames = window * 100
+    def _decode(self, rows: list[Row], window: int, limit: int) -> list[Transcript]:
+        frames = window * contract.SAMPLE_RATE // HOP
         features = [log_mel(row.audio, frames, self._model.n_mels) for row in rows]
         encoded = self._encode(features)
         languages = self._languages(rows, encoded)
         prompts = [
-            [*self._vocabulary.prompt(language if self._multilingual else None, row.task)]
+            self._vocabulary.prompt(language, row.task)
             for row, (language, _) in zip(rows, languages, strict=True)
         ]
         decoded = self._model.generate(
@@ -182,23 +196,14 @@ class Whisper:
             [prompt + list(row.prefix) for prompt, row in zip(prompts, rows, strict=True)],
             beam_size=self._beam_size,
             # CTranslate2 gives at most half of max_length tokens, the forced prefix included.
-            max_length=2 * max(_limit(row) for row in rows),
+            max_length=2 * limit,
             return_scores=True,
             return_no_speech_prob=True,
         )
-        transcripts = list[Transcript]()
-        for row, (language, sureness), result in zip(rows, languages, decoded, strict=True):
-            transcripts.append(
-                self._transcript(
-                    row,
-                    window,
-                    language,
-                    sureness,
-                    result.sequences_ids[0],
-                    result.scores[0],
-                    result.no_speech_prob,
-                )
-            )
+        transcripts = [
+            self._transcript(row, window, limit, language, sureness, result)
+            for row, (language, sureness), result in zip(rows, languages, decoded, strict=True)
+        ]
         return self._with_words(rows, transcripts, prompts, encoded)
 
     def _encode(self, features: list[npt.NDArray[np.float32]]) -> Any:
@@ -216,39 +221,38 @@ class Whisper:
 
     def _languages(self, rows: list[Row], encoded: Any) -> list[tuple[str, float]]:
         """The language of each row and its probability, 1 where it was given."""
-        if not self._multilingual:
+        if not self._vocabulary.multilingual:
             return [("en", 1.0)] * len(rows)
         if all(row.language != "auto" for row in rows):
             return [(row.language, 1.0) for row in rows]
-        found = self._model.detect_language(encoded)
-        return [
-            (best[0][0][2:-2], best[0][1]) if row.language == "auto" else (row.language, 1.0)
-            for row, best in zip(rows, found, strict=True)
-        ]
+        languages = list[tuple[str, float]]()
+        for row, found in zip(rows, self._model.detect_language(encoded), strict=True):
+            likely = ((token[2:-2], probability) for token, probability in found)
+            best = next((pair for pair in likely if pair[0] in self.languages), ("", 0.0))
+            languages.append(best if row.language == "auto" else (row.language, 1.0))
+        return languages
 
     def _transcript(
-        self,
-        row: Row,
-        window: int,
-        language: str,
-        sureness: float,
-        sequence: list[int],
-        score: float,
-        no_speech: float,
+        self, row: Row, window: int, limit: int, language: str, sureness: float, result: Any
     ) -> Transcript:
-        limit = _limit(row)
-        endless = len(sequence) >= limit
-        tokens = self._vocabulary.spoken(sequence[:limit])
-        # The score is the sum over the new tokens and the end, divided by all but the end.
-        new = len(sequence) - len(row.prefix)
-        average = score * len(sequence) / (new + 1) if new > 0 else 0.0
+        sequence: list[int] = result.sequences_ids[0]
+        no_speech: float = result.no_speech_prob
+        # The score is the sum over the new tokens and the end, divided by all but the end; that
+        # of the empty sequence is minus infinity.
+        new, ended = len(sequence) - len(row.prefix), len(sequence) < limit
+        average = result.scores[0] * len(sequence) / (new + ended) if sequence else 0.0
+        # The audio may end long before its window, and nobody says more than fits into it.
+        most = _limit(row, len(row.audio) / contract.SAMPLE_RATE)
+        endless = len(sequence) >= most
+        tokens = self._vocabulary.spoken(sequence[:most])
         text, ends = self._vocabulary.decode(tokens)
         repetitive = compression_ratio(text) > HIGH_COMPRESSION
-        bad = repetitive or endless or average < LOW_LOGPROB
-        if no_speech > NO_SPEECH and average < LOW_LOGPROB and not row.prefix:
+        unsure = average < LOW_LOGPROB
+        silent = unsure and no_speech > NO_SPEECH and not row.prefix
+        if silent:
             tokens = []
         elif repetitive or endless:
-            tokens = without_loop(tokens)
+            tokens = without_loop(tokens, keep=len(row.prefix))
         if len(tokens) != len(ends):
             text, ends = self._vocabulary.decode(tokens)
         return Transcript(
@@ -259,8 +263,11 @@ class Whisper:
             language_probability=sureness,
             average_logprob=average,
             no_speech_probability=no_speech,
-            # A window of 30 s is the last resort: there is nothing better to try behind it.
-            suspect=bad and window < contract.WINDOWS[-1],
+            # A window of 30 s is the last resort: there is nothing better to try behind it. And
+            # silence is what it is in any window.
+            suspect=(repetitive or endless or unsure)
+            and not silent
+            and window < contract.WINDOWS[-1],
         )
 
     def _with_words(
@@ -279,12 +286,14 @@ class Whisper:
         for prompt, indexes in wanted.items():
             part = encoded
             if len(indexes) < len(rows):
-                part = ctranslate2.StorageView.from_array(np.asarray(encoded)[indexes])
+                values = np.asarray(encoded.to_device(ctranslate2.Device.cpu))
+                part = ctranslate2.StorageView.from_array(values[indexes])
             aligned = self._model.align(
                 part,
                 list(prompt),
                 [transcripts[index].tokens for index in indexes],
-                [max(1, math.ceil(len(rows[index].audio) / 160)) for index in indexes],
+                # Frames of features; it needs at least one of the encoder's, which are two.
+                [max(2, math.ceil(len(rows[index].audio) / HOP)) for index in indexes],
             )
             for index, alignment in zip(indexes, aligned, strict=True):
                 words = self._words(rows[index], transcripts[index], alignment)

@@ -25,7 +25,7 @@ class Tensor:
 
 
 class TritonError(Exception):
-    INVALID_ARG, NOT_FOUND, INTERNAL, CANCELLED = 3, 2, 1, 6
+    INTERNAL, NOT_FOUND, INVALID_ARG, CANCELLED = 1, 2, 3, 7  # tritonserver.h
 
     def __init__(self, message: str, code: int = INTERNAL):
         super().__init__(message)
@@ -61,7 +61,7 @@ class InferenceRequest:
         self,
         inputs: dict[str, Any],
         *,
-        sequence: str = "",
+        sequence: str | int = "",
         flags: int = 0,
         cancelled: bool = False,
         wanted: Sequence[str] = (),
@@ -70,7 +70,7 @@ class InferenceRequest:
         self._sequence, self._flags, self._cancelled = sequence, flags, cancelled
         self._wanted = list(wanted)
 
-    def correlation_id(self) -> str:
+    def correlation_id(self) -> str | int:
         return self._sequence
 
     def flags(self) -> int:

@@ -124,9 +124,14 @@ class Gateway:
 async def gateway(redis_url: str) -> AsyncGenerator[Gateway]:
     client: Any = redis_client(redis_url)
     await client.flushall()
-    settings = GatewaySettings(
-        redis_url=redis_url, host="127.0.0.1", port=0, drain_seconds=1.0, admin_key="secret"
-    )  # pyright: ignore[reportCallIssue]
+    given: dict[str, Any] = {
+        "redis_url": redis_url,
+        "host": "127.0.0.1",
+        "port": 0,
+        "drain_seconds": 1.0,
+        "admin_key": "secret",
+    }
+    settings = GatewaySettings(**given)
     stop = asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(settings, stop, port.set_result))

@@ -37,20 +37,19 @@ def slots(client: Any) -> Slots:
 
 
 def worker(id: str, capacity: int = 4, **fields: Any) -> Registration:
-    return Registration(
-        **{
-            "worker_id": id,
-            "instance": f"{id}-process",
-            "endpoint": f"ws://{id}:9000",
-            "status": "ready",
-            "capacity": capacity,
-            "models": ["fast", "accurate"],
-            "models_loaded": ["demo"],
-            "languages": ["en", "auto"],
-            "version": "0.1.0",
-            **fields,
-        }
-    )
+    given: dict[str, Any] = {
+        "worker_id": id,
+        "instance": f"{id}-process",
+        "endpoint": f"ws://{id}:9000",
+        "status": "ready",
+        "capacity": capacity,
+        "models": ["fast", "accurate"],
+        "models_loaded": ["demo"],
+        "languages": ["en", "auto"],
+        "version": "0.1.0",
+        **fields,
+    }
+    return Registration(**given)
 
 
 async def register(slots: Slots, *workers: Registration) -> None:

@@ -69,7 +69,7 @@ class Workers:
     started: list[Running] = field(default_factory=list[Running])
 
     async def start(self, id: str = "w1", **settings: Any) -> Running:
-        given = {
+        given: dict[str, Any] = {
             "redis_url": self.redis_url,
             "worker_id": id,
             "port": 0,

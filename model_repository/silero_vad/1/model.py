@@ -27,16 +27,18 @@ class TritonPythonModel:
         answers: list[Any] = [None] * len(requests)
         chunks, places = list[Chunk](), list[int]()
         for place, request in enumerate(requests):
+            sequence = str(request.correlation_id())
             if request.is_cancelled():
-                # Its sequence is broken now; the client starts a new one.
+                # What it carried nobody has heard: the sequence goes no further.
+                self._silero.forget(sequence)
                 answers[place] = _failure(pb_utils.TritonError.CANCELLED, "cancelled")
                 continue
             flags = request.flags()
             audio = pb_utils.get_input_tensor_by_name(request, "AUDIO").as_numpy()
             chunks.append(
                 Chunk(
-                    str(request.correlation_id()),
-                    audio.reshape(-1),
+                    sequence,
+                    audio[0],  # sequences have one row a request: Triton sees to it
                     start=bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START),
                     end=bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END),
                 )

@@ -25,6 +25,7 @@ class TritonPythonModel:
             compute_type=parameters["compute_type"],
             beam_size=int(parameters["beam_size"]),
             right_sized=parameters["windows"] == "right-sized",
+            languages=parameters["languages"].split(),
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -36,7 +37,7 @@ class TritonPythonModel:
                 continue
             try:
                 rows.append(_row(request))
-            except ValueError as error:  # a string tensor that is no UTF-8
+            except ValueError as error:  # more than one row, or a string that is no UTF-8
                 answers[place] = _failure(pb_utils.TritonError.INVALID_ARG, str(error))
                 continue
             places.append(place)
@@ -52,7 +53,10 @@ class TritonPythonModel:
 
 def _row(request: Any) -> Row:
     def value(name: str) -> Any:
-        return pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
+        rows = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+        if len(rows) != 1:
+            raise ValueError("more than one row in a request")
+        return rows[0]
 
     return Row(
         value("AUDIO"),

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from dalston.cli import models
+
+
+@pytest.fixture
+def silero(model_repository: Path) -> Path:
+    return model_repository / "silero_vad" / "1" / "silero.onnx"
+
+
+def test_a_profile_is_built_into_the_data_folder_and_then_up_to_date(
+    tmp_path: Path, silero: Path, capfd: pytest.CaptureFixture[str]
+):
+    assert models.build("demo", tmp_path, None, [], silero) == 0
+    assert (tmp_path / "model_repository" / "whisper_fast" / "config.pbtxt").exists()
+    assert "is built: profile demo" in unwrapped(capfd)
+    assert models.build("demo", tmp_path, None, [], silero) == 0
+    assert "is up to date: profile demo" in unwrapped(capfd)
+
+
+def unwrapped(capfd: pytest.CaptureFixture[str]) -> str:
+    """What was told on standard error; the console breaks long lines."""
+    return " ".join(capfd.readouterr().err.split())
+
+
+def test_a_variant_is_served_from_a_folder_of_ones_own(
+    tmp_path: Path, silero: Path, model_repository: Path, capfd: pytest.CaptureFixture[str]
+):
+    mine = model_repository / "whisper_fast" / "1" / "checkpoint"
+    out = tmp_path / "out"
+    assert models.build("demo", None, out, [f"accurate={mine}"], silero) == 0
+    assert f"accurate: checkpoint ({mine})".replace(" ", "") in unwrapped(capfd).replace(" ", "")
+    built = (out / "whisper_accurate" / "config.pbtxt").read_text()
+    assert 'string_value: "checkpoint"' in built
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "vad", "sentence"),
+    [
+        ("tpu", [], None, "no profile 'tpu'; there are demo, cpu, gpu"),
+        ("demo", ["slow=/tmp"], None, "'slow=/tmp': write VARIANT=FOLDER, VARIANT one of fast,"),
+        ("demo", ["fast=/nowhere"], None, "/nowhere is no folder"),
+        ("demo", [], Path(__file__), "test_models.py is not the file that was pinned"),
+        ("demo", [], Path("/nowhere.onnx"), "/nowhere.onnx is missing"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_a_sentence_with_status_1(
+    tmp_path: Path,
+    silero: Path,
+    capfd: pytest.CaptureFixture[str],
+    profile: str,
+    overrides: list[str],
+    vad: Path | None,
+    sentence: str,
+):
+    assert models.build(profile, tmp_path, None, overrides, vad or silero) == 1
+    assert sentence in unwrapped(capfd)
+    assert not (tmp_path / "model_repository").exists()
+
+
+def test_the_list_names_every_profile_and_where_its_checkpoints_come_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert models.show() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["PROFILE", "VARIANT", "CHECKPOINT", "FROM", "RUNS", "AS"]
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["demo", "fast", "demo"],
+        ["demo", "accurate", "demo"],
+        ["cpu", "fast", "small"],
+        ["cpu", "accurate", "small"],
+        ["gpu", "fast", "large-v3-turbo"],
+        ["gpu", "accurate", "large-v3"],
+    ]
+    assert "float16 on gpu, beam 5" in lines[-1]
