@@ -5,10 +5,10 @@ It measures Triton and the models alone, and knows no gateway, worker or Redis. 
 what sessions ask, made from the recordings in demo/samples:
 
     speech    silero_vad: a whole recording in hops of 96 ms, then an END without audio
-    final     whisper: an utterance, word times wanted, priority 1
+    final     whisper: an utterance, word times wanted
     full      the same in a window of 30 s: the second try of a final whose scores look bad
     partial   whisper: an utterance up to every half second of it, made to begin with the tokens
-              that the hypotheses before had agreed on; priority 2
+              that the hypotheses before had agreed on
 
 and it asks in two regimes:
 
@@ -58,8 +58,6 @@ from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptR
 from dalston.orchestrator.session import HOP
 from dalston.orchestrator.vad import PAUSE
 from dalston.triton.contract import (
-    PRIORITY_FINAL,
-    PRIORITY_PARTIAL,
     SAMPLE_RATE,
     VAD_FRAME,
     VAD_MODEL,
@@ -380,6 +378,7 @@ async def _ask_for_partials(
 ) -> list[TranscriptRequest]:
     triton = Triton(url)
     try:
+        await triton.variants()
         return await partial_requests(recordings, variant, triton.transcribe)
     finally:
         await triton.close()
@@ -455,9 +454,6 @@ def _arguments(
         arguments += ["--num-of-sequences", str(load.live), "--serial-sequences"]
     else:
         arguments += ["--concurrency-range", str(load.in_flight)]
-    if load.asked != "speech":
-        priority = PRIORITY_PARTIAL if load.asked == "partial" else PRIORITY_FINAL
-        arguments += ["--request-parameter", f"priority:{priority}:int"]
     match until:
         case Requests(count):
             arguments += ["--request-count", str(count)]

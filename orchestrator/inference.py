@@ -4,8 +4,13 @@ The models, as coroutines: Triton over gRPC. The only file that imports tritoncl
 Calls are unary with deadlines, never streams: this server's streaming crashes under load. The
 generated stubs are used directly; the client class around them builds the same messages with
 three times the work, ten times a second for every stream.
+
+Finals are asked for at once. Partials wait here while as many are under way as keep the models
+busy, so that a final finds few of them before it; Triton's own priorities would do this too, but
+stall its batcher (docs/log.md).
 """
 
+import asyncio
 import contextlib
 import struct
 from collections.abc import Mapping
@@ -19,8 +24,6 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TimedWord, TranscriptRequest
 from dalston.triton.contract import (
-    PRIORITY_FINAL,
-    PRIORITY_PARTIAL,
     VAD_MODEL,
     VARIANTS,
     whisper_model,
@@ -68,6 +71,7 @@ class LoadedVariant:
 
     model_id: str
     languages: tuple[str, ...]
+    partials_in_flight: int  # at most, of one worker
 
 
 class Triton:
@@ -76,6 +80,8 @@ class Triton:
     def __init__(self, url: str):
         self._channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        # By variant, as large as the variant was when it was first seen.
+        self._partials: dict[str, asyncio.Semaphore] = {}
 
     async def close(self) -> None:
         await self._channel.close()
@@ -93,7 +99,12 @@ class Triton:
                 config = (await self._stub.ModelConfig(request, timeout=5)).config
                 parameters = {k: v.string_value for k, v in config.parameters.items()}
                 loaded[variant] = LoadedVariant(
-                    parameters["checkpoint_id"], tuple(parameters["languages"].split())
+                    parameters["checkpoint_id"],
+                    tuple(parameters["languages"].split()),
+                    _partials_in_flight(config),
+                )
+                self._partials.setdefault(
+                    variant, asyncio.Semaphore(loaded[variant].partials_in_flight)
                 )
         except grpc.aio.AioRpcError as error:
             raise InferenceError(_sentence(error), retryable=True) from None
@@ -123,9 +134,11 @@ class Triton:
         return list(struct.unpack(f"<{len(content) // 4}f", content))
 
     async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
-        """Raises InferenceError."""
+        """For a variant of `variants`. Raises InferenceError."""
         final = request.kind == "final"
-        outputs = await self._whisper(request, final, full_window=False)
+        turn = contextlib.nullcontext() if final else self._partials[request.variant]
+        async with turn:
+            outputs = await self._whisper(request, final, full_window=False)
         if final and bool(outputs["SUSPECT"][0]):
             # Right-sized windows can harm a stock checkpoint: once more as it was trained.
             outputs = await self._whisper(request, final, full_window=True)
@@ -135,7 +148,6 @@ class Triton:
         self, request: TranscriptRequest, final: bool, full_window: bool
     ) -> dict[str, Any]:
         call = service_pb2.ModelInferRequest(model_name=whisper_model(request.variant))
-        call.parameters["priority"].uint64_param = PRIORITY_FINAL if final else PRIORITY_PARTIAL
         prefix = np.array(request.prefix, "<i4").tobytes()
         _add(call, "AUDIO", "INT16", [1, len(request.audio) // 2], request.audio)
         _add(call, "LANGUAGE", "BYTES", [1, 1], _string(request.language))
@@ -158,6 +170,13 @@ class Triton:
             output.name: _value(output.datatype, content)
             for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
         }
+
+
+def _partials_in_flight(config: Any) -> int:
+    """Enough to keep every instance busy: a batch on a GPU; on a CPU one row and the next."""
+    (group,) = config.instance_group
+    rows = config.max_batch_size if group.kind == group.KIND_GPU else 2
+    return rows * group.count
 
 
 def _add(call: Any, name: str, datatype: str, shape: list[int], content: bytes) -> None:

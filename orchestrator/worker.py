@@ -167,8 +167,14 @@ class Worker:
     async def _look_after_models(self) -> None:
         """Whether sessions would work: by asking the models, not whether they are ready."""
         try:
+            served = [await triton.variants() for triton in self._tritons]
+            # A session may go to any of them.
+            self._variants = {
+                variant: loaded
+                for variant, loaded in served[0].items()
+                if all(variant in others for others in served)
+            }
             for triton in self._tritons:
-                self._variants = await triton.variants()
                 probe = SpeechRequest(f"probe.{self._instance}", bytes(1024), start=True)
                 await triton.speech_probabilities(probe)
                 await triton.speech_probabilities(SpeechRequest(probe.sequence, b"", end=True))

@@ -27,9 +27,6 @@ VARIANTS = ("fast", "accurate")
 Variant = Literal["fast", "accurate"]
 Task = Literal["transcribe", "translate"]
 
-# Triton priorities: a queued final overtakes every queued partial.
-PRIORITY_FINAL, PRIORITY_PARTIAL = 1, 2
-
 LONGEST_AUDIO = 30 * SAMPLE_RATE  # samples: the window Whisper is trained on
 # The encoder sees the smallest of these that holds the audio and MARGIN of silence behind it
 # (seconds). Chosen from the audio's length alone, so batch neighbours cannot change a result.

@@ -98,7 +98,7 @@ def _whisper(
     known = vocabulary.languages if vocabulary.multilingual else ["en"]
     languages = model.checkpoint.languages or [code for code in LANGUAGES if code in known]
     config = _config(new / name)
-    _set_instances(config, model, cores)
+    _set_device(config, model, cores)
     for key, value in {
         "checkpoint_id": model.checkpoint.id,
         "languages": " ".join(languages),
@@ -110,11 +110,13 @@ def _whisper(
     (new / name / "config.pbtxt").write_text(text_format.MessageToString(config))
 
 
-def _set_instances(config: Any, model: Served, cores: int) -> None:
+def _set_device(config: Any, model: Served, cores: int) -> None:
     (group,) = config.instance_group
     gpu = model.device == "gpu"
     group.kind = group.KIND_GPU if gpu else group.KIND_CPU
     group.count = cores if model.instances == "cores" else model.instances
+    if not gpu:  # there a batch costs what its rows cost one by one
+        config.dynamic_batching.max_queue_delay_microseconds = 0
 
 
 def _config(folder: Path) -> Any:

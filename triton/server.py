@@ -33,7 +33,7 @@ import grpc.aio
 import psutil
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from dalston.triton.contract import PRIORITY_FINAL, VAD_MODEL, WHISPER_INPUTS
+from dalston.triton.contract import VAD_MODEL, WHISPER_INPUTS
 from dalston.triton.process import die_with_parent, guard
 
 logger = logging.getLogger(__name__)
@@ -430,7 +430,6 @@ async def probe(stub: Any, model: str, deadline_s: float = PROBE_DEADLINE_S) -> 
         request.parameters["sequence_end"].bool_param = True
         add("AUDIO", "INT16", [1, samples], bytes(2 * samples))
     else:
-        request.parameters["priority"].uint64_param = PRIORITY_FINAL
         values = {
             "AUDIO": bytes(2 * samples),
             "PREFIX": b"",

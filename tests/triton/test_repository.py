@@ -104,6 +104,8 @@ def test_the_configuration_says_what_the_profile_says(out: Path, silero: Path):
     for variant, count in (("fast", 3), ("accurate", 1)):  # one for each core, and one
         (group,) = config_of(out, variant).instance_group
         assert (group.kind, group.count) == (group.KIND_CPU, count)
+        batching = config_of(out, variant).dynamic_batching
+        assert batching.max_queue_delay_microseconds == 0
 
 
 def test_the_gpu_profile_runs_on_gpus(out: Path, silero: Path, checkpoint: Path):
@@ -116,6 +118,7 @@ def test_the_gpu_profile_runs_on_gpus(out: Path, silero: Path, checkpoint: Path)
     for variant, beam in (("fast", "1"), ("accurate", "5")):
         (group,) = config_of(out, variant).instance_group
         assert (group.kind, group.count) == (group.KIND_GPU, 1)
+        assert config_of(out, variant).dynamic_batching.max_queue_delay_microseconds > 0
         assert parameters(out, variant)["compute_type"] == "float16"
         assert parameters(out, variant)["beam_size"] == beam
 

@@ -30,7 +30,6 @@ import pytest_asyncio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dalston.triton import server
-from dalston.triton.contract import PRIORITY_FINAL
 from dalston.triton.process import free_port
 from dalston.triton.server import Ports, Server, ServerError, find, main_probe, probe_all
 
@@ -271,7 +270,6 @@ def transcription(language: str, samples: int = 16_000, rows: int = 1) -> Any:
         return struct.pack("<I", len(text)) + text.encode()
 
     call = service_pb2.ModelInferRequest(model_name="whisper_fast")
-    call.parameters["priority"].uint64_param = PRIORITY_FINAL
     tensor(call, "AUDIO", "INT16", [rows, samples], bytes(2 * samples) * rows)
     tensor(call, "LANGUAGE", "BYTES", [rows, 1], string(language) * rows)
     tensor(call, "TASK", "BYTES", [rows, 1], string("transcribe") * rows)

@@ -1,0 +1,76 @@
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Literal
+
+import numpy as np
+import pytest
+from recordings import spoken
+
+from dalston.orchestrator.inference import InferenceError, Triton
+from dalston.orchestrator.requests import TranscriptRequest
+from dalston.triton.contract import VARIANTS, Variant
+
+
+@pytest.fixture
+async def triton(triton_url: str) -> AsyncGenerator[Triton]:
+    triton = Triton(triton_url)
+    await triton.variants()
+    yield triton
+    await triton.close()
+
+
+def request(
+    kind: Literal["partial", "final"],
+    variant: Variant,
+    audio: bytes = bytes(32_000),
+    language: str = "en",
+) -> TranscriptRequest:
+    return TranscriptRequest(1, kind, audio, language, variant, words=kind == "final")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+async def test_a_final_overtakes_the_partials_that_wait(triton: Triton, variant: Variant):
+    audio = max(spoken(), key=len).astype(np.int16).tobytes()
+    waiting = 40
+    partials = [
+        asyncio.ensure_future(triton.transcribe(request("partial", variant, audio)))
+        for _ in range(waiting)
+    ]
+    await asyncio.wait(partials, return_when=asyncio.FIRST_COMPLETED)
+    done_before = sum(partial.done() for partial in partials)
+    await triton.transcribe(request("final", variant, audio))
+    overtaken = waiting - sum(partial.done() for partial in partials)
+    assert done_before <= (await triton.variants())[variant].partials_in_flight
+    assert overtaken >= waiting // 2
+    # None of them is lost for it.
+    texts = {hypothesis.text for hypothesis in await asyncio.gather(*partials)}
+    assert len(texts) == 1
+
+
+async def test_a_partial_that_is_cancelled_gives_its_place_to_the_next(triton: Triton):
+    audio = max(spoken(), key=len).astype(np.int16).tobytes()
+    for _ in range(20):
+        partials = [
+            asyncio.ensure_future(triton.transcribe(request("partial", "fast", audio)))
+            for _ in range(10)
+        ]
+        await asyncio.sleep(0)
+        for partial in partials:
+            partial.cancel()
+        await asyncio.gather(*partials, return_exceptions=True)
+    async with asyncio.timeout(30):
+        await triton.transcribe(request("partial", "fast", audio))
+
+
+async def test_a_request_that_can_never_succeed_is_told_from_one_that_may(triton: Triton):
+    with pytest.raises(InferenceError, match="language 'xx'") as refused:
+        await triton.transcribe(request("final", "fast", language="xx"))
+    assert not refused.value.retryable
+
+
+async def test_a_triton_that_is_not_there_may_be_asked_again():
+    nobody = Triton("127.0.0.1:9")
+    with pytest.raises(InferenceError) as refused:
+        await nobody.variants()
+    assert refused.value.retryable
+    await nobody.close()
