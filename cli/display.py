@@ -11,8 +11,17 @@ from rich.text import Text
 from dalston.client import Event
 
 
+def line(event: Event) -> Text:
+    """A partial or a final. The stable part of a partial is bold, the rest may still change."""
+    text, start = event["text"], (_time(event["start"]), "dim")
+    if event["type"] == "transcript.final":
+        return Text.assemble(start, text)
+    stable = event["stable_chars"]
+    return Text.assemble(start, (text[:stable], "bold"), (text[stable:], "dim italic"))
+
+
 class Display:
-    """Show events as they come. The stable part of a partial is bold, the rest may still change."""
+    """Show events as they come."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
@@ -37,13 +46,10 @@ class Display:
     def show(self, event: Event) -> None:
         match event["type"]:
             case "transcript.partial":
-                text, stable = event["text"], event["stable_chars"]
-                start = (_time(event["start"]), "dim")
-                parts = (text[:stable], "bold"), (text[stable:], "dim italic")
-                self._live.update(Text.assemble(start, *parts))
+                self._live.update(line(event))
             case "transcript.final":
                 self._live.update("")
-                self._console.print(Text.assemble((_time(event["start"]), "dim"), event["text"]))
+                self._console.print(line(event))
             case "session.begin":
                 for warning in event["warnings"]:
                     self._console.print(Text(warning["message"], style="yellow"))
