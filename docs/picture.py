@@ -69,9 +69,7 @@ def draw(events: list[tuple[float, Any]], command: str) -> str:
         )
         kind = "final" if final else "partial"
         y = TOP + ROW * (finals + 2)
-        rows.append(
-            f'<text id="l{index}" class="{kind}" x="{LEFT}" y="{y}">{spans(event)}</text>'
-        )
+        rows.append(f'<text id="l{index}" class="{kind}" x="{LEFT}" y="{y}">{spans(event)}</text>')
         finals += final
     height = TOP + ROW * (finals + 2)
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}">
