@@ -72,7 +72,7 @@ def draw(events: list[tuple[float, Any]], command: str) -> str:
         rows.append(f'<text id="l{index}" class="{kind}" x="{LEFT}" y="{y}">{spans(event)}</text>')
         finals += final
     height = TOP + ROW * (finals + 2)
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}">
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}">
 <title>A recording being transcribed while it plays</title>
 <style>
 text{{font:{FONT}px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
@@ -92,6 +92,7 @@ fill:#d8dee9;white-space:pre}}
 
 
 def main() -> None:
+    assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("file", nargs="?", type=Path, default=SAMPLE)
     parser.add_argument("--url", default="ws://127.0.0.1:8000")
