@@ -56,11 +56,11 @@ check: .venv/installed-dev
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python bench/load.py $(ARGS)
+	PYTHONPATH=bench $(BIN)/python bench/load.py $(ARGS)
 
 .PHONY: perf-analyzer train-demo-model
 perf-analyzer: install
-	$(BIN)/python bench/perf_analyzer.py $(ARGS)
+	PYTHONPATH=bench $(BIN)/python bench/perf_analyzer.py $(ARGS)
 
 # Needs espeak-ng, flite, festival and the Free Spoken Digit Dataset: demo/README.md.
 FSDD ?= fsdd

@@ -20,9 +20,7 @@ import asyncio
 import itertools
 import json
 import os
-import platform
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import machine
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -275,19 +274,6 @@ async def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-
-def machine() -> str:
-    model = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
-
-
 def main() -> int:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0].strip())
@@ -298,7 +284,12 @@ def main() -> int:
     args = parser.parse_args()
     rows = asyncio.run(measure(args))
     show(rows)
-    result = {"machine": machine(), "commit": commit(), "checkpoint": "demo", "runs": rows}
+    result = {
+        "machine": machine.described(),
+        "commit": machine.commit(),
+        "checkpoint": "demo",
+        "runs": rows,
+    }
     print(json.dumps(result))
     return 0
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import perf_analyzer
 import pytest
+import spoken_requests
 
 from dalston.orchestrator.requests import Hypothesis, TranscriptRequest
 from dalston.orchestrator.session import HOP
@@ -16,7 +17,7 @@ from dalston.triton.contract import (
     window_seconds,
 )
 
-SPOKEN = perf_analyzer.recordings()
+SPOKEN = spoken_requests.recordings()
 
 
 def samples(tensors: dict[str, Any]) -> int:
@@ -28,7 +29,7 @@ def samples(tensors: dict[str, Any]) -> int:
 
 def test_a_sequence_holds_every_hop_of_its_recording() -> None:
     for recording in SPOKEN:
-        *hops, end = perf_analyzer.speech_requests(recording)
+        *hops, end = spoken_requests.speech_requests(recording)
         whole = len(recording.audio) // (2 * VAD_FRAME) * 2 * VAD_FRAME
         assert b"".join(hop.audio for hop in hops) == recording.audio[:whole]
         assert {len(hop.audio) for hop in hops[:-1]} == {2 * HOP}
@@ -39,7 +40,7 @@ def test_a_sequence_holds_every_hop_of_its_recording() -> None:
 
 
 def test_finals_are_the_utterances_with_silence_around_them() -> None:
-    finals = perf_analyzer.final_requests(SPOKEN, "fast")
+    finals = spoken_requests.final_requests(SPOKEN, "fast")
     spoken = [end - start for recording in SPOKEN for start, end in recording.utterances]
     for final, length in zip(finals, spoken, strict=True):
         assert 0 < len(final.audio) // 2 - length <= SAMPLE_RATE // 2
@@ -54,11 +55,11 @@ async def test_partials_grow_and_begin_with_what_was_agreed_on() -> None:
         ends = [5 * number + 4 for number in range(len(words))]
         return Hypothesis(" ".join(words), tokens=range(len(words)), token_ends=ends)
 
-    (final,) = perf_analyzer.final_requests(
-        [perf_analyzer.Recording(bytes(2 * 3 * SAMPLE_RATE), ((0, 2 * SAMPLE_RATE),))], "fast"
+    (final,) = spoken_requests.final_requests(
+        [spoken_requests.Recording(bytes(2 * 3 * SAMPLE_RATE), ((0, 2 * SAMPLE_RATE),))], "fast"
     )
-    partials = await perf_analyzer.partial_requests(
-        [perf_analyzer.Recording(bytes(2 * 3 * SAMPLE_RATE), ((0, 2 * SAMPLE_RATE),))],
+    partials = await spoken_requests.partial_requests(
+        [spoken_requests.Recording(bytes(2 * 3 * SAMPLE_RATE), ((0, 2 * SAMPLE_RATE),))],
         "fast",
         hears_a_word_each_half_second,
     )
@@ -70,11 +71,11 @@ async def test_partials_grow_and_begin_with_what_was_agreed_on() -> None:
 
 def test_steps_have_the_inputs_of_the_contract() -> None:
     (speech, *_), (final, *_) = (
-        perf_analyzer.speech_requests(SPOKEN[0]),
-        perf_analyzer.final_requests(SPOKEN, "accurate"),
+        spoken_requests.speech_requests(SPOKEN[0]),
+        spoken_requests.final_requests(SPOKEN, "accurate"),
     )
-    assert set(perf_analyzer.step(speech)) == {tensor.name for tensor in VAD_INPUTS}
-    tensors = perf_analyzer.step(final, full_window=True)
+    assert set(spoken_requests.step(speech)) == {tensor.name for tensor in VAD_INPUTS}
+    tensors = spoken_requests.step(final, full_window=True)
     assert set(tensors) == {tensor.name for tensor in WHISPER_INPUTS}
     assert base64.b64decode(tensors["AUDIO"]["content"]["b64"]) == final.audio
     assert samples(tensors) == len(final.audio) // 2
@@ -83,21 +84,21 @@ def test_steps_have_the_inputs_of_the_contract() -> None:
 
 
 def test_an_end_without_audio_is_an_empty_tensor() -> None:
-    end = perf_analyzer.speech_requests(SPOKEN[0])[-1]
-    assert perf_analyzer.step(end) == {"AUDIO": {"content": [], "shape": [0]}}
+    end = spoken_requests.speech_requests(SPOKEN[0])[-1]
+    assert spoken_requests.step(end) == {"AUDIO": {"content": [], "shape": [0]}}
 
 
 def test_threads_that_take_every_nth_request_come_round_to_all() -> None:
     steps = [{"AUDIO": number} for number in range(10)]
-    once, again = perf_analyzer.mixed(steps), perf_analyzer.mixed(steps)
+    once, again = spoken_requests.mixed(steps), spoken_requests.mixed(steps)
     assert once == again != steps
     assert len(once) == 9
-    assert len(perf_analyzer.mixed(steps[:9])) == 9
+    assert len(spoken_requests.mixed(steps[:9])) == 9
 
 
 def test_the_audio_of_a_request_is_averaged_over_sequences(tmp_path: Path) -> None:
     hop, end = {"AUDIO": {"shape": [HOP]}}, {"AUDIO": {"shape": [0]}}
-    data = perf_analyzer.write(tmp_path / "data.json", [[hop, end], [hop, hop, hop, end]])
+    data = spoken_requests.write(tmp_path / "data.json", [[hop, end], [hop, hop, hop, end]])
     assert data.audio_s == 4 / 6 * HOP / SAMPLE_RATE
     assert json.loads(data.path.read_text()) == {"data": [[hop, end], [hop, hop, hop, end]]}
 
@@ -140,7 +141,7 @@ def test_the_report_is_understood() -> None:
 
 def test_a_row_says_when_nothing_settled(tmp_path: Path) -> None:
     load = perf_analyzer.Load("silero_vad", "speech", live=32)
-    row = perf_analyzer.line(load, None, perf_analyzer.InputData(tmp_path, 0.096))
+    row = perf_analyzer.line(load, None, spoken_requests.InputData(tmp_path, 0.096))
     assert "32 live" in row
     assert "did not settle" in row
 
@@ -172,8 +173,8 @@ def test_all_three_models_answer_perf_analyzer(
         )
         out = capsys.readouterr().out
         # One request that fails makes the run fail.
-        bad = perf_analyzer.step(perf_analyzer.final_requests(SPOKEN, "fast")[0])
-        data = perf_analyzer.write(tmp_path / "bad.json", [bad | {"TASK": ["sing"]}])
+        bad = spoken_requests.step(spoken_requests.final_requests(SPOKEN, "fast")[0])
+        data = spoken_requests.write(tmp_path / "bad.json", [bad | {"TASK": ["sing"]}])
         with pytest.raises(perf_analyzer.BenchError, match="whisper_fast.*sing"):
             perf_analyzer.measure(binary, url, loads[1], data, perf_analyzer.Requests(2))
 
