@@ -68,9 +68,10 @@ from dalston.triton.contract import (
     Variant,
     whisper_model,
 )
+from dalston.triton.installation import ServerError
 from dalston.triton.models import ModelError, verify
+from dalston.triton.probe import probe_all
 from dalston.triton.process import die_with_parent, free_port
-from dalston.triton.server import ServerError, probe_all
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -195,12 +195,12 @@ def _worker(_: argparse.Namespace) -> int:
 
 def _triton(args: argparse.Namespace) -> int:
     try:
-        from dalston.triton import server
+        from dalston.triton import probe, server
     except ModuleNotFoundError as error:
         return _missing("triton", error)
     ports = server.Ports(args.grpc_port, args.http_port, args.metrics_port)
     if args.probe:
-        return server.main_probe(f"{args.host}:{ports.grpc}")
+        return probe.main(f"{args.host}:{ports.grpc}")
     if args.repository is None:
         print("--repository is needed", file=sys.stderr)
         return 2

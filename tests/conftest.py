@@ -10,8 +10,9 @@ import hypothesis
 import pytest
 
 from dalston.cli.up import redis_server
+from dalston.triton.installation import ServerError
+from dalston.triton.probe import probe_all
 from dalston.triton.process import die_with_parent, free_port
-from dalston.triton.server import ServerError, probe_all
 
 # Machines are slow at times, and that proves nothing.
 hypothesis.settings.register_profile("dalston", deadline=None)

@@ -1,5 +1,5 @@
 """
-The tritonserver process: find it, check what it needs, start it, watch it, stop it.
+The tritonserver process: start it, watch it, stop it.
 
 Health is an inference. A model whose stub process has died stays "ready" for ever and fails every
 request, so stubs are watched as processes, and models that answered nothing for a while are asked
@@ -9,22 +9,15 @@ new server.
 
 import asyncio
 import contextlib
-import ctypes
-import importlib.util
 import logging
 import os
-import platform
 import secrets
-import shutil
 import signal
 import socket
-import struct
 import sys
-import sysconfig
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +26,17 @@ import grpc.aio
 import psutil
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from dalston.triton.contract import VAD_MODEL, WHISPER_INPUTS
+from dalston.triton.installation import STUB, ServerError, backend_folder, find
+from dalston.triton.probe import probe
 from dalston.triton.process import die_with_parent, guard
 
 logger = logging.getLogger(__name__)
 
-# What NVIDIA's container calls home.
-_CONTAINER = Path("/opt/tritonserver")
-_STUB = "triton_python_backend_stub"
 _SHARED_MEMORY = Path("/dev/shm")
 
 STARTING_S = 600.0  # large checkpoints take minutes to load
 WATCH_EVERY_S = 0.5
 PROBE_EVERY_S = 10.0
-PROBE_DEADLINE_S = 30.0  # behind a queue of finals
 # After so many reloads of one model within this time, a new server is the better cure.
 RELOADS, RELOADS_WITHIN_S = 3, 60.0
 # Before a new server; one that lasted is replaced as fast as the first.
@@ -61,97 +51,11 @@ _CHANNEL_OPTIONS = [
 ]
 
 
-class ServerError(Exception):
-    """Triton cannot run here; says what to install or to change."""
-
-
-@dataclass(frozen=True)
-class Installation:
-    """A tritonserver that can run with this Python."""
-
-    binary: Path
-    stub: Path
-    backend: Path  # folder of libtriton_python.so
-    libraries: Path | None  # to be searched for libpython
-    version: str
-
-
 @dataclass(frozen=True)
 class Ports:
     grpc: int
     http: int
     metrics: int
-
-
-def find() -> Installation:
-    """The server of NVIDIA's container, or the one in the nvidia-pytriton wheel, checked against
-    this Python and what is installed in it. Raises ServerError."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise ServerError(
-            f"Triton runs on Linux x86-64 here, and this is {sys.platform} {platform.machine()}. "
-            "Use the container (docker-compose.yml), or another machine."
-        )
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if (_CONTAINER / "bin" / "tritonserver").exists():
-        backend = _CONTAINER / "backends" / "python"
-        found = Installation(
-            _CONTAINER / "bin" / "tritonserver", backend / _STUB, backend, None, "container"
-        )
-    else:
-        package = importlib.util.find_spec("pytriton")
-        if package is None or package.origin is None:
-            raise ServerError(
-                "no Triton Inference Server: install the one from the package index with "
-                "pip install 'dalston[local]', or run in NVIDIA's container"
-            )
-        home = Path(package.origin).parent / "tritonserver"
-        found = Installation(
-            home / "bin" / "tritonserver",
-            home / "python_backend_stubs" / python / _STUB,
-            home / "backends" / "python",
-            _libpython(python),
-            version("nvidia-pytriton"),
-        )
-        _check_numpy()
-    if not found.stub.exists():
-        raise ServerError(
-            f"this Triton has no Python backend for Python {python}: use Python 3.11 or 3.12"
-        )
-    for module in ("numpy", "onnxruntime", "ctranslate2"):
-        if importlib.util.find_spec(module) is None:
-            raise ServerError(
-                f"the models need {module}, which is not installed for {sys.executable}: "
-                "pip install 'dalston[triton]'"
-            )
-    return found
-
-
-def _libpython(python: str) -> Path | None:
-    """The folder to search for the shared library that the stub links; None: the system's own."""
-    name = f"libpython{python}.so.1.0"
-    folder = Path(sysconfig.get_config_var("LIBDIR") or "")
-    if (folder / name).exists():
-        return folder
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        raise ServerError(
-            f"{name} is missing, which Triton's Python backend needs: apt-get install "
-            f"libpython{python} (Debian, Ubuntu), or use a Python built with --enable-shared"
-        ) from None
-    return None
-
-
-def _check_numpy() -> None:
-    try:
-        installed = version("numpy")
-    except PackageNotFoundError:
-        return  # said by find()
-    if int(installed.split(".")[0]) >= 2:
-        raise ServerError(
-            f"numpy {installed} is installed, but this Triton was built against numpy 1 and would "
-            "answer every request with nothing: pip install 'numpy<2'"
-        )
 
 
 class Server:
@@ -176,7 +80,7 @@ class Server:
             )
         self.models = [config.parent.name for config in configs]
         self._repository, self._ports, self._host = repository.resolve(), ports, host
-        self._backends = _backend_folder(self._installation, folder)
+        self._backends = backend_folder(self._installation, folder)
         # All that the server and its stubs put into /dev/shm begins like this.
         self._shm = f"dalston_{os.getpid()}_{secrets.token_hex(4)}_"
         self._tell = tell
@@ -313,7 +217,7 @@ class Server:
                 # A zombie has no command line: it raises, and is not counted.
                 with contextlib.suppress(psutil.Error, IndexError):
                     program, path = child.cmdline()[:2]
-                    if program.endswith(_STUB):
+                    if program.endswith(STUB):
                         living[Path(path).parts[-3]] += 1
         return living
 
@@ -390,19 +294,6 @@ class Server:
             path.unlink(missing_ok=True)
 
 
-def _backend_folder(installation: Installation, folder: Path) -> Path:
-    """A backend directory with the stub for this Python: Triton takes it from nowhere else."""
-    if installation.version == "container":
-        return installation.backend.parent
-    python = folder / "backends" / "python"
-    shutil.rmtree(python, ignore_errors=True)
-    python.mkdir(parents=True)
-    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
-        (python / name).symlink_to(installation.backend / name)
-    (python / _STUB).symlink_to(installation.stub)
-    return python.parent.resolve()
-
-
 def _has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists()
 
@@ -413,65 +304,6 @@ async def _is_ready(stub: Any, model: str) -> bool:
         return (await stub.ModelReady(request, timeout=2)).ready
     except grpc.aio.AioRpcError:
         return False
-
-
-async def probe(stub: Any, model: str, deadline_s: float = PROBE_DEADLINE_S) -> None:
-    """Ask a model something small. Raises ServerError if it gives no answer."""
-    request = service_pb2.ModelInferRequest(model_name=model)
-
-    def add(name: str, datatype: str, shape: Sequence[int], content: bytes) -> None:
-        request.inputs.add(name=name, datatype=datatype, shape=shape)
-        request.raw_input_contents.append(content)
-
-    samples = 1024
-    if model == VAD_MODEL:
-        request.parameters["sequence_id"].string_param = f"probe.{os.getpid()}.{time.time_ns()}"
-        request.parameters["sequence_start"].bool_param = True
-        request.parameters["sequence_end"].bool_param = True
-        add("AUDIO", "INT16", [1, samples], bytes(2 * samples))
-    else:
-        values = {
-            "AUDIO": bytes(2 * samples),
-            "PREFIX": b"",
-            "LANGUAGE": "en",
-            "TASK": "transcribe",
-        }
-        for tensor in WHISPER_INPUTS:
-            value = values.get(tensor.name, b"\0")
-            if isinstance(value, str):
-                add(tensor.name, "BYTES", [1, 1], struct.pack("<I", len(value)) + value.encode())
-            else:
-                count = {"AUDIO": samples, "PREFIX": 0}.get(tensor.name, 1)
-                add(tensor.name, tensor.type, [1, count], value)
-    try:
-        await stub.ModelInfer(request, timeout=deadline_s)
-    except grpc.aio.AioRpcError as error:
-        raise ServerError(f"{model}: {error.details()}") from None
-
-
-async def probe_all(address: str) -> None:
-    """Whether every model of the server at `address` answers. Raises ServerError."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        try:
-            # Those that are not ready too: they are the ones that do not answer.
-            index = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=5)
-        except grpc.aio.AioRpcError as error:
-            raise ServerError(f"no Triton at {address}: {error.details()}") from None
-        if not index.models:
-            raise ServerError(f"the Triton at {address} has no models")
-        for model in index.models:
-            await probe(stub, model.name)
-
-
-def main_probe(address: str) -> int:
-    """Exit status 0 if every model answers."""
-    try:
-        asyncio.run(probe_all(address))
-    except ServerError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
 
 
 def main(repository: Path, folder: Path, ports: Ports, host: str) -> int:

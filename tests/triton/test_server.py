@@ -1,21 +1,18 @@
 """
-The tritonserver process: found with all that it needs, watched, mended, stopped. The server is the
-real one; what is killed is killed.
+The tritonserver process: watched, mended, stopped. The server is the real one; what is killed is
+killed.
 """
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
-import platform
 import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -29,105 +26,13 @@ import pytest
 import pytest_asyncio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from dalston.triton import server
+from dalston.triton import probe, server
+from dalston.triton.installation import ServerError
+from dalston.triton.probe import probe_all
 from dalston.triton.process import free_port
-from dalston.triton.server import Ports, Server, ServerError, find, main_probe, probe_all
+from dalston.triton.server import Ports, Server
 
 MODELS = ("silero_vad", "whisper_accurate", "whisper_fast")
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-
-# --- finding it -----------------------------------------------------------------------------------
-
-
-def test_the_server_in_the_wheel_is_found_with_all_it_needs():
-    found = find()
-    assert os.access(found.binary, os.X_OK)
-    assert os.access(found.stub, os.X_OK)
-    assert (found.backend / "libtriton_python.so").exists()
-    assert found.version != "container"
-
-
-@pytest.mark.parametrize(
-    ("system", "machine"), [("darwin", "arm64"), ("win32", "AMD64"), ("linux", "aarch64")]
-)
-def test_another_platform_is_refused_with_what_to_use_instead(
-    monkeypatch: pytest.MonkeyPatch, system: str, machine: str
-):
-    monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    with pytest.raises(ServerError, match=rf"this is {system} {machine}\. Use the container"):
-        find()
-
-
-def test_without_a_server_the_sentence_names_the_package(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "pytriton", None)
-    with pytest.raises(ServerError, match=r"pip install 'dalston\[local\]'"):
-        find()
-
-
-def test_a_python_without_a_stub_is_refused_with_the_pythons_that_have_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    (tmp_path / "pytriton").mkdir()
-    (tmp_path / "pytriton" / "__init__.py").touch()
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with pytest.raises(
-        ServerError, match=f"no Python backend for Python {PYTHON}: use Python 3.11 or 3.12"
-    ):
-        find()
-
-
-def test_a_python_without_its_library_is_refused_with_the_package_that_has_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    def no_library(name: str) -> None:
-        raise OSError(f"{name}: cannot open shared object file")
-
-    monkeypatch.setattr(sysconfig, "get_config_var", lambda _: str(tmp_path))  # pyright: ignore
-    monkeypatch.setattr(ctypes, "CDLL", no_library)
-    with pytest.raises(ServerError, match=f"apt-get install libpython{PYTHON}"):
-        find()
-
-
-def test_a_library_that_the_system_finds_needs_no_folder(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    monkeypatch.setattr(sysconfig, "get_config_var", lambda _: str(tmp_path))  # pyright: ignore
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: None)  # pyright: ignore
-    assert find().libraries is None
-
-
-def test_numpy_2_is_refused_since_every_answer_would_be_empty(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    about = tmp_path / "numpy-2.3.1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 2.3.1\n")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with pytest.raises(ServerError, match=r"numpy 2\.3\.1 is installed.*pip install 'numpy<2'"):
-        find()
-
-
-@pytest.mark.parametrize("module", ["numpy", "onnxruntime", "ctranslate2"])
-def test_a_library_the_models_need_is_named_if_it_is_missing(
-    monkeypatch: pytest.MonkeyPatch, module: str
-):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ServerError, match=rf"the models need {module}.*'dalston\[triton\]'"):
-        find()
-
-
-def test_the_server_of_nvidias_container_comes_first(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    for path in ("bin/tritonserver", "backends/python/triton_python_backend_stub"):
-        (tmp_path / path).parent.mkdir(parents=True)
-        (tmp_path / path).touch()
-    monkeypatch.setattr(server, "_CONTAINER", tmp_path)
-    found = find()
-    assert found.binary == tmp_path / "bin" / "tritonserver"
-    assert found.version == "container"
-
 
 # --- running it -----------------------------------------------------------------------------------
 
@@ -229,13 +134,13 @@ async def everything(
 @pytest.mark.asyncio(loop_scope="module")
 async def test_every_model_answers_a_probe(everything: Ports):
     await probe_all(address(everything))
-    assert await asyncio.to_thread(main_probe, address(everything)) == 0
+    assert await asyncio.to_thread(probe.main, address(everything)) == 0
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_probe_of_nobody_fails_with_a_sentence(capfd: pytest.CaptureFixture[str]):
     nobody = f"127.0.0.1:{free_port()}"
-    assert await asyncio.to_thread(main_probe, nobody) == 1
+    assert await asyncio.to_thread(probe.main, nobody) == 1
     assert f"no Triton at {nobody}: " in capfd.readouterr().err
 
 

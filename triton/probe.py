@@ -1,0 +1,79 @@
+"""
+Whether models answer: health is an inference, for a model whose process has died stays "ready".
+"""
+
+import asyncio
+import os
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from dalston.triton.contract import VAD_MODEL, WHISPER_INPUTS
+from dalston.triton.installation import ServerError
+
+DEADLINE_S = 30.0  # behind a queue of finals
+
+
+async def probe(stub: Any, model: str, deadline_s: float = DEADLINE_S) -> None:
+    """Ask a model something small. Raises ServerError if it gives no answer."""
+    request = service_pb2.ModelInferRequest(model_name=model)
+
+    def add(name: str, datatype: str, shape: Sequence[int], content: bytes) -> None:
+        request.inputs.add(name=name, datatype=datatype, shape=shape)
+        request.raw_input_contents.append(content)
+
+    samples = 1024
+    if model == VAD_MODEL:
+        request.parameters["sequence_id"].string_param = f"probe.{os.getpid()}.{time.time_ns()}"
+        request.parameters["sequence_start"].bool_param = True
+        request.parameters["sequence_end"].bool_param = True
+        add("AUDIO", "INT16", [1, samples], bytes(2 * samples))
+    else:
+        values = {
+            "AUDIO": bytes(2 * samples),
+            "PREFIX": b"",
+            "LANGUAGE": "en",
+            "TASK": "transcribe",
+        }
+        for tensor in WHISPER_INPUTS:
+            value = values.get(tensor.name, b"\0")
+            if isinstance(value, str):
+                add(tensor.name, "BYTES", [1, 1], struct.pack("<I", len(value)) + value.encode())
+            else:
+                count = {"AUDIO": samples, "PREFIX": 0}.get(tensor.name, 1)
+                add(tensor.name, tensor.type, [1, count], value)
+    try:
+        await stub.ModelInfer(request, timeout=deadline_s)
+    except grpc.aio.AioRpcError as error:
+        raise ServerError(f"{model}: {error.details()}") from None
+
+
+async def probe_all(address: str) -> None:
+    """Whether every model of the server at `address` answers. Raises ServerError."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        try:
+            # Those that are not ready too: they are the ones that do not answer.
+            index = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=5)
+        except grpc.aio.AioRpcError as error:
+            raise ServerError(f"no Triton at {address}: {error.details()}") from None
+        if not index.models:
+            raise ServerError(f"the Triton at {address} has no models")
+        for model in index.models:
+            await probe(stub, model.name)
+
+
+def main(address: str) -> int:
+    """Exit status 0 if every model answers."""
+    try:
+        asyncio.run(probe_all(address))
+    except ServerError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
