@@ -41,6 +41,7 @@ from dalston.orchestrator.slots import (
     WorkerIdTaken,
     redis_client,
 )
+from dalston.triton.contract import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +175,8 @@ class Worker:
                 for variant, loaded in served[0].items()
                 if all(variant in others for others in served)
             }
+            if not self._variants:
+                raise InferenceError("no Whisper model is on every Triton", retryable=True)
             for triton in self._tritons:
                 probe = SpeechRequest(f"probe.{self._instance}", bytes(1024), start=True)
                 await triton.speech_probabilities(probe)
@@ -275,16 +278,16 @@ class Worker:
             config, warnings = session_config(query)
             languages = {name: loaded.languages for name, loaded in self._variants.items()}
             variant, fallbacks = choose_variant(config, languages)
+            epoch = msgspec.convert(query.get("epoch", "1"), int, strict=False)
             snapshot = None
             if query.get("resume"):
                 snapshot = msgspec.json.decode(await connection.recv(), type=Snapshot)
         except ParameterError as error:
             return await refuse(error.code, str(error), 4400, str(error)[:120])
         except msgspec.MsgspecError as error:
-            return await refuse("invalid_message", f"no snapshot: {error}", 4400, "no snapshot")
+            return await refuse("invalid_message", str(error), 4400, "no epoch, or no snapshot")
 
         session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
-        epoch = int(query.get("epoch", "1"))
         loaded = self._variants[variant]
         config = msgspec.structs.replace(config, model=variant, model_id=loaded.model_id)
         session = Session(
@@ -326,7 +329,7 @@ class Worker:
             await connection.close(code or CloseCode.NORMAL)
             status = "error" if code == CloseCode.INTERNAL else "ended"
             with contextlib.suppress(RedisError):  # the lease ends without us
-                await self._slots.release(session_id, epoch, status, session.received / 16_000)
+                await self._slots.release(session_id, epoch, status, session.received / SAMPLE_RATE)
 
 
 async def _frames(connection: ServerConnection) -> AsyncIterator[str | bytes]:

@@ -180,6 +180,13 @@ async def test_a_snapshot_that_is_none_is_refused(workers: Workers) -> None:
     assert (error["code"], code) == ("invalid_message", 4400)
 
 
+async def test_an_epoch_that_is_no_number_is_refused(workers: Workers) -> None:
+    worker = await workers.ready()
+    async with worker.session("session_id=sess_x&epoch=second") as session:
+        (error,), code = await drained(session)
+    assert (error["code"], code) == ("invalid_message", 4400)
+
+
 async def test_sessions_share_one_worker(workers: Workers) -> None:
     worker = await workers.ready(max_sessions=4)
 
