@@ -6,7 +6,8 @@ The recordings that the demo plays and the tests transcribe: demo/samples/*.wav.
 
 Ten recordings; the last three are spoken by voices that training never hears. Each says three
 or four sentences with pauses an endpoint falls into. samples.json holds for each: file, voice,
-sentences, and the seconds at which each sentence starts and ends.
+sentences, and the seconds at which each sentence starts and ends. languages.json says the same of
+es.wav, de.wav and fr.wav: voices that training never hears, sentences that it may have met.
 """
 
 import json
@@ -33,6 +34,7 @@ VOICES = [
     "espeak:en-us-nyc+Mike",  # held out
     "flite:rms",  # held out
 ]
+LANGUAGES = {"es": "espeak:es+m7", "de": "espeak:de+f4", "fr": "espeak:fr+m7"}  # held out
 
 
 def draw() -> list[dict]:
@@ -45,6 +47,19 @@ def draw() -> list[dict]:
             if 3 <= len(text.split()) <= 12:
                 sentences.append(text)
         samples.append({"file": f"{index:02}.wav", "voice": voice, "sentences": sentences})
+    return samples
+
+
+def draw_languages() -> list[dict]:
+    r, samples = random.Random(SEED), []
+    for language, voice in LANGUAGES.items():
+        sentences: list[str] = []
+        while len(sentences) < 3:
+            text = grammar.sentence(r, language)
+            if 4 <= len(text.split()) <= 9:
+                sentences.append(text)
+        file = f"{language}.wav"
+        samples.append({"file": file, "language": language, "voice": voice, "sentences": sentences})
     return samples
 
 
@@ -68,13 +83,14 @@ def speak(samples: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    index = FOLDER / "samples.json"
-    if sys.argv[1:] == ["text"]:
-        FOLDER.mkdir(exist_ok=True)
-        drawn = draw()
-    elif sys.argv[1:] == ["speak"]:
-        drawn = json.loads(index.read_text())
-        speak(drawn)
-    else:
+    if sys.argv[1:] not in (["text"], ["speak"]):
         raise SystemExit(__doc__)
-    index.write_text(json.dumps(drawn, indent=1) + "\n")
+    FOLDER.mkdir(exist_ok=True)
+    for name, drawn in (("samples.json", draw), ("languages.json", draw_languages)):
+        index = FOLDER / name
+        if sys.argv[1] == "text":
+            samples = drawn()
+        else:
+            samples = json.loads(index.read_text())
+            speak(samples)
+        index.write_text(json.dumps(samples, indent=1) + "\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recordings import Recording, recordings
+from recordings import Recording, foreign, recordings
 from sounds import converted
 from stack import Stack
 from wer import wer
@@ -173,6 +173,18 @@ async def test_both_variants_serve(stack: Stack) -> None:
     )
     assert events[0]["config"]["model"] == "accurate"
     assert wer([(said(recordings()[0]), transcript(events))]) <= 0.1
+
+
+async def test_the_language_is_found_and_the_words_are_understood_in_it(stack: Stack) -> None:
+    """Voices that training never heard."""
+    jobs = [transcribe(stack.url, r.audio.tobytes(), [16_000]) for r in foreign()]
+    results = await in_turn(jobs)
+    for recording, events in zip(foreign(), results, strict=True):
+        finals = [event for event in events if event["type"] == "transcript.final"]
+        assert {final["language"] for final in finals} == {recording.language}
+        assert len(finals) == len(recording.sentences)
+    pairs = [(said(r), transcript(events)) for r, events in zip(foreign(), results, strict=True)]
+    assert wer(pairs) <= 0.2, pairs
 
 
 async def test_a_minute_without_a_pause_is_cut_and_joined(stack: Stack) -> None:

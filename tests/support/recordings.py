@@ -31,6 +31,7 @@ class Recording:
     name: str
     audio: Pcm
     sentences: tuple[Sentence, ...]
+    language: str
 
     def cut(self, sentence: Sentence) -> Pcm:
         """The audio of one sentence, as it is cut out of a session."""
@@ -38,16 +39,27 @@ class Recording:
         return self.audio[max(0, round(first * SAMPLE_RATE)) : round(last * SAMPLE_RATE)]
 
 
-@functools.cache
 def recordings() -> tuple[Recording, ...]:
+    """The ten, in English."""
+    return _read("samples.json")
+
+
+def foreign() -> tuple[Recording, ...]:
+    """One in Spanish, one in German, one in French."""
+    return _read("languages.json")
+
+
+@functools.cache
+def _read(index: str) -> tuple[Recording, ...]:
     found = list[Recording]()
-    for sample in json.loads((_FOLDER / "samples.json").read_text("utf-8")):
+    for sample in json.loads((_FOLDER / index).read_text("utf-8")):
         with wave.open(str(_FOLDER / sample["file"])) as file:
             assert (file.getframerate(), file.getnchannels()) == (SAMPLE_RATE, 1)
             audio = np.frombuffer(file.readframes(file.getnframes()), np.int16)
         times = zip(sample["sentences"], sample["times"], strict=True)
         sentences = tuple(Sentence(text, start, end) for text, (start, end) in times)
-        found.append(Recording(sample["file"], audio, sentences))
+        language = sample.get("language", "en")
+        found.append(Recording(sample["file"], audio, sentences, language))
     return tuple(found)
 
 
