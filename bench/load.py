@@ -25,7 +25,6 @@ import sys
 import tempfile
 import time
 import wave
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from typing import Any
 
 import machine
 import psutil
+import wer
 from rich.console import Console
 from rich.table import Table
 
@@ -87,15 +87,6 @@ def recordings() -> list[Recording]:
     return found
 
 
-def word_errors(said: Sequence[str], heard: Sequence[str]) -> int:
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(said, 1):
-        above, row = row, [i]
-        for j, other in enumerate(heard, 1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (word != other)))
-    return row[-1]
-
-
 async def speak(url: str, recording: Recording, measured: Measured) -> None:
     """One session, from its first frame to session.end."""
     began = 0.0
@@ -138,7 +129,7 @@ async def speak(url: str, recording: Recording, measured: Measured) -> None:
     measured.stable_words_changed += stats["stable_words_changed"]
     said = [word for sentence in recording.sentences for word in sentence.text.split()]
     measured.words += len(said)
-    measured.word_errors += word_errors(said, session.ended["transcript"].split())
+    measured.word_errors += wer.errors(said, session.ended["transcript"].split())
     for now, final in finals:
         if final["end"] in decided:
             measured.after_endpoint.append(now - decided[final["end"]])

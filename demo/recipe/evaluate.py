@@ -1,7 +1,7 @@
 """
 The table of the model card: what the demo checkpoint makes of speech it was not trained on.
 
-    python evaluate.py BANK_FOLDER CHECKPOINT_FOLDER
+    PYTHONPATH=../../bench python evaluate.py BANK_FOLDER CHECKPOINT_FOLDER
 
 The checkpoint is converted and run as it is served: int8, right-sized windows and windows of
 30 s. Audio is given as an endpointer would cut it: 0.3 s before, 0.2 s behind. Every set is drawn
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import wer
 from bank import SAMPLES, Clip
 from compose import Composer
 from tokens import Compact
@@ -35,19 +36,10 @@ class Item:
     language: str = "en"
 
 
-def errors(said: list[str], heard: list[str]) -> int:
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(said, 1):
-        above, row = row, [i]
-        for j, other in enumerate(heard, 1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (word != other)))
-    return row[-1]
-
-
 def wrong(items: list[Item], found: list[Transcript]) -> int:
     """Words that are wrong, missing or too many."""
     return sum(
-        errors(item.text.split(), result.text.split())
+        wer.errors(item.text.split(), result.text.split())
         for item, result in zip(items, found, strict=True)
     )
 
