@@ -72,3 +72,4 @@ train-demo-model: .venv/bin/python
 	cd demo/recipe && ../../build/train-venv/bin/python bank.py $(abspath $(FSDD)) ../../build/bank
 	cd demo/recipe && ../../build/train-venv/bin/python train.py ../../build/bank ../../build/train
 	cd demo/recipe && ../../build/train-venv/bin/python export.py ../../build/train
+	cd demo/recipe && PYTHONPATH=../../bench ../../build/train-venv/bin/python evaluate.py ../../build/bank ../checkpoint
