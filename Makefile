@@ -14,7 +14,7 @@ help:
 	@echo "make demo      set everything up, stream a recording, show the text, stop"
 	@echo "make test      set everything up and run every test"
 	@echo "make install   the set-up alone: .venv, dependencies, demo models"
-	@echo "make serve     the stack in the foreground until Ctrl-C (PORT=8000 PROFILE=demo)"
+	@echo "make serve     the stack in the foreground until Ctrl-C (PORT=8000 PROFILE=demo ARGS=)"
 	@echo "make check     format, lint, types, import rules"
 	@echo "make bench     the load benchmark"
 	@echo "make perf-analyzer       NVIDIA's perf_analyzer against all three models"
@@ -44,7 +44,7 @@ demo: .venv/installed
 	$(BIN)/dalston demo --data-dir build --profile $(PROFILE)
 
 serve: .venv/installed
-	$(BIN)/dalston up --data-dir build --profile $(PROFILE) --port $(PORT)
+	$(BIN)/dalston up --data-dir build --profile $(PROFILE) --port $(PORT) $(ARGS)
 
 test: .venv/installed-dev
 	$(BIN)/dalston models build --data-dir build --profile demo

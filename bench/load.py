@@ -38,6 +38,7 @@ from rich.table import Table
 
 from dalston import client
 from dalston.cli import up
+from dalston.cli.models import Choice
 from dalston.triton.process import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -242,7 +243,7 @@ async def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         url = args.url
         if url is None:
             os.environ["MAX_SESSIONS"] = str(max(args.streams) + 2)
-            repository, _ = up.prepare("demo", args.data_dir)
+            repository, _ = up.prepare(Choice(), args.data_dir)
             folder = Path(exits.enter_context(tempfile.TemporaryDirectory()))
             port = free_port()
             stack = up.parts(repository, folder, "127.0.0.1", port, 1, 5.0)

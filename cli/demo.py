@@ -16,8 +16,9 @@ from rich.table import Table
 from dalston import client
 from dalston.cli import up
 from dalston.cli.display import Display
+from dalston.cli.models import Choice
 from dalston.cli.stream import SourceError, file_audio
-from dalston.triton.models import BUNDLED
+from dalston.triton.models import BUNDLED, ModelError
 from dalston.triton.process import free_port
 
 console = Console(highlight=False)
@@ -53,9 +54,9 @@ class Clock:
                 pass
 
 
-async def _demo(profile: str, data_dir: Path | None, file: Path) -> int:
+async def _demo(choice: Choice, data_dir: Path | None, file: Path) -> int:
     began = time.monotonic()
-    repository, run = up.prepare(profile, data_dir)
+    repository, run = up.prepare(choice, data_dir)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     stack = up.parts(repository, run, "127.0.0.1", port, 1, 5.0)
@@ -112,11 +113,11 @@ def _print_latencies(clock: Clock, ended: client.Event) -> None:
     console.print(table)
 
 
-def main(profile: str, data_dir: Path | None, file: Path | None) -> int:
+def main(choice: Choice, data_dir: Path | None, file: Path | None) -> int:
     """Show it; the exit status."""
     bundled = SAMPLES / json.loads((SAMPLES / "samples.json").read_text())[0]["file"]
     try:
-        return asyncio.run(_demo(profile, data_dir, file or bundled))
-    except (up.StackError, SourceError, client.SessionFailed, OSError) as error:
+        return asyncio.run(_demo(choice, data_dir, file or bundled))
+    except (up.StackError, ModelError, SourceError, client.SessionFailed, OSError) as error:
         console.print(f"[red]{error}[/red]")
         return 1

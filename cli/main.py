@@ -60,6 +60,16 @@ def _parser() -> argparse.ArgumentParser:
     def add_stack_options(command: argparse.ArgumentParser) -> None:
         command.add_argument("--profile", default="demo", help="models to serve (demo)")
         command.add_argument(
+            "--checkpoint",
+            action="append",
+            default=[],
+            metavar="VARIANT=FOLDER",
+            help="serve this CTranslate2 or Hugging Face folder instead of the profile's",
+        )
+        command.add_argument(
+            "--silero", type=Path, metavar="FILE", help="the VAD's ONNX file, if there is no index"
+        )
+        command.add_argument(
             "--data-dir", type=Path, metavar="DIR", help="models and logs (~/.local/share/dalston)"
         )
 
@@ -91,14 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_models_build)
     add_stack_options(build)
     build.add_argument("--out", type=Path, help="the repository (DATA_DIR/model_repository)")
-    build.add_argument(
-        "--checkpoint",
-        action="append",
-        default=[],
-        metavar="VARIANT=FOLDER",
-        help="serve this CTranslate2 or Hugging Face folder instead",
-    )
-    build.add_argument("--silero", type=Path, help="the VAD's ONNX file, if there is no index")
     listed = actions.add_parser("list", help="profiles, variants and their checkpoints")
     listed.set_defaults(run=_models_list)
 
@@ -124,18 +126,20 @@ def _missing(extra: str, error: ModuleNotFoundError) -> int:
 
 def _up(args: argparse.Namespace) -> int:
     try:
-        from dalston.cli import up
+        from dalston.cli import models, up
     except ModuleNotFoundError as error:
         return _missing("local", error)
-    return up.main(args.profile, args.data_dir, args.host, args.port, args.workers)
+    choice = models.Choice(args.profile, args.checkpoint, args.silero)
+    return up.main(choice, args.data_dir, args.host, args.port, args.workers)
 
 
 def _demo(args: argparse.Namespace) -> int:
     try:
-        from dalston.cli import demo
+        from dalston.cli import demo, models
     except ModuleNotFoundError as error:
         return _missing("local", error)
-    return demo.main(args.profile, args.data_dir, args.file)
+    choice = models.Choice(args.profile, args.checkpoint, args.silero)
+    return demo.main(choice, args.data_dir, args.file)
 
 
 def _stream(args: argparse.Namespace) -> int:
@@ -151,9 +155,11 @@ def _stream(args: argparse.Namespace) -> int:
 def _models_build(args: argparse.Namespace) -> int:
     try:
         from dalston.cli import models
+        from dalston.cli.data import data_folder
     except ModuleNotFoundError as error:
         return _missing("triton", error)
-    return models.build(args.profile, args.data_dir, args.out, args.checkpoint, args.silero)
+    out = args.out or data_folder(args.data_dir) / "model_repository"
+    return models.main(models.Choice(args.profile, args.checkpoint, args.silero), out)
 
 
 def _models_list(_: argparse.Namespace) -> int:

@@ -3,40 +3,48 @@
 """
 
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from dalston.cli.data import data_folder
 from dalston.triton import models, repository
 
 console = Console(stderr=True, highlight=False)
 
 
-def build(
-    profile: str, data_dir: Path | None, out: Path | None, overrides: list[str], silero: Path | None
-) -> int:
-    """Build the repository of a profile; the exit status."""
-    try:
-        return _build(profile, out or data_folder(data_dir) / "model_repository", overrides, silero)
-    except models.ModelError as error:
-        print(error, file=sys.stderr)
-        return 1
+@dataclass(frozen=True)
+class Choice:
+    """What somebody wants served."""
+
+    profile: str = "demo"
+    checkpoints: Sequence[str] = ()  # VARIANT=FOLDER, instead of the profile's
+    silero: Path | None = None  # the VAD's file, instead of the package index's
 
 
-def _build(profile: str, out: Path, overrides: list[str], silero: Path | None) -> int:
+def build(choice: Choice, out: Path) -> None:
+    """Build the repository `out`, if it is not up to date. Raises ModelError."""
     known = models.profiles()
-    if profile not in known:
-        raise models.ModelError(f"no profile {profile!r}; there are {', '.join(known)}")
-    served = dict(known[profile])
-    for text in overrides:
+    if choice.profile not in known:
+        raise models.ModelError(f"no profile {choice.profile!r}; there are {', '.join(known)}")
+    served = dict(known[choice.profile])
+    for text in choice.checkpoints:
         variant, folder = models.parse_override(text)
         served[variant] = replace(served[variant], checkpoint=models.local_checkpoint(folder))
     with console.status("building the model repository"):
-        built = repository.build(served, out, silero=silero, tell=console.print)
-    console.print(f"{out} is {'built' if built else 'up to date'}: profile {profile}")
+        built = repository.build(served, out, silero=choice.silero, tell=console.print)
+    console.print(f"{out} is {'built' if built else 'up to date'}: profile {choice.profile}")
+
+
+def main(choice: Choice, out: Path) -> int:
+    """Build it; the exit status."""
+    try:
+        build(choice, out)
+    except models.ModelError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

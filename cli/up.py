@@ -27,6 +27,8 @@ from rich.console import Console
 
 from dalston.cli import models
 from dalston.cli.data import data_folder
+from dalston.cli.models import Choice
+from dalston.triton.models import ModelError
 from dalston.triton.process import die_with_parent, free_port
 
 console = Console(stderr=True, highlight=False)
@@ -220,21 +222,19 @@ def check_free(host: str, port: int) -> None:
             raise StackError(f"port {port} of {host} cannot be had: {error.strerror}") from None
 
 
-def prepare(profile: str, data_dir: Path | None) -> tuple[Path, Path]:
-    """The model repository of a profile, built if need be, and a folder for the stack's files.
+def prepare(choice: Choice, data_dir: Path | None) -> tuple[Path, Path]:
+    """The model repository, built if need be, and a folder for the stack's files.
 
-    Raises StackError.
+    Raises ModelError.
     """
     folder = data_folder(data_dir)
-    repository = folder / "model_repository"
-    if models.build(profile, folder, repository, [], None) != 0:
-        raise StackError("the model repository cannot be built")
-    return repository, folder / "run"
+    models.build(choice, folder / "model_repository")
+    return folder / "model_repository", folder / "run"
 
 
-async def _up(profile: str, data_dir: Path | None, host: str, port: int, workers: int) -> None:
+async def _up(choice: Choice, data_dir: Path | None, host: str, port: int, workers: int) -> None:
     check_free(host, port)
-    repository, run = prepare(profile, data_dir)
+    repository, run = prepare(choice, data_dir)
     drain_s = float(os.environ.get("DRAIN_SECONDS", "30"))
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     stack = parts(repository, run, host, port, workers, drain_s)
@@ -263,11 +263,11 @@ async def _up(profile: str, data_dir: Path | None, host: str, port: int, workers
         await serving
 
 
-def main(profile: str, data_dir: Path | None, host: str, port: int, workers: int) -> int:
+def main(choice: Choice, data_dir: Path | None, host: str, port: int, workers: int) -> int:
     """Run the stack until it is told to stop; the exit status."""
     try:
-        asyncio.run(_up(profile, data_dir, host, port, workers))
-    except (StackError, OSError) as error:
+        asyncio.run(_up(choice, data_dir, host, port, workers))
+    except (StackError, ModelError, OSError) as error:
         console.print(f"[red]{error}[/red]")
         return 1
     return 0

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from dalston.cli import models
+from dalston.cli import models, up
+from dalston.cli.models import Choice
 
 
 @pytest.fixture
@@ -10,13 +11,14 @@ def silero(model_repository: Path) -> Path:
     return model_repository / "silero_vad" / "1" / "silero.onnx"
 
 
-def test_a_profile_is_built_into_the_data_folder_and_then_up_to_date(
+def test_a_profile_is_built_and_then_up_to_date(
     tmp_path: Path, silero: Path, capfd: pytest.CaptureFixture[str]
 ):
-    assert models.build("demo", tmp_path, None, [], silero) == 0
+    out = tmp_path / "model_repository"
+    assert models.main(Choice(silero=silero), out) == 0
     assert (tmp_path / "model_repository" / "whisper_fast" / "config.pbtxt").exists()
     assert "is built: profile demo" in unwrapped(capfd)
-    assert models.build("demo", tmp_path, None, [], silero) == 0
+    assert models.main(Choice(silero=silero), out) == 0
     assert "is up to date: profile demo" in unwrapped(capfd)
 
 
@@ -30,10 +32,14 @@ def test_a_variant_is_served_from_a_folder_of_ones_own(
 ):
     mine = model_repository / "whisper_fast" / "1" / "checkpoint"
     out = tmp_path / "out"
-    assert models.build("demo", None, out, [f"accurate={mine}"], silero) == 0
+    choice = Choice(checkpoints=[f"accurate={mine}"], silero=silero)
+    assert models.main(choice, out) == 0
     assert f"accurate: checkpoint ({mine})".replace(" ", "") in unwrapped(capfd).replace(" ", "")
     built = (out / "whisper_accurate" / "config.pbtxt").read_text()
     assert 'string_value: "checkpoint"' in built
+    # And by the whole stack as well.
+    repository, _ = up.prepare(choice, tmp_path)
+    assert (repository / "whisper_accurate" / "config.pbtxt").read_text() == built
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,8 @@ def test_what_cannot_be_built_is_said_in_a_sentence_with_status_1(
     vad: Path | None,
     sentence: str,
 ):
-    assert models.build(profile, tmp_path, None, overrides, vad or silero) == 1
+    choice = Choice(profile, overrides, vad or silero)
+    assert models.main(choice, tmp_path / "model_repository") == 1
     assert sentence in unwrapped(capfd)
     assert not (tmp_path / "model_repository").exists()
 
