@@ -16,7 +16,7 @@ help:
 	@echo "make install   the set-up alone: .venv, dependencies, demo models"
 	@echo "make serve     the stack in the foreground until Ctrl-C (PORT=8000 PROFILE=demo ARGS=)"
 	@echo "make check     format, lint, types, import rules"
-	@echo "make bench     the load benchmark"
+	@echo "make bench     how many callers this machine holds (QUICK=1: within five minutes)"
 	@echo "make perf-analyzer       NVIDIA's perf_analyzer against all three models"
 	@echo "make train-demo-model    train the demo checkpoint anew (hours; see demo/README.md)"
 
@@ -57,7 +57,7 @@ check: .venv/installed-dev
 	$(BIN)/lint-imports
 
 bench: install
-	PYTHONPATH=bench $(BIN)/python bench/load.py $(ARGS)
+	PYTHONPATH=bench $(BIN)/python bench/load.py $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: perf-analyzer train-demo-model
 perf-analyzer: install

@@ -1,288 +1,221 @@
 """
-How it holds up under callers: N sessions paced in real time, and when their words came back.
+How many callers one machine holds, and what they notice meanwhile.
 
-    python bench/load.py [--streams 1 4 8] [--url ws://...] [--json]
+    python bench/load.py                  the most streams at the promise, and 70 % of them
+    python bench/load.py --quick          the same within five minutes, less sure
+    python bench/load.py --streams 1 4 8  these numbers of streams instead
 
-Each session streams the committed recordings, whose sentences and times are known, one after the
-other, starting at a moment of its own. What is measured is what a caller notices:
+The promise stands in slo.py. Callers are a process of their own (callers.py) on the same cores,
+so their own time is measured too, and a run in which they were late counts for nothing. Models:
+"tiny" has the dimensions of Whisper tiny and always says the same, "demo" really transcribes.
 
-    first partial   from the true onset of a sentence to the first partial with text
-    after endpoint  from the vad.speech_end message to the final
-    after speech    from the true end of a sentence to its final; at least 0.5 s of it is the
-                    silence that makes an endpoint
-
-The generator runs on the same machine; when it is late itself the run says so, for then the
-numbers are its own. The last line is one JSON object.
+Progress and tables go to standard error; one JSON object is printed, last.
 """
 
 import argparse
 import asyncio
-import itertools
 import json
-import os
-import random
+import statistics
+import subprocess
 import sys
-import tempfile
-import time
-import wave
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import machine
-import psutil
-import wer
+import served
+import slo
 from rich.console import Console
 from rich.table import Table
+from slo import Run
 
-from dalston import client
-from dalston.cli import up
-from dalston.cli.models import Choice
-from dalston.triton.process import free_port
-
-ROOT = Path(__file__).resolve().parent.parent
-SAMPLES = ROOT / "demo" / "samples"
-RATE, CHUNK_S = 16_000, 0.1
-MATCH_S = 0.6  # a final belongs to a sentence if it begins so near to it
-console = Console(highlight=False, stderr=True)
+HERE = Path(__file__).resolve().parent
+FOLDER = HERE.parent / "build" / "bench"
+MOST_STREAMS = 512
+SHARE = 0.7  # of the most streams: where latencies are told
+console = Console(highlight=False, stderr=True, width=130)
 
 
 @dataclass(frozen=True)
-class Sentence:
-    text: str
-    start: float
-    end: float
+class Bench:
+    """A running stack, and what one caller alone hears from it."""
+
+    stack: served.Stack
+    seconds: float  # of a call
+    alone: Run
+
+    async def run(self, streams: int) -> Run:
+        """Once more if the callers themselves were late: somebody else may have used the cores."""
+        arguments = ("--streams", str(streams))
+        run = await _run(self.stack, self.seconds, *arguments, streams=streams)
+        if run.late_p95_s > slo.LATE_P95_S:
+            console.print(f"{streams:4} streams: the callers were late; once more")
+            run = await _run(self.stack, self.seconds, *arguments, streams=streams)
+        return run
 
 
-@dataclass(frozen=True)
-class Recording:
-    audio: bytes
-    sentences: list[Sentence]
+async def _run(stack: served.Stack, seconds: float, *arguments: str, streams: int) -> Run:
+    before = stack.usage()
+    command = [sys.executable, str(HERE / "callers.py"), "--url", stack.url]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--seconds", str(seconds), *arguments, stdout=subprocess.PIPE
+    )
+    reading = asyncio.create_task(process.communicate())
+    usage = before
+    while not reading.done():
+        await asyncio.wait([reading], timeout=1)
+        now = stack.usage()
+        # Memory is that of the fullest moment, processor time that of all.
+        rss_mb = {role: max(mb, usage.rss_mb[role]) for role, mb in now.rss_mb.items()}
+        usage = served.Usage(now.core_s, rss_mb, now.triton)
+    out, _ = await reading
+    told = json.loads(out)
+    return Run(
+        streams=streams,
+        seconds=seconds,
+        calls=told["calls"],
+        late=told["late"],
+        generator_core_percent=told["core_percent"],
+        elapsed_s=told["elapsed_s"],
+        usage=usage.since(before),
+        idle_rss_mb=before.rss_mb,
+    )
 
 
-@dataclass
-class Measured:
-    """Of all sessions of a run; seconds."""
-
-    first_partial: list[float] = field(default_factory=list[float])
-    after_endpoint: list[float] = field(default_factory=list[float])
-    after_speech: list[float] = field(default_factory=list[float])
-    lateness: list[float] = field(default_factory=list[float])  # of the generator
-    sentences: int = 0
-    lost: int = 0  # sentences that got no final
-    words: int = 0
-    word_errors: int = 0
-    stable_words: int = 0
-    stable_words_changed: int = 0
-    failures: list[str] = field(default_factory=list[str])
-
-
-def recordings() -> list[Recording]:
-    found: list[Recording] = []
-    for sample in json.loads((SAMPLES / "samples.json").read_text()):
-        with wave.open(str(SAMPLES / sample["file"])) as file:
-            audio = file.readframes(file.getnframes())
-        pairs = zip(sample["sentences"], sample["times"], strict=True)
-        found.append(Recording(audio, [Sentence(text, *times) for text, times in pairs]))
-    return found
+async def most_streams(bench: Bench) -> int:
+    """The most that keep the promise, to one part in ten; 0 if not even one does."""
+    kept, broken, streams = 0, None, 4
+    while broken is None or broken - kept > max(1, kept // 10):
+        run = await bench.run(streams)
+        if complaints := slo.broken(run, bench.alone):
+            broken = streams
+        else:
+            kept = streams
+        console.print(f"{streams:4} streams: {'; '.join(complaints) or 'kept'}")
+        if broken is None:
+            streams = min(MOST_STREAMS, 2 * streams)
+            if kept == MOST_STREAMS:
+                break
+        else:
+            streams = (kept + broken) // 2
+        if streams in (kept, broken):
+            break
+    return kept
 
 
-async def speak(url: str, recording: Recording, measured: Measured) -> None:
-    """One session, from its first frame to session.end."""
-    began = 0.0
-    partials: list[tuple[float, float]] = []  # arrival, where its segment starts
-    finals: list[tuple[float, client.Event]] = []
-    decided: dict[float, float] = {}  # vad.speech_end timestamp -> arrival
-
-    async with client.connect(url, language="en") as session:
-
-        async def send() -> None:
-            nonlocal began
-            began = time.perf_counter()
-            step = int(RATE * CHUNK_S) * 2
-            for number, at in enumerate(range(0, len(recording.audio), step), 1):
-                await session.send(recording.audio[at : at + step])
-                due = began + number * CHUNK_S
-                measured.lateness.append(max(0.0, time.perf_counter() - due))
-                await asyncio.sleep(due - time.perf_counter())
-            await session.end()
-
-        sending = asyncio.create_task(send())
-        try:
-            async for event in session:
-                now = time.perf_counter()
-                match event["type"]:
-                    case "transcript.partial":
-                        partials.append((now, event["start"]))
-                    case "vad.speech_end":
-                        decided[event["timestamp"]] = now
-                    case "transcript.final":
-                        finals.append((now, event))
-                    case _:
-                        pass
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-    assert session.ended
-    stats = session.ended["stats"]
-    measured.stable_words += stats["stable_words"]
-    measured.stable_words_changed += stats["stable_words_changed"]
-    said = [word for sentence in recording.sentences for word in sentence.text.split()]
-    measured.words += len(said)
-    measured.word_errors += wer.errors(said, session.ended["transcript"].split())
-    for now, final in finals:
-        if final["end"] in decided:
-            measured.after_endpoint.append(now - decided[final["end"]])
-    for sentence in recording.sentences:
-        measured.sentences += 1
-        own = [now for now, e in finals if abs(e["start"] - sentence.start) < MATCH_S]
-        if not own:
-            measured.lost += 1
-            continue
-        measured.after_speech.append(own[0] - began - sentence.end)
-        shown = [now for now, start in partials if abs(start - sentence.start) < MATCH_S]
-        if shown:
-            measured.first_partial.append(shown[0] - began - sentence.start)
+@asynccontextmanager
+async def bench(checkpoint: str, seconds: float, capacity: int) -> AsyncGenerator[Bench]:
+    """A stack with that checkpoint, warm."""
+    async with served.running(FOLDER, checkpoint, capacity) as stack:
+        alone = await _run(stack, seconds, "--alone", streams=1)
+        if alone.failures:
+            raise SystemExit(f"one caller alone failed: {alone.failures[0]}")
+        yield Bench(stack, seconds, alone)
 
 
-async def run(url: str, streams: int, seconds: float) -> Measured:
-    """So many callers for about so long; each starts another session when one has ended."""
-    measured, choices = Measured(), recordings()
-    until = time.perf_counter() + seconds
-
-    async def caller(number: int) -> None:
-        r = random.Random(number)
-        await asyncio.sleep(r.uniform(0, min(5.0, seconds / 4)))
-        for turn in itertools.count(number):
-            if time.perf_counter() >= until:
-                return
-            try:
-                await speak(url, choices[turn % len(choices)], measured)
-            except (client.SessionFailed, OSError) as error:
-                measured.failures.append(str(error))
-                await asyncio.sleep(1)
-
-    await asyncio.gather(*map(caller, range(streams)))
-    return measured
-
-
-ROLES = {"gateway": " gateway", "worker": " worker", "tritonserver": "bin/tritonserver"}
-
-
-def cpu_seconds(root: int) -> dict[str, float]:
-    """Processor time so far of the stack below the process `root`, by role."""
-    spent = dict.fromkeys([*ROLES, "models", "redis"], 0.0)
-    for process in psutil.Process(root).children(recursive=True):
-        try:
-            line, times = " ".join(process.cmdline()), process.cpu_times()
-        except psutil.Error:
-            continue
-        role = next((role for role, words in ROLES.items() if words in line), None)
-        if "triton_python_backend_stub" in line:
-            role = "models"
-        elif "redis-server" in line:
-            role = "redis"
-        if role:
-            spent[role] += times.user + times.system
-    return spent
-
-
-def percentile(values: list[float], share: float) -> float | None:
-    """In milliseconds; None of nothing."""
-    if not values:
-        return None
-    ranked = sorted(values)
-    return round(ranked[min(len(ranked) - 1, int(share * len(ranked)))] * 1000, 1)
-
-
-def summary(streams: int, measured: Measured, cores: dict[str, float]) -> dict[str, Any]:
-    def spread(values: list[float]) -> dict[str, float | None]:
-        return {f"p{share}": percentile(values, share / 100) for share in (50, 95, 99)}
-
-    return {
-        "streams": streams,
-        "sentences": measured.sentences,
-        "lost_finals": measured.lost,
-        "failures": len(measured.failures),
-        "first_partial_ms": spread(measured.first_partial),
-        "final_after_endpoint_ms": spread(measured.after_endpoint),
-        "final_after_speech_ms": spread(measured.after_speech),
-        "wer": round(measured.word_errors / max(1, measured.words), 4),
-        "stable_words": measured.stable_words,
-        "stable_words_changed": measured.stable_words_changed,
-        "generator_late_ms": spread(measured.lateness),
-        "core_percent_per_stream": {
-            role: round(100 * share / streams, 2) for role, share in cores.items()
-        },
-    }
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(box=None)
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, title=title, title_justify="left")
     for name in (
-        "streams", "first partial", "after endpoint", "after speech", "lost", "WER", "core/stream",
-    ):  # fmt: skip
+        "streams",
+        "first partial",
+        "partial lag",
+        "after endpoint",
+        "after speech",
+        "lost",
+        "whisper batch, queue",
+        "core/stream: models",
+        "gateway+worker",
+    ):
         table.add_column(name, justify="right")
     for row in rows:
         times = [
-            f"{row[name]['p50']} / {row[name]['p95']} ms"
-            for name in ("first_partial_ms", "final_after_endpoint_ms", "final_after_speech_ms")
+            f"{row[name]['p50']:.0f} / {row[name]['p95']:.0f} ms"
+            for name in (
+                "first_partial_ms",
+                "partial_lag_ms",
+                "final_after_endpoint_ms",
+                "final_after_speech_ms",
+            )
         ]
-        core = sum(row["core_percent_per_stream"].values())
-        lost = f"{row['lost_finals']} of {row['sentences']}"
-        wer = f"{100 * row['wer']:.1f} %"
-        table.add_row(str(row["streams"]), *times, lost, wer, f"{core:.1f} %" if core else "-")
-    console.print("\np50 / p95 of", style="dim")
+        table.add_row(
+            str(row["streams"]),
+            *times,
+            f"{row['lost_finals']} of {row['finals'] + row['lost_finals']}",
+            f"{row['whisper_batch']:.1f}, {row['whisper_queue_ms']:.0f} ms",
+            f"{row['core_percent_per_stream']['models']:.1f} %",
+            f"{row['orchestration_core_percent_per_stream']:.2f} %",
+        )
     console.print(table)
+    console.print("times are p50 / p95", style="dim")
 
 
-async def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    async with AsyncExitStack() as exits:
-        url = args.url
-        if url is None:
-            os.environ["MAX_SESSIONS"] = str(max(args.streams) + 2)
-            repository, _ = up.prepare(Choice(), args.data_dir)
-            folder = Path(exits.enter_context(tempfile.TemporaryDirectory()))
-            port = free_port()
-            stack = up.parts(repository, folder, "127.0.0.1", port, 1, 5.0)
-            await exits.enter_async_context(up.running(stack, f"http://127.0.0.1:{port}"))
-            url = f"ws://127.0.0.1:{port}"
-            await run(url, 2, 1.0)  # warm
-        for streams in args.streams:
-            with console.status(f"{streams} streams for {args.seconds:g} s"):
-                before, began = cpu_seconds(os.getpid()), time.perf_counter()
-                measured = await run(url, streams, args.seconds)
-                elapsed = time.perf_counter() - began
-                after = cpu_seconds(os.getpid())
-            cores = {role: (after[role] - before[role]) / elapsed for role in after}
-            row = summary(streams, measured, {} if args.url else cores)
-            rows.append(row)
-            if row["generator_late_ms"]["p95"] > 50:
-                console.print("[yellow]the generator itself was late: do not trust this run[/]")
-            for failure in set(measured.failures):
-                console.print(f"[red]{failure}[/]")
-    return rows
+async def given(streams: list[int], checkpoint: str, seconds: float) -> dict[str, Any]:
+    """So many streams, one after the other."""
+    async with bench(checkpoint, seconds, max(streams) + 2) as b:
+        runs = [await b.run(count) for count in streams]
+    rows = [slo.summary(run, b.alone) for run in runs]
+    show(f"{checkpoint}, {seconds:g} s", rows)
+    for row, run in zip(rows, runs, strict=True):
+        if checkpoint == "demo":
+            row |= {"wer": round(run.word_error_rate(), 4), "wer_single": round(b.alone.word_error_rate(), 4)}
+    return {"checkpoint": checkpoint, "runs": rows}
+
+
+async def whole(seconds: float, searches: int) -> dict[str, Any]:
+    """The most streams at the promise, and what callers notice at 70 % of them."""
+    console.print(f"the promise: {slo.PROMISE}\n")
+    async with bench("tiny", seconds, MOST_STREAMS) as b:
+        found = [await most_streams(b) for _ in range(searches)]
+        most = statistics.median_low(found)
+        streams = max(1, int(SHARE * most))
+        console.print(f"most streams: {most}, of {found}; now {streams}")
+        tiny = slo.summary(await b.run(streams), b.alone)
+    async with bench("demo", seconds, MOST_STREAMS) as b:
+        run = await b.run(streams)
+        demo = slo.summary(run, b.alone)
+        words = {"wer": round(run.word_error_rate(), 4), "wer_single": round(b.alone.word_error_rate(), 4)}
+    show(f"tiny, {streams} streams", [tiny])
+    show(f"demo, {streams} streams", [demo])
+    keys = (
+        "first_partial_ms",
+        "final_after_endpoint_ms",
+        "final_after_speech_ms",
+        "lost_finals",
+        "changed_stable_words",
+        "orchestration_core_percent_per_stream",
+        "orchestration_rss_mb_per_stream",
+    )
+    return {
+        "streams_at_slo": most,
+        "searches": found,
+        **{key: tiny[key] for key in keys},
+        "unstable_partial_word_ratio": demo["unstable_partial_word_ratio"],
+        **words,
+        "checkpoint": "tiny; words of demo",
+        "runs": {"tiny": tiny, "demo": demo},
+    }
 
 
 def main() -> int:
     assert __doc__
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0].strip())
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each run (30)")
-    parser.add_argument("--url", help="a server that runs already, instead of one of our own")
-    parser.add_argument("--data-dir", type=Path, default=ROOT / "build")
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one short search instead of three")
+    parser.add_argument("--streams", type=int, nargs="+", help="these numbers, and no search")
+    parser.add_argument(
+        "--checkpoint", choices=("tiny", "demo"), default="demo", help="for --streams (demo)"
+    )
+    parser.add_argument("--seconds", type=float, help="of a call (30; 15 if quick)")
     args = parser.parse_args()
-    rows = asyncio.run(measure(args))
-    show(rows)
-    result = {
-        "machine": machine.described(),
-        "commit": machine.commit(),
-        "checkpoint": "demo",
-        "runs": rows,
-    }
-    print(json.dumps(result))
+    seconds = args.seconds or (15.0 if args.quick else 30.0)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    where = {"machine": machine.described(), "commit": machine.commit(), "seconds": seconds}
+    if args.streams:
+        result = asyncio.run(given(args.streams, args.checkpoint, seconds))
+    else:
+        result = asyncio.run(whole(seconds, 1 if args.quick else 3))
+    print(json.dumps({**result, "promise": slo.PROMISE, **where}))
     return 0
 
 

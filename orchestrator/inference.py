@@ -1,7 +1,8 @@
 """
 The models, as coroutines: Triton over gRPC. The only file that imports tritonclient.
 
-Calls are unary with deadlines, never streams: this server's streaming crashes under load. The
+Calls are unary with deadlines, never streams: this server's streaming crashes under load. Nor are
+they cancelled: a cancellation that meets the answer on its way crashes it too (docs/log.md). The
 generated stubs are used directly; the client class around them builds the same messages with
 three times the work, ten times a second for every stream.
 
@@ -13,7 +14,7 @@ stall its batcher (docs/log.md).
 import asyncio
 import contextlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +127,7 @@ class Triton:
         call.parameters["sequence_end"].bool_param = request.end
         _add(call, "AUDIO", "INT16", [1, len(request.audio) // 2], request.audio)
         try:
-            response = await self._stub.ModelInfer(call, timeout=SPEECH_DEADLINE_S)
+            response = await self._infer(call, SPEECH_DEADLINE_S)
         except grpc.aio.AioRpcError as error:
             # Whatever it was, this part of the audio was or was not heard: nobody knows.
             raise SequenceLost(_sentence(error)) from None
@@ -136,9 +137,7 @@ class Triton:
     async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
         """For a variant of `variants`. Raises InferenceError."""
         final = request.kind == "final"
-        turn = contextlib.nullcontext() if final else self._partials[request.variant]
-        async with turn:
-            outputs = await self._whisper(request, final, full_window=False)
+        outputs = await self._whisper(request, final, full_window=False)
         if final and bool(outputs["SUSPECT"][0]):
             # Right-sized windows can harm a stock checkpoint: once more as it was trained.
             outputs = await self._whisper(request, final, full_window=True)
@@ -157,9 +156,13 @@ class Triton:
         _add(call, "FULL_WINDOW", "BOOL", [1, 1], bytes([full_window]))
         for name in _FINAL_OUTPUTS if final else _PARTIAL_OUTPUTS:
             call.outputs.add(name=name)
-        deadline = FINAL_DEADLINE_S if final else PARTIAL_DEADLINE_S
         try:
-            response = await self._stub.ModelInfer(call, timeout=deadline)
+            if final:
+                response = await self._infer(call, FINAL_DEADLINE_S)
+            else:
+                turn = self._partials[request.variant]
+                await turn.acquire()
+                response = await self._infer(call, PARTIAL_DEADLINE_S, turn.release)
         except grpc.aio.AioRpcError as error:
             retryable = error.code() not in (
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -170,6 +173,20 @@ class Triton:
             output.name: _value(output.datatype, content)
             for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
         }
+
+    async def _infer(
+        self, call: Any, deadline: float, answered: Callable[[], None] = lambda: None
+    ) -> Any:
+        """The answer. If nobody waits for it any more, it comes all the same and is dropped."""
+
+        def over(answer: asyncio.Future[Any]) -> None:
+            answered()
+            if not answer.cancelled():
+                answer.exception()  # else asyncio complains that nobody asked
+
+        answer = asyncio.ensure_future(self._stub.ModelInfer(call, timeout=deadline))
+        answer.add_done_callback(over)
+        return await asyncio.shield(answer)
 
 
 def _partials_in_flight(config: Any) -> int:

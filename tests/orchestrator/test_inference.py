@@ -1,10 +1,13 @@
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Literal
+from typing import Any, Literal
 
+import grpc
+import grpc.aio
 import numpy as np
 import pytest
 from recordings import spoken
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dalston.orchestrator.inference import InferenceError, Triton
 from dalston.orchestrator.requests import TranscriptRequest
@@ -60,6 +63,32 @@ async def test_a_partial_that_is_cancelled_gives_its_place_to_the_next(triton: T
         await asyncio.gather(*partials, return_exceptions=True)
     async with asyncio.timeout(30):
         await triton.transcribe(request("partial", "fast", audio))
+
+
+async def test_a_request_that_nobody_waits_for_any_more_is_answered_all_the_same(
+    triton: Triton, triton_url: str
+):
+    """For a cancellation that meets its answer can kill the server."""
+
+    async def answered() -> int:
+        async with grpc.aio.insecure_channel(triton_url) as channel:
+            stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            about = service_pb2.ModelStatisticsRequest(name="whisper_accurate")
+            return (await stub.ModelStatistics(about)).model_stats[0].inference_stats.success.count
+
+    audio = max(spoken(), key=len).astype(np.int16).tobytes()
+    before, asked = await answered(), 4
+    finals = [
+        asyncio.ensure_future(triton.transcribe(request("final", "accurate", audio)))
+        for _ in range(asked)
+    ]
+    await asyncio.sleep(0.02)
+    for final in finals:
+        final.cancel()
+    assert all(final.cancelled() or final.cancelling() for final in finals)
+    async with asyncio.timeout(30):
+        while await answered() < before + asked:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_request_that_can_never_succeed_is_told_from_one_that_may(triton: Triton):

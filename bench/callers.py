@@ -1,0 +1,250 @@
+"""
+Callers: N sessions paced in real time, in a process of their own, and what each of them noticed.
+
+    python bench/callers.py --url ws://127.0.0.1:8000 --streams 20 --seconds 30
+    python bench/callers.py --url ws://127.0.0.1:8000 --alone --seconds 30
+
+Each caller reads a script aloud: the committed recordings in an order of its own, so every word
+and when it is spoken is known. There are SCRIPTS of them; callers begin at moments of their own.
+--alone plays every script once, one after the other and as fast as the server takes them: what
+an undisturbed server makes of them, to compare with.
+
+Prints one JSON object: a list of calls, and whether this process kept its own time.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import resource
+import time
+import wave
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dalston import client
+
+SAMPLES = Path(__file__).resolve().parent.parent / "demo" / "samples"
+RATE, CHUNK_S = 16_000, 0.1
+SCRIPTS = 8
+BEGIN_WITHIN_S = 3.0
+
+
+@dataclass(frozen=True)
+class Sentence:
+    text: str
+    start: float  # seconds of its script
+    end: float
+
+
+@dataclass(frozen=True)
+class Script:
+    audio: bytes  # 16 kHz mono, int16
+    sentences: tuple[Sentence, ...]
+
+
+@dataclass
+class Call:
+    """What one caller noticed; times are seconds."""
+
+    script: int
+    finals: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    # Of each sentence: from its true onset to its first text, from its true end to its final.
+    first_text: list[float] = field(default_factory=list[float])
+    after_speech: list[float] = field(default_factory=list[float])
+    after_endpoint: list[float] = field(default_factory=list[float])  # vad.speech_end -> final
+    partial_lag: list[float] = field(default_factory=list[float])  # audio sent and not yet shown
+    partials: int = 0
+    sentences: int = 0
+    lost: int = 0  # sentences without a final
+    doubled: int = 0  # finals told twice, or of the same audio
+    stable_broken: int = 0  # partials that changed what was stable in the one before
+    unstable_words: int = 0  # shown, and changed by the next partial or the final
+    words: int = 0  # of finals
+    stats: dict[str, Any] = field(default_factory=dict[str, Any])
+    failure: str = ""
+
+
+def scripts(seconds: float) -> list[Script]:
+    """Each at most so long. The same for the same length."""
+    recordings = list[Script]()
+    for sample in json.loads((SAMPLES / "samples.json").read_text("utf-8")):
+        with wave.open(str(SAMPLES / sample["file"])) as file:
+            assert file.getparams()[:3] == (1, 2, RATE)
+            audio = file.readframes(file.getnframes())
+        pairs = zip(sample["sentences"], sample["times"], strict=True)
+        spoken = tuple(Sentence(text, *times) for text, times in pairs)
+        recordings.append(Script(audio, spoken))
+    return [_script(recordings, number, seconds) for number in range(SCRIPTS)]
+
+
+def _script(recordings: list[Script], number: int, seconds: float) -> Script:
+    audio, sentences = bytearray(), list[Sentence]()
+    order = random.Random(number)
+    while True:
+        for recording in order.sample(recordings, len(recordings)):
+            at = len(audio) / 2 / RATE
+            if at + len(recording.audio) / 2 / RATE > seconds and sentences:
+                return Script(bytes(audio), tuple(sentences))
+            audio += recording.audio
+            sentences += [Sentence(s.text, at + s.start, at + s.end) for s in recording.sentences]
+
+
+async def call(url: str, number: int, script: Script, paced: bool, late: list[float]) -> Call:
+    """One session from its first frame to session.end."""
+    seen = Call(number, sentences=len(script.sentences))
+    try:
+        async with client.connect(url, language="en") as session:
+            clock = _Clock()
+            sending = asyncio.create_task(_send(session, script.audio, paced, clock, late))
+            listener = _Listener(seen, script, clock)
+            try:
+                async for event in session:
+                    listener.hear(event)
+            finally:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+            listener.count()
+    except (client.SessionFailed, OSError) as error:
+        seen.failure = str(error) or type(error).__name__
+    return seen
+
+
+@dataclass
+class _Clock:
+    began: float = 0.0
+    sent: float = 0.0  # seconds of audio
+
+
+async def _send(
+    session: client.Session, audio: bytes, paced: bool, clock: _Clock, late: list[float]
+) -> None:
+    clock.began = time.perf_counter()
+    step = 2 * int(RATE * CHUNK_S)
+    for index, at in enumerate(range(0, len(audio), step), 1):
+        # A microphone hands over a chunk when its last sample was heard.
+        due = clock.began + index * CHUNK_S
+        if paced:
+            await asyncio.sleep(due - time.perf_counter())
+            late.append(time.perf_counter() - due)
+        await session.send(audio[at : at + step])
+        clock.sent = index * CHUNK_S
+    await session.end()
+
+
+class _Listener:
+    def __init__(self, seen: Call, script: Script, clock: _Clock):
+        self._seen, self._script, self._clock = seen, script, clock
+        self._partial: client.Event | None = None  # the last, of the utterance that is open
+        self._decided: dict[float, float] = {}  # vad.speech_end timestamp -> arrival
+        self._texts: list[tuple[float, float, float]] = []  # arrival, start, end of what has text
+
+    def hear(self, event: client.Event) -> None:
+        now = time.perf_counter() - self._clock.began
+        match event["type"]:
+            case "transcript.partial":
+                self._texts.append((now, event["start"], event["end"]))
+                self._seen.partials += 1
+                self._seen.partial_lag.append(self._clock.sent - event["end"])
+                self._compare(event)
+                self._partial = event
+            case "vad.speech_end":
+                self._decided[event["timestamp"]] = now
+            case "transcript.final":
+                self._texts.append((now, event["start"], event["end"]))
+                self._compare(event)
+                self._partial = None
+                self._final(now, event)
+            case "session.end":
+                self._seen.stats = event["stats"]
+            case _:
+                pass
+
+    def _compare(self, event: client.Event) -> None:
+        """With what was shown of the same utterance before."""
+        before = self._partial
+        if before is None or before["segment_id"] != event["segment_id"]:
+            return
+        stable = before["text"][: before["stable_chars"]]
+        if event["type"] == "transcript.partial" and not event["text"].startswith(stable):
+            self._seen.stable_broken += 1
+        shown, now = before["text"].split(), event["text"].split()
+        kept = len(os.path.commonprefix([shown, now]))
+        self._seen.unstable_words += len(shown) - kept
+
+    def _final(self, now: float, event: client.Event) -> None:
+        known = {"segment_id", "text", "start", "end"}
+        if any(
+            event["segment_id"] == final["segment_id"] or event["start"] < final["end"] - 1e-3
+            for final in self._seen.finals
+        ):
+            self._seen.doubled += 1
+        self._seen.finals.append({key: event[key] for key in known})
+        self._seen.words += len(event["text"].split())
+        if event["end"] in self._decided:
+            self._seen.after_endpoint.append(now - self._decided[event["end"]])
+        for sentence in self._script.sentences:
+            if _overlap(sentence, event["start"], event["end"]):
+                self._seen.after_speech.append(now - sentence.end)
+
+    def count(self) -> None:
+        """What was shown of each sentence, now that all has been told."""
+        for sentence in self._script.sentences:
+            finals = [f for f in self._seen.finals if _overlap(sentence, f["start"], f["end"])]
+            self._seen.lost += not finals
+            shown = [at for at, start, end in self._texts if _overlap(sentence, start, end)]
+            if shown:
+                self._seen.first_text.append(min(shown) - sentence.start)
+
+
+def _overlap(sentence: Sentence, start: float, end: float) -> bool:
+    return min(sentence.end, end) - max(sentence.start, start) > 0.1
+
+
+async def many(url: str, streams: int, seconds: float) -> tuple[list[Call], list[float]]:
+    """So many callers at once; each makes one call."""
+    late = list[float]()
+    every = scripts(seconds)
+
+    async def one(index: int) -> Call:
+        number = index % SCRIPTS
+        await asyncio.sleep(random.Random(index).uniform(0, BEGIN_WITHIN_S))
+        return await call(url, number, every[number], True, late)
+
+    return await asyncio.gather(*map(one, range(streams))), late
+
+
+async def alone(url: str, seconds: float) -> tuple[list[Call], list[float]]:
+    calls = [
+        await call(url, number, script, False, []) for number, script in enumerate(scripts(seconds))
+    ]
+    return calls, []
+
+
+def main() -> None:
+    assert __doc__
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--streams", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each call (30)")
+    parser.add_argument("--alone", action="store_true", help="every script once, unpaced")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    calls, late = asyncio.run(
+        alone(args.url, args.seconds) if args.alone else many(args.url, args.streams, args.seconds)
+    )
+    elapsed, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    result = {
+        "calls": [asdict(seen) for seen in calls],
+        "late": late,
+        "elapsed_s": elapsed,
+        "core_percent": 100 * (used.ru_utime + used.ru_stime) / elapsed,
+        "load_average": os.getloadavg()[0],
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""
+The stack under measurement: started from a checkpoint, and what its processes use.
+"""
+
+import os
+import re
+import urllib.request
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import random_whisper
+
+from dalston.cli import up
+from dalston.cli.models import Choice
+from dalston.triton.process import free_port
+
+# What a process is, by words of its command line.
+_ROLES = {
+    "models": "triton_python_backend_stub",
+    "tritonserver": "bin/tritonserver",
+    "gateway": "cli.main gateway",
+    "worker": "cli.main worker",
+    "redis": "redis-server",
+}
+# Counters of Triton's metrics page, summed over models that begin like this.
+_COUNTERS = {
+    "requests": "nv_inference_request_success",
+    "executions": "nv_inference_exec_count",
+    "queue_us": "nv_inference_queue_duration_us",
+}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """So far, of the whole stack."""
+
+    core_s: dict[str, float]  # processor time by role
+    rss_mb: dict[str, float]  # memory by role
+    triton: dict[str, dict[str, float]]  # counters of "whisper" and of "silero_vad"
+
+    def since(self, before: "Usage") -> "Usage":
+        """What was used between two; memory is that of the later."""
+
+        def less(later: dict[str, float], earlier: dict[str, float]) -> dict[str, float]:
+            return {name: value - earlier[name] for name, value in later.items()}
+
+        return replace(
+            self,
+            core_s=less(self.core_s, before.core_s),
+            triton={name: less(self.triton[name], before.triton[name]) for name in self.triton},
+        )
+
+
+@dataclass(frozen=True)
+class Stack:
+    url: str  # ws://
+    metrics_url: str
+
+    def usage(self) -> Usage:
+        core_s, rss_mb = dict.fromkeys(_ROLES, 0.0), dict.fromkeys(_ROLES, 0.0)
+        for process in psutil.Process().children(recursive=True):
+            try:
+                line = " ".join(process.cmdline())
+                times, memory = process.cpu_times(), process.memory_info().rss
+            except psutil.Error:
+                continue
+            role = next((role for role, words in _ROLES.items() if words in line), None)
+            if role:
+                core_s[role] += times.user + times.system
+                rss_mb[role] += memory / 1e6
+        return Usage(core_s, rss_mb, self._triton())
+
+    def _triton(self) -> dict[str, dict[str, float]]:
+        with urllib.request.urlopen(self.metrics_url, timeout=5) as response:
+            page = response.read().decode()
+        found = dict[str, dict[str, float]]()
+        for model in ("whisper", "silero_vad"):
+            found[model] = {}
+            for name, counter in _COUNTERS.items():
+                lines = re.findall(rf'^{counter}{{model="{model}[^}}]*}} (\S+)', page, re.M)
+                found[model][name] = sum(map(float, lines))
+        return found
+
+
+@asynccontextmanager
+async def running(
+    folder: Path, checkpoint: str, capacity: int, workers: int = 1
+) -> AsyncGenerator[Stack]:
+    """The stack with room for `capacity` sessions. checkpoint: "demo", or "tiny" for random
+    weights of that size. Its files go to `folder`."""
+    choice = Choice()
+    if checkpoint == "tiny":
+        weights = folder / "tiny-checkpoint"
+        if not weights.exists():
+            random_whisper.write_tiny(weights)
+        choice = Choice(checkpoints=[f"fast={weights}", f"accurate={weights}"])
+    repository, run = up.prepare(choice, folder / checkpoint)
+    os.environ["MAX_SESSIONS"] = str(-(-capacity // workers))
+    port = free_port()
+    parts = up.parts(repository, run, "127.0.0.1", port, workers, 5.0)
+    triton = next(part for part in parts if part.name == "triton").command
+    metrics = triton[triton.index("--metrics-port") + 1]
+    async with up.running(parts, f"http://127.0.0.1:{port}"):
+        yield Stack(f"ws://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics")
