@@ -159,7 +159,10 @@ async def given(streams: list[int], checkpoint: str, seconds: float) -> dict[str
     show(f"{checkpoint}, {seconds:g} s", rows)
     for row, run in zip(rows, runs, strict=True):
         if checkpoint == "demo":
-            row |= {"wer": round(run.word_error_rate(), 4), "wer_single": round(b.alone.word_error_rate(), 4)}
+            row |= {
+                "wer": round(run.word_error_rate(), 4),
+                "wer_single": round(b.alone.word_error_rate(), 4),
+            }
     return {"checkpoint": checkpoint, "runs": rows}
 
 
@@ -175,7 +178,10 @@ async def whole(seconds: float, searches: int) -> dict[str, Any]:
     async with bench("demo", seconds, MOST_STREAMS) as b:
         run = await b.run(streams)
         demo = slo.summary(run, b.alone)
-        words = {"wer": round(run.word_error_rate(), 4), "wer_single": round(b.alone.word_error_rate(), 4)}
+        words = {
+            "wer": round(run.word_error_rate(), 4),
+            "wer_single": round(b.alone.word_error_rate(), 4),
+        }
     show(f"tiny, {streams} streams", [tiny])
     show(f"demo, {streams} streams", [demo])
     keys = (

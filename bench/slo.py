@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import wer
-from callers import SCRIPTS, Script, scripts
+from callers import SCRIPTS, scripts
 from served import Usage
 
 FIRST_TEXT_P95_S = 1.5  # from the true onset of a sentence
@@ -69,16 +69,12 @@ class Run:
 
     def word_error_rate(self) -> float:
         """Of all calls, against what was said."""
-        every: list[Script] = scripts(self.seconds)
-        return wer.wer(
-            [
-                (
-                    " ".join(sentence.text for sentence in every[call["script"]].sentences),
-                    " ".join(final["text"] for final in call["finals"]),
-                )
-                for call in self.calls
-            ]
-        )
+        every, pairs = scripts(self.seconds), list[tuple[str, str]]()
+        for call in self.calls:
+            number: int = call["script"]
+            said = " ".join(sentence.text for sentence in every[number].sentences)
+            pairs.append((said, " ".join(final["text"] for final in call["finals"])))
+        return wer.wer(pairs)
 
 
 def different(call: dict[str, Any], alone: dict[str, Any]) -> int:
