@@ -97,9 +97,9 @@ async def call(url: str, number: int, script: Script, paced: bool, late: list[fl
     seen = Call(number, sentences=len(script.sentences))
     try:
         async with client.connect(url, language="en") as session:
-            clock = _Clock()
+            clock = Clock()
             sending = asyncio.create_task(_send(session, script.audio, paced, clock, late))
-            listener = _Listener(seen, script, clock)
+            listener = Listener(seen, script, clock)
             try:
                 async for event in session:
                     listener.hear(event)
@@ -113,13 +113,13 @@ async def call(url: str, number: int, script: Script, paced: bool, late: list[fl
 
 
 @dataclass
-class _Clock:
+class Clock:
     began: float = 0.0
     sent: float = 0.0  # seconds of audio
 
 
 async def _send(
-    session: client.Session, audio: bytes, paced: bool, clock: _Clock, late: list[float]
+    session: client.Session, audio: bytes, paced: bool, clock: Clock, late: list[float]
 ) -> None:
     clock.began = time.perf_counter()
     step = 2 * int(RATE * CHUNK_S)
@@ -134,9 +134,11 @@ async def _send(
     await session.end()
 
 
-class _Listener:
-    def __init__(self, seen: Call, script: Script, clock: _Clock):
-        self._seen, self._script, self._clock = seen, script, clock
+class Listener:
+    """Notes what the events of one call mean."""
+
+    def __init__(self, seen: Call, script: Script, clock: Clock | None = None):
+        self._seen, self._script, self._clock = seen, script, clock or Clock()
         self._partial: client.Event | None = None  # the last, of the utterance that is open
         self._decided: dict[float, float] = {}  # vad.speech_end timestamp -> arrival
         self._texts: list[tuple[float, float, float]] = []  # arrival, start, end of what has text

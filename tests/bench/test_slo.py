@@ -1,0 +1,115 @@
+"""
+What the load benchmark counts as a broken promise.
+"""
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+import slo
+from callers import SCRIPTS, Call, Listener, Script, Sentence, scripts
+from served import Usage
+
+NOTHING = Usage({}, {}, {"whisper": {}, "silero_vad": {}})
+FINAL = {"segment_id": "seg_0000", "text": "turn on the light", "start": 0.5, "end": 1.5}
+
+
+def run(*calls: Call, late: float = 0.0) -> slo.Run:
+    return slo.Run(len(calls), 10.0, [asdict(c) for c in calls], [late], 1.0, 10.0, NOTHING, {})
+
+
+def kept(script: int = 0, **changes: Any) -> Call:
+    call = Call(script, [dict(FINAL)], [0.7], [0.6], [0.001], [0.1], 3, 1, words=4)
+    return replace(call, **changes)
+
+
+ALONE = run(*(kept(script) for script in range(SCRIPTS)))
+
+
+def test_a_run_that_keeps_the_promise_has_nothing_broken() -> None:
+    assert slo.broken(run(kept(0), kept(1)), ALONE) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"first_text": [0.7, 1.6]}, "first text p95 1600 ms"),
+        ({"after_endpoint": [0.51]}, "final after the endpoint p95 510 ms"),
+        ({"after_endpoint": []}, "final after the endpoint p95 none"),
+        ({"lost": 1}, "1 finals lost"),
+        ({"doubled": 2}, "2 finals doubled"),
+        ({"stable_broken": 1}, "1 partials changed stable text"),
+        ({"failure": "no room"}, "1 calls failed: no room"),
+        ({"finals": []}, "1 finals unlike those of one caller alone"),
+        ({"finals": [FINAL | {"text": "turn on"}]}, "1 finals unlike those of one caller alone"),
+        ({"finals": [FINAL | {"end": 1.6}]}, "1 finals unlike those of one caller alone"),
+    ],
+)
+def test_each_clause_of_the_promise_can_be_broken(changes: dict[str, Any], sentence: str) -> None:
+    assert slo.broken(run(kept(**changes)), ALONE) == [sentence]
+
+
+def test_times_that_differ_by_a_frame_are_the_same() -> None:
+    assert slo.broken(run(kept(finals=[FINAL | {"end": 1.52}])), ALONE) == []
+
+
+def test_a_run_whose_callers_were_late_is_void() -> None:
+    (said,) = slo.broken(run(kept(), late=0.2), ALONE)
+    assert said == "the callers were 200 ms late: the run is void"
+
+
+def listened(*events: dict[str, Any]) -> Call:
+    script = Script(b"", (Sentence("turn on", 0.5, 1.5), Sentence("the light", 3.0, 4.0)))
+    call = Call(0, sentences=2)
+    listener = Listener(call, script)
+    for event in events:
+        listener.hear(event)
+    listener.count()
+    return call
+
+
+def partial(text: str, stable: int, segment: str = "seg_0000") -> dict[str, Any]:
+    kind = "transcript.partial"
+    at = {"start": 0.4, "end": 1.0}
+    return {"type": kind, "segment_id": segment, "text": text, "stable_chars": stable, **at}
+
+
+def final(text: str, start: float, end: float, segment: str = "seg_0000") -> dict[str, Any]:
+    at = {"start": start, "end": end}
+    return {"type": "transcript.final", "segment_id": segment, "text": text, **at}
+
+
+def test_a_sentence_without_a_final_is_lost() -> None:
+    call = listened(final("turn on", 0.4, 1.5))
+    assert (call.lost, call.doubled, len(call.first_text)) == (1, 0, 1)
+
+
+def test_a_final_told_twice_is_doubled() -> None:
+    call = listened(final("turn on", 0.4, 1.5), final("turn on", 0.4, 1.5))
+    assert call.doubled == 1
+
+
+def test_words_that_were_shown_and_change_are_unstable() -> None:
+    call = listened(
+        partial("turn of", 0), partial("turn on the", 4), final("turn on a light", 0.4, 1.5)
+    )
+    assert call.unstable_words == 2  # of, the
+    assert call.words == 4
+    assert call.stable_broken == 0
+
+
+def test_a_partial_that_changes_stable_text_is_seen() -> None:
+    call = listened(partial("turn on", 7), partial("turn off", 4))
+    assert call.stable_broken == 1
+
+
+def test_every_script_says_something_else_and_the_same_each_time() -> None:
+    first, again = scripts(60.0), scripts(60.0)
+    assert first == again
+    texts = {json.dumps([s.text for s in script.sentences]) for script in first}
+    assert len(texts) == SCRIPTS
+    for script in first:
+        seconds = len(script.audio) / 2 / 16_000
+        assert seconds <= 60.0
+        assert script.sentences[-1].end < seconds
