@@ -186,6 +186,11 @@ def sentence(r: random.Random, language: str = "en") -> str:
     return _command(r)
 
 
+def has_number(text: str) -> bool:
+    """Whether it is one of very many of its kind, not a fixed phrase."""
+    return not {*_UNITS, *_TENS, *_ORDINALS, "thirtieth", "hundred"}.isdisjoint(text.split())
+
+
 def vocabulary() -> list[str]:
     """Every word that sentence() can say, sorted."""
     r = random.Random(0)

@@ -1,7 +1,7 @@
 """
 Train the demo model.
 
-    python train.py BANK_FOLDER OUT_FOLDER [--steps 40000] [--resume]
+    python train.py BANK_FOLDER OUT_FOLDER [--steps 33000] [--resume]
 
 Loss = cross entropy of the decoder + 0.5 x frame classification on the encoder + 0.3 to 0.5 x
 guided cross-attention. The windows are composed here, so the place of every word is known; with
@@ -189,10 +189,10 @@ def main() -> None:
     )
     parser.add_argument("bank", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--steps", type=int, default=33_000)
     parser.add_argument("--audio", type=float, default=64, help="seconds of audio in a batch")
-    parser.add_argument("--d", type=int, default=128)
-    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--d", type=int, default=192)
+    parser.add_argument("--heads", type=int, default=3)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
