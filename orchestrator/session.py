@@ -122,6 +122,7 @@ class Session:
         self._waiting = False
         self._endpointer = Endpointer()
         self._open: Utterance | None = None
+        self._dropped: tuple[Utterance, int] | None = None  # and the cursor when that was decided
 
         self._next_segment = snapshot.next_segment if snapshot else 0
         self._segments_stated = len(self._decoding.segments)
@@ -361,7 +362,7 @@ class Session:
         self._floor = replay_from
         self._audio.restart(replay_from)
         self._origin = self._cursor = self._fed = position
-        self._endpointer = Endpointer()
+        self._endpointer, self._dropped = Endpointer(), None
         snapshot = Snapshot(
             session_id=self.id,
             epoch=self.epoch,
@@ -417,18 +418,18 @@ class Session:
         utterance = self._open
         if utterance is None:
             if event is Event.ONSET:
-                self._open = Utterance(
-                    start=max(start - self._lookback, self._floor),
-                    onset=start,
-                    next_partial=start + PARTIAL_EVERY,
-                )
+                first, onset = max(start - self._lookback, self._floor), start
+                if self._dropped and first < self._dropped[1]:
+                    # What was too short to be speech is followed by more: it was its beginning.
+                    first, onset = self._dropped[0].start, self._dropped[0].onset
+                self._open = Utterance(first, onset, next_partial=start + PARTIAL_EVERY)
             elif self._cursor - self._origin >= SILENCE_BETWEEN_SNAPSHOTS:
                 self._restart(self._cursor)
                 return True
             return False
         match event:
             case Event.DROPPED:
-                self._open = None
+                self._open, self._dropped = None, (utterance, self._cursor)
                 self._endpointer = Endpointer()
                 return False
             case Event.ENDPOINT if silence is not None:

@@ -95,6 +95,26 @@ def test_a_click_is_no_utterance() -> None:
     assert not driver.asked
 
 
+def test_a_click_right_before_speech_was_its_beginning() -> None:
+    """Its silence was just too long; the lookback of what follows reaches into it."""
+    click = say([5])[:800]
+    data = pcm(np.concatenate([silence(1.0), click, silence(0.65), say([1, 2, 3]), silence(0.7)]))
+    driver = session_after(data)
+    (start,) = [m for m in driver.messages if isinstance(m, SpeechStart)]
+    (final,) = [m for m in driver.messages if isinstance(m, Final)]
+    assert start.timestamp == pytest.approx(1.0, abs=0.04)
+    assert final.start == pytest.approx(0.7, abs=0.04)
+    assert final.text.endswith("wb wc wd")
+
+
+def test_a_click_long_before_speech_is_forgotten() -> None:
+    click = say([5])[:800]
+    data = pcm(np.concatenate([silence(1.0), click, silence(1.5), say([1, 2, 3]), silence(0.7)]))
+    driver = session_after(data)
+    (start,) = [m for m in driver.messages if isinstance(m, SpeechStart)]
+    assert start.timestamp == pytest.approx(2.55, abs=0.04)
+
+
 def test_partials_come_every_half_second_of_speech() -> None:
     words = [k % 12 for k in range(12)]  # 3.84 s
     driver = session_after(*chunks(audio(words, 0.7), [3200]))
