@@ -9,7 +9,8 @@ first, and a detected language is kept for those that follow.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from dalston.orchestrator import assembler
 from dalston.orchestrator.agreement import Agreement
@@ -57,6 +58,7 @@ class Utterance:
     number: int = -1  # of its segment; given once the onset is confirmed
     continues: bool = False  # the second side of a cut
     next_partial: int = 0
+    shown: bool = False  # by a partial
     agreement: Agreement = field(default_factory=Agreement)
     speculation: Decode | None = None
 
@@ -122,7 +124,12 @@ class Decoding:
         return self._partial is None and position >= utterance.next_partial
 
     def ask_partial(
-        self, utterance: Utterance, audio: bytes, position: int, config: SessionConfig
+        self,
+        utterance: Utterance,
+        audio: bytes,
+        position: int,
+        config: SessionConfig,
+        newest: Callable[[], TranscriptRequest],
     ) -> None:
         """`audio` is [utterance.shown_from, position)."""
         # One that is late does not make the next come early.
@@ -130,17 +137,26 @@ class Decoding:
         utterance.next_partial = due if due > position else position + PARTIAL_EVERY
         self._request_ids += 1
         self._partial = (self._request_ids, utterance, position)
+        request = self._partial_request(audio, config)
+        self.requests.append(replace(request, urgent=not utterance.shown, newest=newest))
+
+    def newest_partial(
+        self, audio: bytes, position: int, config: SessionConfig
+    ) -> TranscriptRequest:
+        """The partial whose turn has come, with the audio up to `position`."""
+        assert self._partial, "a partial that was called off has no turn"
+        id, utterance, asked = self._partial
+        if position > asked:
+            self._partial = (id, utterance, position)
+            utterance.next_partial = position + PARTIAL_EVERY
+        return self._partial_request(audio, config)
+
+    def _partial_request(self, audio: bytes, config: SessionConfig) -> TranscriptRequest:
+        assert self._partial
+        id, utterance, _ = self._partial
         language = self._language(config, self.generation)
-        self.requests.append(
-            TranscriptRequest(
-                self._request_ids,
-                "partial",
-                audio,
-                language,
-                self._variant,
-                prefix=utterance.agreement.tokens,
-            )
-        )
+        prefix = utterance.agreement.tokens
+        return TranscriptRequest(id, "partial", audio, language, self._variant, prefix)
 
     def speculate(
         self, utterance: Utterance, audio: bytes, last: int, config: SessionConfig
@@ -214,6 +230,7 @@ class Decoding:
         if stable is None:
             return
         self.stats.partials += 1
+        utterance.shown = True
         self._outbox.say(
             Partial(
                 utterance.segment_id,

@@ -7,8 +7,8 @@ generated stubs are used directly; the client class around them builds the same 
 three times the work, ten times a second for every stream.
 
 Finals are asked for at once. Partials wait here while as many are under way as keep the models
-busy, so that a final finds few of them before it; Triton's own priorities would do this too, but
-stall its batcher (docs/log.md).
+busy, so that a final finds few of them before it, and the first of an utterance before others;
+Triton's own priorities would do some of this too, but stall its batcher (docs/log.md).
 """
 
 import asyncio
@@ -24,6 +24,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TimedWord, TranscriptRequest
+from dalston.orchestrator.turns import Turns
 from dalston.triton.contract import (
     VAD_MODEL,
     VARIANTS,
@@ -75,6 +76,10 @@ class LoadedVariant:
     partials_in_flight: int  # at most, of one worker
 
 
+def _nobody_waits() -> None:
+    pass
+
+
 class Triton:
     """Both models behind one server's URL, "host:port" of its gRPC."""
 
@@ -82,7 +87,7 @@ class Triton:
         self._channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         # By variant, as large as the variant was when it was first seen.
-        self._partials: dict[str, asyncio.Semaphore] = {}
+        self._partials: dict[str, Turns] = {}
 
     async def close(self) -> None:
         await self._channel.close()
@@ -104,9 +109,7 @@ class Triton:
                     tuple(parameters["languages"].split()),
                     _partials_in_flight(config),
                 )
-                self._partials.setdefault(
-                    variant, asyncio.Semaphore(loaded[variant].partials_in_flight)
-                )
+                self._partials.setdefault(variant, Turns(loaded[variant].partials_in_flight))
         except grpc.aio.AioRpcError as error:
             raise InferenceError(_sentence(error), retryable=True) from None
         if not loaded:
@@ -137,15 +140,22 @@ class Triton:
     async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
         """For a variant of `variants`. Raises InferenceError."""
         final = request.kind == "final"
-        outputs = await self._whisper(request, final, full_window=False)
+        answered: Callable[[], None] = _nobody_waits
+        if not final:
+            turns = self._partials[request.variant]
+            await turns.take(request.urgent)
+            answered = turns.give_back
+            request = request.newest() if request.newest else request
+        outputs = await self._whisper(request, answered, full_window=False)
         if final and bool(outputs["SUSPECT"][0]):
             # Right-sized windows can harm a stock checkpoint: once more as it was trained.
-            outputs = await self._whisper(request, final, full_window=True)
+            outputs = await self._whisper(request, answered, full_window=True)
         return _hypothesis(outputs)
 
     async def _whisper(
-        self, request: TranscriptRequest, final: bool, full_window: bool
+        self, request: TranscriptRequest, answered: Callable[[], None], full_window: bool
     ) -> dict[str, Any]:
+        final = request.kind == "final"
         call = service_pb2.ModelInferRequest(model_name=whisper_model(request.variant))
         prefix = np.array(request.prefix, "<i4").tobytes()
         _add(call, "AUDIO", "INT16", [1, len(request.audio) // 2], request.audio)
@@ -157,12 +167,8 @@ class Triton:
         for name in _FINAL_OUTPUTS if final else _PARTIAL_OUTPUTS:
             call.outputs.add(name=name)
         try:
-            if final:
-                response = await self._infer(call, FINAL_DEADLINE_S)
-            else:
-                turn = self._partials[request.variant]
-                await turn.acquire()
-                response = await self._infer(call, PARTIAL_DEADLINE_S, turn.release)
+            deadline = FINAL_DEADLINE_S if final else PARTIAL_DEADLINE_S
+            response = await self._infer(call, deadline, answered)
         except grpc.aio.AioRpcError as error:
             retryable = error.code() not in (
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -175,7 +181,7 @@ class Triton:
         }
 
     async def _infer(
-        self, call: Any, deadline: float, answered: Callable[[], None] = lambda: None
+        self, call: Any, deadline: float, answered: Callable[[], None] = _nobody_waits
     ) -> Any:
         """The answer. If nobody waits for it any more, it comes all the same and is dropped."""
 

@@ -4,7 +4,7 @@ What a session asks of the models, and what they answer. Knows neither session n
 Audio is 16 kHz mono, int16, little endian, as bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,6 +33,10 @@ class TranscriptRequest:
     variant: Variant
     prefix: tuple[int, ...] = ()  # tokens that the hypothesis begins with
     words: bool = False
+    # Of partials that have to wait for their turn: nothing of their utterance was shown yet, and
+    # what to ask instead once it is there, with the audio that came meanwhile.
+    urgent: bool = False
+    newest: Callable[[], "TranscriptRequest"] | None = None
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ from dalston.orchestrator.messages import (
     SpeechStart,
 )
 from dalston.orchestrator.outbox import Outbox
-from dalston.orchestrator.requests import Hypothesis, Request, SpeechRequest
+from dalston.orchestrator.requests import Hypothesis, Request, SpeechRequest, TranscriptRequest
 from dalston.orchestrator.vad import PAUSE, Endpointer, Event, Thresholds
 from dalston.triton.contract import SAMPLE_RATE, VAD_FRAME, Variant
 
@@ -463,7 +463,15 @@ class Session:
             and self._decoding.partial_due(utterance, self._cursor)
         ):
             audio = self._audio.read(utterance.shown_from, self._cursor)
-            self._decoding.ask_partial(utterance, audio, self._cursor, self._config)
+            self._decoding.ask_partial(
+                utterance, audio, self._cursor, self._config, self._newest_partial
+            )
+
+    def _newest_partial(self) -> TranscriptRequest:
+        """What to ask instead of a partial that had to wait."""
+        assert self._open, "a partial is called off with its utterance"
+        audio = self._audio.read(self._open.shown_from, self._cursor)
+        return self._decoding.newest_partial(audio, self._cursor, self._config)
 
     def _confirm(self, utterance: Utterance) -> None:
         if utterance.number < 0:

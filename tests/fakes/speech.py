@@ -152,6 +152,8 @@ class Driver:
                 self.session.receive_probabilities(self.vad.probabilities(request))
             else:
                 del self._transcripts[request.id]
+                if self._late and request.newest:  # it had to wait for its turn
+                    request = request.newest()
                 hypothesis = recognise(request.audio, request.language)
                 self.session.receive_hypothesis(request.id, hypothesis)
             self.collect()

@@ -163,6 +163,40 @@ def test_a_late_partial_is_followed_by_one_of_the_newest_audio() -> None:
     assert len(partials[1].audio) > len(partials[0].audio) + 16_000
 
 
+def test_a_partial_that_had_to_wait_is_asked_with_the_audio_there_is_by_now() -> None:
+    session = new_session()
+    driver = Driver(new_session())
+    (asked,) = partials_asked(session, driver, audio([1, 2, 3]))
+    assert asked.urgent
+    assert asked.newest
+    assert partials_asked(session, driver, audio([4, 5, 6])) == []
+    newest = asked.newest()
+    assert (newest.id, newest.kind) == (asked.id, "partial")
+    assert newest.audio.startswith(asked.audio)
+    assert recognise(newest.audio).text.startswith("wb wc wd we wf")
+    session.receive_hypothesis(newest.id, recognise(newest.audio))
+    (partial,) = [m for m in session.messages() if isinstance(m, Partial)]
+    assert partial.end == pytest.approx(session.decided / 16_000)
+    # The next is due half a second after what was asked last, and waits behind first ones.
+    (second,) = partials_asked(session, driver, audio([7, 8]))
+    assert len(second.audio) >= len(newest.audio) + 16_000
+    assert not second.urgent
+
+
+def partials_asked(session: Session, driver: Driver, data: bytes) -> list[TranscriptRequest]:
+    """Send audio, answer the VAD, and nobody else."""
+    found: list[TranscriptRequest] = []
+    for chunk in chunks(data, [3200]):
+        session.receive_audio(chunk)
+        while requests := session.requests():
+            for request in requests:
+                if isinstance(request, SpeechRequest):
+                    session.receive_probabilities(driver.vad.probabilities(request))
+                elif isinstance(request, TranscriptRequest):
+                    found.append(request)
+    return found
+
+
 def test_no_interim_results_means_that_no_partial_is_even_asked_for() -> None:
     driver = session_after(audio([1, 2, 3, 4], 0.7), interim_results=False)
     assert {r.kind for r in driver.asked} == {"final"}

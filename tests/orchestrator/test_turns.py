@@ -1,0 +1,66 @@
+import asyncio
+
+import pytest
+
+from dalston.orchestrator.turns import Turns
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_so_many_at_a_time_and_the_rest_in_the_order_they_came():
+    turns, went = Turns(2), list[int]()
+
+    async def one(number: int) -> None:
+        await turns.take()
+        went.append(number)
+
+    tasks = [asyncio.create_task(one(number)) for number in range(4)]
+    await settled()
+    assert went == [0, 1]
+    turns.give_back()
+    await settled()
+    assert went == [0, 1, 2]
+    turns.give_back()
+    await asyncio.gather(*tasks)
+    assert went == [0, 1, 2, 3]
+
+
+async def test_the_urgent_go_first():
+    turns, went = Turns(1), list[str]()
+
+    async def one(name: str, urgent: bool) -> None:
+        await turns.take(urgent)
+        went.append(name)
+        turns.give_back()
+
+    await turns.take()
+    tasks = [
+        asyncio.create_task(one(name, urgent))
+        for name, urgent in [("a", False), ("B", True), ("c", False), ("D", True)]
+    ]
+    await settled()
+    turns.give_back()
+    await asyncio.gather(*tasks)
+    assert went == ["B", "D", "a", "c"]
+
+
+@pytest.mark.parametrize("comes_first", [False, True])
+async def test_a_turn_that_nobody_wants_any_more_goes_to_the_next(comes_first: bool):
+    turns = Turns(1)
+    await turns.take()
+    gone, stays = asyncio.create_task(turns.take()), asyncio.create_task(turns.take())
+    await settled()
+    if comes_first:  # the turn comes in the moment in which it is called off
+        turns.give_back()
+        gone.cancel()
+    else:
+        gone.cancel()
+        await settled()
+        turns.give_back()
+    await asyncio.wait_for(stays, 1)
+    assert gone.cancelled()
+    turns.give_back()
+    await asyncio.wait_for(turns.take(), 1)
