@@ -115,6 +115,19 @@ async def bench(checkpoint: str, seconds: float, capacity: int) -> AsyncGenerato
         yield Bench(stack, seconds, alone)
 
 
+async def ceiling(streams: int, seconds: float) -> float:
+    """The share of a run's time in which the models alone answer what it asked of them."""
+    recording = FOLDER / "recording.pickle"
+    async with served.running(FOLDER, "tiny", streams + 2, recording) as stack:
+        run = await _run(stack, seconds, "--streams", str(streams), streams=streams)
+    script, repository = HERE / "ceiling.py", FOLDER / "tiny" / "model_repository"
+    replay = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(script), str(recording), str(repository)), stdout=subprocess.PIPE
+    )
+    out, _ = await replay.communicate()
+    return json.loads(out)["seconds"] / run.elapsed_s
+
+
 def show(title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, title=title, title_justify="left")
     for name in (
@@ -175,6 +188,8 @@ async def whole(seconds: float, searches: int) -> dict[str, Any]:
         streams = max(1, int(SHARE * most))
         console.print(f"most streams: {most}, of {found}; now {streams}")
         tiny = slo.summary(await b.run(streams), b.alone)
+    ratio = await ceiling(most, seconds) if most else 0.0
+    console.print(f"the models alone need {100 * ratio:.0f} % of the time of {most} streams")
     async with bench("demo", seconds, MOST_STREAMS) as b:
         run = await b.run(streams)
         demo = slo.summary(run, b.alone)
@@ -196,6 +211,7 @@ async def whole(seconds: float, searches: int) -> dict[str, Any]:
     return {
         "streams_at_slo": most,
         "searches": found,
+        "ceiling_ratio": round(ratio, 3),
         **{key: tiny[key] for key in keys},
         "unstable_partial_word_ratio": demo["unstable_partial_word_ratio"],
         **words,

@@ -4,6 +4,7 @@ The stack under measurement: started from a checkpoint, and what its processes u
 
 import os
 import re
+import sys
 import urllib.request
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -17,13 +18,14 @@ from dalston.cli import up
 from dalston.cli.models import Choice
 from dalston.triton.process import free_port
 
+_RECORDER = Path(__file__).resolve().parent / "recorder.py"
 # What a process is, by words of its command line.
 _ROLES = {
-    "models": "triton_python_backend_stub",
-    "tritonserver": "bin/tritonserver",
-    "gateway": "cli.main gateway",
-    "worker": "cli.main worker",
-    "redis": "redis-server",
+    "models": ("triton_python_backend_stub",),
+    "tritonserver": ("bin/tritonserver",),
+    "gateway": (" gateway",),
+    "worker": (" worker", _RECORDER.name),
+    "redis": ("redis-server",),
 }
 # Counters of Triton's metrics page, summed over models that begin like this.
 _COUNTERS = {
@@ -67,7 +69,7 @@ class Stack:
                 times, memory = process.cpu_times(), process.memory_info().rss
             except psutil.Error:
                 continue
-            role = next((role for role, words in _ROLES.items() if words in line), None)
+            role = next((r for r, words in _ROLES.items() if any(w in line for w in words)), None)
             if role:
                 core_s[role] += times.user + times.system
                 rss_mb[role] += memory / 1e6
@@ -87,10 +89,11 @@ class Stack:
 
 @asynccontextmanager
 async def running(
-    folder: Path, checkpoint: str, capacity: int, workers: int = 1
+    folder: Path, checkpoint: str, capacity: int, recording: Path | None = None
 ) -> AsyncGenerator[Stack]:
     """The stack with room for `capacity` sessions. checkpoint: "demo", or "tiny" for random
-    weights of that size. Its files go to `folder`."""
+    weights of that size. Its files go to `folder`. recording: where the worker writes what it asked
+    of the models."""
     choice = Choice()
     if checkpoint == "tiny":
         weights = folder / "tiny-checkpoint"
@@ -98,10 +101,13 @@ async def running(
             random_whisper.write_tiny(weights)
         choice = Choice(checkpoints=[f"fast={weights}", f"accurate={weights}"])
     repository, run = up.prepare(choice, folder / checkpoint)
-    os.environ["MAX_SESSIONS"] = str(-(-capacity // workers))
+    os.environ["MAX_SESSIONS"] = str(capacity)
     port = free_port()
-    parts = up.parts(repository, run, "127.0.0.1", port, workers, 5.0)
+    parts = up.parts(repository, run, "127.0.0.1", port, 1, 5.0)
     triton = next(part for part in parts if part.name == "triton").command
     metrics = triton[triton.index("--metrics-port") + 1]
+    if recording:
+        worker = next(part for part in parts if part.name == "worker-1")
+        worker.command = [sys.executable, str(_RECORDER), str(recording)]
     async with up.running(parts, f"http://127.0.0.1:{port}"):
         yield Stack(f"ws://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics")

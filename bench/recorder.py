@@ -1,0 +1,60 @@
+"""
+A worker that also writes down what it asks of the models: the bench starts it in a worker's place.
+
+    python bench/recorder.py OUT      otherwise as `dalston worker`
+"""
+
+import atexit
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dalston.cli import main as cli
+from dalston.orchestrator import worker
+from dalston.orchestrator.inference import Triton
+from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
+
+
+@dataclass(frozen=True)
+class Asked:
+    """In the order of time."""
+
+    speech: list[SpeechRequest]
+    transcripts: list[tuple[TranscriptRequest, bool]]  # and whether in a full window
+
+
+ASKED = Asked([], [])
+
+
+class RecordingTriton(Triton):
+    async def speech_probabilities(self, request: SpeechRequest) -> list[float]:
+        ASKED.speech.append(request)
+        return await super().speech_probabilities(request)
+
+    async def _whisper(self, request: TranscriptRequest, answered: Any, full_window: bool) -> Any:
+        # Without what points back into the session.
+        plain = TranscriptRequest(
+            request.id,
+            request.kind,
+            request.audio,
+            request.language,
+            request.variant,
+            request.prefix,
+            request.words,
+        )
+        ASKED.transcripts.append((plain, full_window))
+        return await super()._whisper(request, answered, full_window)
+
+
+def main() -> int:
+    out = Path(sys.argv[1])
+    atexit.register(lambda: out.write_bytes(pickle.dumps((ASKED.speech, ASKED.transcripts))))
+    worker.Triton = RecordingTriton
+    sys.argv[1:] = ["worker"]
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
