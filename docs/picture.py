@@ -78,9 +78,9 @@ def draw(events: list[tuple[float, Any]], command: str) -> str:
 text{{font:{FONT}px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
 fill:#d8dee9;white-space:pre}}
 .d{{fill:#6b7689}} .b{{font-weight:700;fill:#fff}} .i{{font-style:italic;fill:#8a94a6}}
+.partial{{visibility:hidden}}
 {"".join(rules)}
-@media (prefers-reduced-motion:reduce){{.final{{animation:none!important}}
-.partial{{display:none}}}}
+@media (prefers-reduced-motion:reduce){{text{{animation:none!important}}}}
 </style>
 <rect width="{WIDTH}" height="{height}" rx="9" fill="#10141c"/>
 <circle cx="22" cy="20" r="6" fill="#e0605c"/><circle cx="42" cy="20" r="6" fill="#e0b04c"/>
