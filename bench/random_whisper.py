@@ -122,7 +122,7 @@ def write(
     """The checkpoint's folder. A value None in `config` or `generation` removes the key."""
     folder.mkdir(parents=True)
     layers = sum(name.endswith("fc1.weight") for name in tensors) // 2
-    width = tensors[TABLE].shape[1]
+    width = tensors["model.encoder.conv1.weight"].shape[0]
     ours = {
         "d_model": width,
         "num_mel_bins": tensors["model.encoder.conv1.weight"].shape[1],
