@@ -243,7 +243,6 @@ def main() -> None:
         "late": late,
         "elapsed_s": elapsed,
         "core_percent": 100 * (used.ru_utime + used.ru_stime) / elapsed,
-        "load_average": os.getloadavg()[0],
     }
     print(json.dumps(result))
 
