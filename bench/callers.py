@@ -19,24 +19,16 @@ import os
 import random
 import resource
 import time
-import wave
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
+
+from recordings import Sentence, recordings
 
 from dalston import client
 
-SAMPLES = Path(__file__).resolve().parent.parent / "demo" / "samples"
 RATE, CHUNK_S = 16_000, 0.1
 SCRIPTS = 8
 BEGIN_WITHIN_S = 3.0
-
-
-@dataclass(frozen=True)
-class Sentence:
-    text: str
-    start: float  # seconds of its script
-    end: float
 
 
 @dataclass(frozen=True)
@@ -69,26 +61,18 @@ class Call:
 
 def scripts(seconds: float) -> list[Script]:
     """Each at most so long. The same for the same length."""
-    recordings = list[Script]()
-    for sample in json.loads((SAMPLES / "samples.json").read_text("utf-8")):
-        with wave.open(str(SAMPLES / sample["file"])) as file:
-            assert file.getparams()[:3] == (1, 2, RATE)
-            audio = file.readframes(file.getnframes())
-        pairs = zip(sample["sentences"], sample["times"], strict=True)
-        spoken = tuple(Sentence(text, *times) for text, times in pairs)
-        recordings.append(Script(audio, spoken))
-    return [_script(recordings, number, seconds) for number in range(SCRIPTS)]
+    return [_script(number, seconds) for number in range(SCRIPTS)]
 
 
-def _script(recordings: list[Script], number: int, seconds: float) -> Script:
+def _script(number: int, seconds: float) -> Script:
     audio, sentences = bytearray(), list[Sentence]()
     order = random.Random(number)
     while True:
-        for recording in order.sample(recordings, len(recordings)):
+        for recording in order.sample(recordings(), len(recordings())):
             at = len(audio) / 2 / RATE
-            if at + len(recording.audio) / 2 / RATE > seconds and sentences:
+            if at + len(recording.audio) / RATE > seconds and sentences:
                 return Script(bytes(audio), tuple(sentences))
-            audio += recording.audio
+            audio += recording.audio.tobytes()
             sentences += [Sentence(s.text, at + s.start, at + s.end) for s in recording.sentences]
 
 

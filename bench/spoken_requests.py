@@ -7,11 +7,12 @@ import base64
 import itertools
 import json
 import random
-import wave
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import recordings as samples
 
 from dalston.orchestrator.agreement import Agreement
 from dalston.orchestrator.decoding import PARTIAL_EVERY
@@ -20,8 +21,6 @@ from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptR
 from dalston.orchestrator.session import HOP
 from dalston.orchestrator.vad import PAUSE
 from dalston.triton.contract import SAMPLE_RATE, VAD_FRAME, Variant
-
-SAMPLES = Path(__file__).resolve().parent.parent / "demo" / "samples"
 
 Step = dict[str, Any]  # of perf_analyzer's input data: the tensors of one request
 
@@ -40,20 +39,17 @@ class InputData:
     audio_s: float  # of a request, on average
 
 
-def recordings(folder: Path = SAMPLES) -> list[Recording]:
+def recordings() -> list[Recording]:
     """The sentences in them are all short enough for the smallest window. So that others are asked
     for too, one, two or three in a row make an utterance, as of somebody who pauses little."""
     found = list[Recording]()
     sizes = itertools.cycle((1, 2, 3))
-    for sample in json.loads((folder / "samples.json").read_text("utf-8")):
-        with wave.open(str(folder / sample["file"])) as file:
-            assert file.getparams()[:3] == (1, 2, SAMPLE_RATE)
-            audio = file.readframes(file.getnframes())
-        sentences: Iterator[list[float]] = iter(sample["times"])
+    for sample in samples.recordings():
+        sentences = iter(sample.sentences)
         utterances = list[tuple[int, int]]()
         while row := list(itertools.islice(sentences, next(sizes))):
-            utterances.append((_samples(row[0][0]), _samples(row[-1][1])))
-        found.append(Recording(audio, tuple(utterances)))
+            utterances.append((_samples(row[0].start), _samples(row[-1].end)))
+        found.append(Recording(sample.audio.tobytes(), tuple(utterances)))
     return found
 
 

@@ -15,7 +15,7 @@ from dalston.triton.contract import SAMPLE_RATE
 
 Pcm = npt.NDArray[np.int16]
 
-_FOLDER = Path(__file__).parents[2] / "demo" / "samples"
+_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "samples"
 _AROUND_S = 0.3  # of silence that an endpointer leaves
 
 
