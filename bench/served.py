@@ -19,9 +19,10 @@ from dalston.cli.models import Choice
 from dalston.triton.process import free_port
 
 _RECORDER = Path(__file__).resolve().parent / "recorder.py"
+_INSTANT = Path(__file__).resolve().parent / "instant.py"
 # What a process is, by words of its command line.
 _ROLES = {
-    "models": ("triton_python_backend_stub",),
+    "models": ("triton_python_backend_stub", _INSTANT.name),
     "tritonserver": ("bin/tritonserver",),
     "gateway": (" gateway",),
     "worker": (" worker", _RECORDER.name),
@@ -59,7 +60,7 @@ class Usage:
 @dataclass(frozen=True)
 class Stack:
     url: str  # ws://
-    metrics_url: str
+    metrics_url: str | None  # None: what is in Triton's place has none
 
     def usage(self) -> Usage:
         core_s, rss_mb = dict.fromkeys(_ROLES, 0.0), dict.fromkeys(_ROLES, 0.0)
@@ -76,8 +77,10 @@ class Stack:
         return Usage(core_s, rss_mb, self._triton())
 
     def _triton(self) -> dict[str, dict[str, float]]:
-        with urllib.request.urlopen(self.metrics_url, timeout=5) as response:
-            page = response.read().decode()
+        page = ""
+        if self.metrics_url:
+            with urllib.request.urlopen(self.metrics_url, timeout=5) as response:
+                page = response.read().decode()
         found = dict[str, dict[str, float]]()
         for model in ("whisper", "silero_vad"):
             found[model] = {}
@@ -91,9 +94,9 @@ class Stack:
 async def running(
     folder: Path, checkpoint: str, capacity: int, recording: Path | None = None
 ) -> AsyncGenerator[Stack]:
-    """The stack with room for `capacity` sessions. checkpoint: "demo", or "tiny" for random
-    weights of that size. Its files go to `folder`. recording: where the worker writes what it asked
-    of the models."""
+    """The stack with room for `capacity` sessions. checkpoint: "demo", "tiny" for random weights of
+    that size, or "instant" for no models at all. Its files go to `folder`. recording: where the
+    worker writes what it asked of the models."""
     choice = Choice()
     if checkpoint == "tiny":
         weights = folder / "tiny-checkpoint"
@@ -105,9 +108,12 @@ async def running(
     port = free_port()
     parts = up.parts(repository, run, "127.0.0.1", port, 1, 5.0)
     triton = next(part for part in parts if part.name == "triton").command
-    metrics = triton[triton.index("--metrics-port") + 1]
+    metrics = f"http://127.0.0.1:{triton[triton.index('--metrics-port') + 1]}/metrics"
     if recording:
         worker = next(part for part in parts if part.name == "worker-1")
         worker.command = [sys.executable, str(_RECORDER), str(recording)]
+    if checkpoint == "instant":
+        grpc_port = triton[triton.index("--grpc-port") + 1]
+        triton[:] = [sys.executable, str(_INSTANT), grpc_port]
     async with up.running(parts, f"http://127.0.0.1:{port}"):
-        yield Stack(f"ws://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics")
+        yield Stack(f"ws://127.0.0.1:{port}", None if checkpoint == "instant" else metrics)

@@ -117,6 +117,15 @@ def broken(run: Run, alone: Run) -> list[str]:
     return said
 
 
+def stages(stats: list[dict[str, Any]]) -> dict[str, float]:
+    """Where the time of a final went, over all sessions."""
+    finals = sum(s["finals"] for s in stats)
+    return {
+        name: round(sum(s["final_stages_ms"][name] * s["finals"] for s in stats) / finals, 2)
+        for name in (stats[0]["final_stages_ms"] if stats else ())
+    }
+
+
 def summary(run: Run, alone: Run) -> dict[str, Any]:
     """As it stands in the JSON line."""
 
@@ -146,6 +155,7 @@ def summary(run: Run, alone: Run) -> dict[str, Any]:
             run.total("unstable_words") / max(1, run.total("words")), 4
         ),
         "partials_per_call": round(fmean(call["partials"] for call in run.calls), 1),
+        "final_stages_ms": stages([s for s in stats if s["finals"]]),
         "core_percent_per_stream": {
             role: round(run.core_percent(role), 2) for role in run.usage.core_s
         },

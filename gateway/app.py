@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import redis.asyncio
 import uvicorn
+import uvloop
 from fastapi import Depends, FastAPI, Header, HTTPException, WebSocket
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
@@ -230,7 +231,7 @@ def main(settings: GatewaySettings) -> int:
         await serve(settings, stop)
 
     try:
-        asyncio.run(run())
+        uvloop.run(run())
     except SystemExit:  # uvicorn's way to say that the port is taken; it has logged why
         return 1
     return 0

@@ -18,9 +18,11 @@ from dalston.orchestrator.messages import (
     LONGEST_FRAME,
     EndReason,
     Error,
+    Final,
     MessageError,
     Partial,
     ServerMessage,
+    SessionEnd,
     parse,
     serialize,
 )
@@ -32,6 +34,7 @@ from dalston.orchestrator.requests import (
     TranscriptRequest,
 )
 from dalston.orchestrator.session import Session, State
+from dalston.orchestrator.spans import Spans
 from dalston.triton.contract import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
@@ -89,6 +92,7 @@ async def handle(
     last_frame = loop.time()
     close_code: int = CloseCode.NORMAL
     failing_since: float | None = None
+    spans = Spans()
 
     def spawn(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = loop.create_task(work)
@@ -144,6 +148,8 @@ async def handle(
 
     async def ask_speech(request: SpeechRequest) -> None:
         nonlocal failing_since
+        asked = loop.time()
+        spans.left(session.decided, asked)
         try:
             probabilities = await models.speech_probabilities(request)
         except SequenceLost as error:
@@ -156,6 +162,7 @@ async def handle(
             session.receive_speech_lost()
         else:
             failing_since = None
+            spans.add("vad", loop.time() - asked)
             session.receive_probabilities(probabilities)
         pump()
 
@@ -175,9 +182,14 @@ async def handle(
                 wait = min(2 * wait, RETRY_LAST_S)
             else:
                 asked.pop(request.id, None)
-                elapsed_ms = round((loop.time() - began) * 1000)
+                answered = loop.time()
+                elapsed_ms = round((answered - began) * 1000)
                 session.receive_hypothesis(request.id, hypothesis, elapsed_ms)
-                break
+                pump()
+                if request.kind == "final":
+                    spans.add_all(hypothesis.stages)
+                    spans.add("assembly", loop.time() - answered)
+                return
         pump()
 
     def end(reason: EndReason, code: int, error: Error | None = None) -> None:
@@ -199,6 +211,7 @@ async def handle(
                     session.receive_invalid(str(error))
             elif len(frame) <= LONGEST_FRAME:
                 session.receive_audio(frame)
+                spans.arrived(session.received, last_frame)
             else:
                 sentence = f"a frame of {len(frame)} bytes; {LONGEST_FRAME} at most"
                 error = Error(code="invalid_message", message=sentence, recoverable=False)
@@ -210,7 +223,13 @@ async def handle(
 
     async def write() -> None:
         while (message := await outgoing.get()) is not None:
-            await send(serialize(message))
+            if isinstance(message, SessionEnd):
+                message.stats.final_stages_ms = spans.means_ms()
+            began = loop.time()
+            text = serialize(message)
+            if isinstance(message, Final):
+                spans.add("serialisation", loop.time() - began)
+            await send(text)
         finish(close_code)
 
     async def watch() -> None:

@@ -14,6 +14,7 @@ Triton's own priorities would do some of this too, but stall its batcher (docs/l
 import asyncio
 import contextlib
 import struct
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +26,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TimedWord, TranscriptRequest
 from dalston.orchestrator.turns import Turns
-from dalston.triton.contract import (
-    VAD_MODEL,
-    VARIANTS,
-    whisper_model,
-)
+from dalston.triton.contract import STAGES, VAD_MODEL, VARIANTS, whisper_model
 
 SPEECH_DEADLINE_S = 10.0
 PARTIAL_DEADLINE_S = 5.0  # another is due long before
@@ -51,6 +48,7 @@ _FINAL_OUTPUTS = (
     "WORD_START",
     "WORD_END",
     "WORD_PROBABILITY",
+    "STAGE_SECONDS",
 )
 _DTYPES = {"INT32": np.dtype("<i4"), "FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 
@@ -146,11 +144,17 @@ class Triton:
             await turns.take(request.urgent)
             answered = turns.give_back
             request = request.newest() if request.newest else request
+        asked = time.perf_counter()
         outputs = await self._whisper(request, answered, full_window=False)
-        if final and bool(outputs["SUSPECT"][0]):
+        if not final:
+            return _hypothesis(outputs, {})
+        spent = outputs["STAGE_SECONDS"]
+        if bool(outputs["SUSPECT"][0]):
             # Right-sized windows can harm a stock checkpoint: once more as it was trained.
             outputs = await self._whisper(request, answered, full_window=True)
-        return _hypothesis(outputs)
+            spent = spent + outputs["STAGE_SECONDS"]
+        elsewhere = time.perf_counter() - asked - float(spent.sum())
+        return _hypothesis(outputs, dict(zip(STAGES, spent.tolist(), strict=True), queue=elsewhere))
 
     async def _whisper(
         self, request: TranscriptRequest, answered: Callable[[], None], full_window: bool
@@ -198,7 +202,7 @@ class Triton:
 def _partials_in_flight(config: Any) -> int:
     """Enough to keep every instance busy: a batch on a GPU; on a CPU one row and the next."""
     (group,) = config.instance_group
-    rows = config.max_batch_size if group.kind == group.KIND_GPU else 2
+    rows = config.max_batch_size if group.kind == group.KIND_GPU else 4
     return rows * group.count
 
 
@@ -224,7 +228,7 @@ def _value(datatype: str, content: bytes) -> Any:
     return strings
 
 
-def _hypothesis(outputs: dict[str, Any]) -> Hypothesis:
+def _hypothesis(outputs: dict[str, Any], stages: Mapping[str, float]) -> Hypothesis:
     words = zip(
         outputs.get("WORD", ()),
         outputs.get("WORD_START", ()),
@@ -245,6 +249,7 @@ def _hypothesis(outputs: dict[str, Any]) -> Hypothesis:
         if "NO_SPEECH_PROBABILITY" in outputs
         else 0.0,
         words=tuple(TimedWord(w, float(a), float(b), float(p)) for w, a, b, p in words),
+        stages=stages,
     )
 
 

@@ -197,6 +197,8 @@ class Stats(msgspec.Struct):
     speculative_finals_dropped: int = 0
     stable_words: int = 0  # words that partials had declared stable
     stable_words_changed: int = 0  # of these, changed by the final
+    # Where a final's time went, on average: orchestrator/spans.py. Milliseconds.
+    final_stages_ms: dict[str, float] = {}
 
 
 class SessionEnd(Message, tag="session.end", kw_only=True, frozen=True):

@@ -4,7 +4,7 @@ What a session asks of the models, and what they answer. Knows neither session n
 Audio is 16 kHz mono, int16, little endian, as bytes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -69,3 +69,4 @@ class Hypothesis:
     average_logprob: float = 0.0
     no_speech_probability: float = 0.0
     words: Sequence[TimedWord] = field(default_factory=tuple[TimedWord, ...])
+    stages: Mapping[str, float] = field(default_factory=dict[str, float])  # seconds, of finals

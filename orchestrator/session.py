@@ -57,8 +57,9 @@ from dalston.orchestrator.vad import PAUSE, Endpointer, Event, Thresholds
 from dalston.triton.contract import SAMPLE_RATE, VAD_FRAME, Variant
 
 # All lengths are samples at 16 kHz.
-HOP = 3 * VAD_FRAME  # 96 ms: what is asked of the VAD at once when the session is up to date
-LONGEST_HOP = 32 * VAD_FRAME  # 1 s: when it has to catch up
+# What is asked of the VAD at once: each question costs as much as hearing ten times the audio, so
+# no more of them than decisions wait for. When the session has to catch up, up to the last.
+HOP, LONG_HOP, LONGEST_HOP = 3 * VAD_FRAME, 6 * VAD_FRAME, 32 * VAD_FRAME  # 96 ms, 192 ms, 1 s
 SILENCE_BETWEEN_SNAPSHOTS = 20 * SAMPLE_RATE
 # An utterance that is too long is cut where it is quietest, in this much of its end (or a third
 # of it). The first side's audio goes on behind the cut, the second's begins before it, so that a
@@ -285,7 +286,7 @@ class Session:
             if marker and marker is not ending:
                 end = min(end, self._audio.position(marker.frame))
             whole = min(end - self._fed, LONGEST_HOP) // VAD_FRAME * VAD_FRAME
-            if whole >= HOP or (whole > 0 and (marker or self._fed < self._cursor)):
+            if whole >= self._hop() or (whole > 0 and (marker or self._fed < self._cursor)):
                 self._ask_speech(whole)
             elif marker is None:
                 break
@@ -399,6 +400,14 @@ class Session:
     @property
     def _sequence_id(self) -> str:
         return f"{self.id}.{self.epoch}.{self._sequence}"
+
+    def _hop(self) -> int:
+        """How much audio to wait for: up to where something can be decided, if that is soon."""
+        decision = self._endpointer.earliest(self._fed, self._rules)
+        if self._open and self._open.next_partial > self._fed:
+            decision = min(decision, self._open.next_partial)
+        frames = -((self._fed - decision) // VAD_FRAME)
+        return max(HOP, min(frames * VAD_FRAME, LONG_HOP))
 
     def _ask_speech(self, length: int) -> None:
         self._waiting = True

@@ -54,6 +54,16 @@ class Endpointer:
         self.__init__()
         self.onset, self.confirmed = onset, True
 
+    def earliest(self, position: int, rules: Thresholds) -> int:
+        """Where the next event that anybody waits for can be at the earliest, whatever is heard
+        from `position` on. (An onset that is not confirmed yet is nothing to wait for.)"""
+        if self.onset is None:
+            return position + rules.min_speech
+        silence = position if self.silence is None else self.silence
+        quiet = rules.min_silence if self._paused else min(PAUSE, rules.min_silence)
+        earliest = silence + quiet
+        return earliest if self.confirmed else min(earliest, self.onset + rules.min_speech)
+
     def receive(self, probability: float, start: int, end: int, rules: Thresholds) -> Event | None:
         """The next frame, samples [start, end): what it means, if anything."""
         speaks = probability >= rules.threshold

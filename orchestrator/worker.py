@@ -21,6 +21,7 @@ from importlib.metadata import version
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
+import uvloop
 from redis.exceptions import RedisError
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
@@ -359,7 +360,7 @@ def main(settings: WorkerSettings) -> int:
         await Worker(settings).run(stop)
 
     try:
-        asyncio.run(run())
+        uvloop.run(run())
     except (WorkerIdTaken, ValueError, OSError) as error:
         logger.error("%s", error)
         return 1

@@ -3,7 +3,8 @@ What the models and their clients agree on: names, tensors, sizes. Knows no runt
 
     silero_vad        AUDIO int16 [n]                        -> PROBABILITY float32 [frames]
     whisper_<variant> AUDIO int16 [n], LANGUAGE, TASK,       -> TEXT, TOKENS, TOKEN_ENDS, LANGUAGE,
-                      PREFIX int32 [k], WORDS, FULL_WINDOW      scores, words with times
+                      PREFIX int32 [k], WORDS, FULL_WINDOW      scores, words with times, and
+                                                                where the time went
 
 `config.pbtxt` of each model says the same in Triton's words, and a test compares the two.
 All audio is 16 kHz mono, 16 bit.
@@ -76,6 +77,8 @@ WHISPER_INPUTS = (
     Tensor("WORDS", "BOOL", (1,)),  # whether word times are wanted
     Tensor("FULL_WINDOW", "BOOL", (1,)),  # 30 s whatever the length: the second try of a SUSPECT
 )
+# Where the time of a row went. Rows that are answered together share these times.
+STAGES = ("features", "encode", "decode", "align")
 WHISPER_OUTPUTS = (
     Tensor("TEXT", "STRING", (1,)),
     Tensor("TOKENS", "INT32", (-1,)),
@@ -89,4 +92,5 @@ WHISPER_OUTPUTS = (
     Tensor("WORD_START", "FP32", (-1,)),  # seconds from the start of AUDIO
     Tensor("WORD_END", "FP32", (-1,)),
     Tensor("WORD_PROBABILITY", "FP32", (-1,)),
+    Tensor("STAGE_SECONDS", "FP32", (len(STAGES),)),
 )

@@ -9,9 +9,11 @@ never costs its neighbours their answer.
 """
 
 import math
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,7 @@ class Transcript:
     no_speech_probability: float
     suspect: bool
     words: list[Word] = field(default_factory=list[Word])
+    stages: Sequence[float] = (0.0,) * len(contract.STAGES)  # seconds
 
 
 class RowError(Exception):
@@ -184,8 +187,11 @@ class Whisper:
 
     def _decode(self, rows: list[Row], window: int, limit: int) -> list[Transcript]:
         frames = window * contract.SAMPLE_RATE // HOP
+        clock = [time.perf_counter()]
         features = [log_mel(row.audio, frames, self._model.n_mels) for row in rows]
+        clock.append(time.perf_counter())
         encoded = self._encode(features)
+        clock.append(time.perf_counter())
         languages = self._languages(rows, encoded)
         prompts = [
             self._vocabulary.prompt(language, row.task)
@@ -204,7 +210,11 @@ class Whisper:
             self._transcript(row, window, limit, language, sureness, result)
             for row, (language, sureness), result in zip(rows, languages, decoded, strict=True)
         ]
-        return self._with_words(rows, transcripts, prompts, encoded)
+        clock.append(time.perf_counter())
+        transcripts = self._with_words(rows, transcripts, prompts, encoded)
+        clock.append(time.perf_counter())
+        stages = [later - earlier for earlier, later in pairwise(clock)]
+        return [replace(transcript, stages=stages) for transcript in transcripts]
 
     def _encode(self, features: list[npt.NDArray[np.float32]]) -> Any:
         parts: list[Any] = [

@@ -14,6 +14,7 @@ from wer import wer
 
 from dalston import client
 from dalston.orchestrator.messages import Encoding
+from dalston.triton.contract import STAGES
 
 WORDS_S = 0.1  # how far a word may start from where it was spoken, in the median
 
@@ -81,6 +82,9 @@ async def test_the_committed_recordings_are_understood(stack: Stack) -> None:
         spoken = events[-1]["total_speech_duration"]
         assert stats["partials"] >= spoken, "at least one partial for each second of speech"
         assert stats["finals"] == len(events[-1]["segments"])
+        spent = stats["final_stages_ms"]
+        assert set(spent) == {"buffering", "vad", "queue", *STAGES, "assembly", "serialisation"}
+        assert all(spent[stage] > 0 for stage in ("buffering", "vad", "encode", "decode", "align"))
 
 
 async def test_words_stand_where_they_were_spoken(stack: Stack) -> None:

@@ -80,6 +80,29 @@ def test_a_pause_is_told_after_so_much_silence() -> None:
     assert (number + 1 - 10) * FRAME >= PAUSE > (number - 10) * FRAME
 
 
+@given(
+    st.lists(st.sampled_from([0.0, 0.4, 0.9]), max_size=120),
+    st.integers(800, 32_000),
+    st.integers(800, 32_000),
+)
+def test_no_event_comes_before_the_earliest_that_was_promised(
+    probabilities: list[float], min_speech: int, min_silence: int
+) -> None:
+    rules = Thresholds(0.5, min_speech, min_silence, manual=False)
+    endpointer, promised = Endpointer(), 0
+    for number, probability in enumerate(probabilities):
+        start = number * FRAME
+        # What was promised while nobody spoke holds until an onset gives it a place.
+        promised = max(promised, endpointer.earliest(start, rules))
+        event = endpointer.receive(probability, start, start + FRAME, rules)
+        if event in (Event.CONFIRMED, Event.PAUSE, Event.DROPPED, Event.ENDPOINT):
+            assert start + FRAME >= promised
+        if event is not None:
+            promised = 0  # what follows is promised anew
+        if event in (Event.DROPPED, Event.ENDPOINT):
+            endpointer = Endpointer()
+
+
 def test_a_gap_shorter_than_a_pause_is_not_told() -> None:
     _, events = heard([0.9] * 10 + [0.0] * 5 + [0.9] * 5)
     assert [event for _, event in events] == [Event.ONSET, Event.CONFIRMED]

@@ -5,6 +5,7 @@ whisper_accurate/1/model.py is a link to this file: the two differ in their chec
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def _row(request: Any) -> Row:
 
 def _answer(transcript: Transcript, wanted: list[str]) -> Any:
     words = transcript.words
-    values: dict[str, tuple[list[Any], Any]] = {
+    values: dict[str, tuple[Sequence[Any], Any]] = {
         "TEXT": ([transcript.text.encode()], object),
         "TOKENS": (transcript.tokens, np.int32),
         "TOKEN_ENDS": (transcript.token_ends, np.int32),
@@ -83,6 +84,7 @@ def _answer(transcript: Transcript, wanted: list[str]) -> Any:
         "WORD_START": ([word.start for word in words], np.float32),
         "WORD_END": ([word.end for word in words], np.float32),
         "WORD_PROBABILITY": ([word.probability for word in words], np.float32),
+        "STAGE_SECONDS": (transcript.stages, np.float32),
     }
     return pb_utils.InferenceResponse(
         [
