@@ -2,9 +2,10 @@
 The least time in which the models can answer what a run asked of them: replayed offline, in one
 process, batched, on all cores, without Triton, sockets or pacing.
 
-    python bench/ceiling.py RECORDING MODEL_REPOSITORY
+    python bench/ceiling.py RECORDING MODEL_REPOSITORY FIRST_S LAST_S
 
-Prints the seconds it took. Both are as bench/load.py makes them.
+Replays what was asked between these seconds of the recorded run, and prints how long it took. The
+files are as bench/load.py makes them.
 """
 
 import json
@@ -14,10 +15,11 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from asked import Asked
 
 from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
 from dalston.triton.contract import window_seconds
@@ -28,10 +30,10 @@ BATCH = 8  # of Whisper: larger ones gain nothing on a CPU
 Work = Callable[[Whisper], None]
 
 
-def rows(transcripts: list[tuple[TranscriptRequest, bool]]) -> list[list[Row]]:
+def rows(transcripts: Sequence[tuple[float, TranscriptRequest, bool]]) -> list[list[Row]]:
     """Batches of rows that share a window, and wait for nobody."""
     by_window: dict[tuple[int, bool], list[Row]] = {}
-    for request, full in transcripts:
+    for _, request, full in transcripts:
         audio = np.frombuffer(request.audio, np.int16)
         row = Row(
             audio,
@@ -46,15 +48,20 @@ def rows(transcripts: list[tuple[TranscriptRequest, bool]]) -> list[list[Row]]:
     ]
 
 
-def hear(silero: Silero, speech: list[SpeechRequest]) -> None:
-    for request in speech:
+def hear(silero: Silero, speech: Sequence[tuple[float, SpeechRequest]]) -> None:
+    heard = set[str]()
+    for _, request in speech:
+        # One that began before what is replayed begins here.
+        start = request.start or request.sequence not in heard
+        heard.add(request.sequence)
         audio = np.frombuffer(request.audio, np.int16)
-        silero.probabilities([Chunk(request.sequence, audio, request.start, request.end)], 0.0)
+        silero.probabilities([Chunk(request.sequence, audio, start, request.end)], 0.0)
 
 
 def main() -> None:
     recording, repository = map(Path, sys.argv[1:3])
-    speech, transcripts = pickle.loads(recording.read_bytes())
+    whole: Asked = pickle.loads(recording.read_bytes())
+    asked = whole.between(*map(float, sys.argv[3:5]))
     cores = len(os.sched_getaffinity(0))
     checkpoint = repository / "whisper_fast" / "1" / "checkpoint"
     silero = Silero(repository / "silero_vad" / "1" / "silero.onnx")
@@ -63,8 +70,8 @@ def main() -> None:
         model.transcribe([Row(np.zeros(16_000, np.int16), language="en")])
 
     work: queue.SimpleQueue[Work] = queue.SimpleQueue()
-    work.put(lambda _: hear(silero, speech))
-    for batch in rows(transcripts):
+    work.put(lambda _: hear(silero, asked.speech))
+    for batch in rows(asked.transcripts):
         work.put(lambda model, batch=batch: _check(model, batch))
 
     def labour(model: Whisper) -> None:
@@ -81,8 +88,8 @@ def main() -> None:
     for thread in threads:
         thread.join()
     seconds = time.perf_counter() - began
-    asked = {"speech": len(speech), "transcripts": len(transcripts)}
-    print(json.dumps({"seconds": round(seconds, 3), **asked}))
+    count = {"speech": len(asked.speech), "transcripts": len(asked.transcripts)}
+    print(json.dumps({"seconds": round(seconds, 3), **count}))
 
 
 def _check(model: Whisper, batch: list[Row]) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 import machine
 import served
 import slo
+from callers import BEGIN_WITHIN_S
 from rich.console import Console
 from rich.table import Table
 from slo import Run
@@ -120,12 +121,16 @@ async def ceiling(streams: int, seconds: float) -> float:
     recording = FOLDER / "recording.pickle"
     async with served.running(FOLDER, "tiny", streams + 2, recording) as stack:
         run = await _run(stack, seconds, "--streams", str(streams), streams=streams)
-    script, repository = HERE / "ceiling.py", FOLDER / "tiny" / "model_repository"
+        if failures := run.failures:
+            raise SystemExit(f"the recorded run failed: {failures[0]}")
+    # All callers are there between these seconds.
+    first, last = BEGIN_WITHIN_S, seconds
+    command = [str(HERE / "ceiling.py"), str(recording), str(FOLDER / "tiny" / "model_repository")]
     replay = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(script), str(recording), str(repository)), stdout=subprocess.PIPE
+        *(sys.executable, *command, str(first), str(last)), stdout=subprocess.PIPE
     )
     out, _ = await replay.communicate()
-    return json.loads(out)["seconds"] / run.elapsed_s
+    return json.loads(out)["seconds"] / (last - first)
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:

@@ -7,30 +7,23 @@ A worker that also writes down what it asks of the models: the bench starts it i
 import atexit
 import pickle
 import sys
-from dataclasses import dataclass
+import time
 from pathlib import Path
 from typing import Any
+
+from asked import Asked
 
 from dalston.cli import main as cli
 from dalston.orchestrator import worker
 from dalston.orchestrator.inference import Triton
 from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
 
-
-@dataclass(frozen=True)
-class Asked:
-    """In the order of time."""
-
-    speech: list[SpeechRequest]
-    transcripts: list[tuple[TranscriptRequest, bool]]  # and whether in a full window
-
-
 ASKED = Asked([], [])
 
 
 class RecordingTriton(Triton):
     async def speech_probabilities(self, request: SpeechRequest) -> list[float]:
-        ASKED.speech.append(request)
+        ASKED.speech.append((time.monotonic(), request))
         return await super().speech_probabilities(request)
 
     async def _whisper(self, request: TranscriptRequest, answered: Any, full_window: bool) -> Any:
@@ -44,13 +37,13 @@ class RecordingTriton(Triton):
             request.prefix,
             request.words,
         )
-        ASKED.transcripts.append((plain, full_window))
+        ASKED.transcripts.append((time.monotonic(), plain, full_window))
         return await super()._whisper(request, answered, full_window)
 
 
 def main() -> int:
     out = Path(sys.argv[1])
-    atexit.register(lambda: out.write_bytes(pickle.dumps((ASKED.speech, ASKED.transcripts))))
+    atexit.register(lambda: out.write_bytes(pickle.dumps(ASKED)))
     worker.Triton = RecordingTriton
     sys.argv[1:] = ["worker"]
     return cli.main()
