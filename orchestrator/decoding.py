@@ -29,7 +29,7 @@ from dalston.orchestrator.outbox import Outbox
 from dalston.orchestrator.requests import Cancel, Hypothesis, Request, TranscriptRequest
 from dalston.triton.contract import SAMPLE_RATE, Variant
 
-PARTIAL_EVERY = SAMPLE_RATE // 2  # samples of speech
+PARTIAL_EVERY = SAMPLE_RATE // 2  # samples of speech, unless the worker is set otherwise
 # A detected language is kept when it was heard in so much speech.
 LANGUAGE_SPEECH = SAMPLE_RATE
 # Behind an outage or a burst several utterances wait; they may share a batch.
@@ -88,8 +88,15 @@ class Ended:
 
 
 class Decoding:
-    def __init__(self, variant: Variant, outbox: Outbox, snapshot: Snapshot | None = None):
+    def __init__(
+        self,
+        variant: Variant,
+        outbox: Outbox,
+        snapshot: Snapshot | None = None,
+        partial_every: int = PARTIAL_EVERY,
+    ):
         self._variant: Variant = variant
+        self.partial_every = partial_every  # samples
         self._outbox = outbox
         self.requests: list[Request] = []
         self._request_ids = 0
@@ -133,8 +140,8 @@ class Decoding:
     ) -> None:
         """`audio` is [utterance.shown_from, position)."""
         # One that is late does not make the next come early.
-        due = utterance.next_partial + PARTIAL_EVERY
-        utterance.next_partial = due if due > position else position + PARTIAL_EVERY
+        due = utterance.next_partial + self.partial_every
+        utterance.next_partial = due if due > position else position + self.partial_every
         self._request_ids += 1
         self._partial = (self._request_ids, utterance, position)
         request = self._partial_request(audio, config)
@@ -148,7 +155,7 @@ class Decoding:
         id, utterance, asked = self._partial
         if position > asked:
             self._partial = (id, utterance, position)
-            utterance.next_partial = position + PARTIAL_EVERY
+            utterance.next_partial = position + self.partial_every
         return self._partial_request(audio, config)
 
     def _partial_request(self, audio: bytes, config: SessionConfig) -> TranscriptRequest:

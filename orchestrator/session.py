@@ -96,6 +96,7 @@ class Session:
         epoch: int = 1,
         warnings: list[Notice] | None = None,
         snapshot: Snapshot | None = None,
+        partial_every: int = PARTIAL_EVERY,
     ):
         self.id, self.epoch = session_id, epoch
         self._languages = languages  # that the variant knows
@@ -103,7 +104,7 @@ class Session:
         self._config = snapshot.config if snapshot else config
         self._rules = thresholds(self._config)
         self._outbox = Outbox()
-        self._decoding = Decoding(variant, self._outbox, snapshot)
+        self._decoding = Decoding(variant, self._outbox, snapshot, partial_every)
         self._requests: list[Request] = []
 
         # The line of input, and how far it is decided.
@@ -431,7 +432,8 @@ class Session:
                 if self._dropped and first < self._dropped[1]:
                     # What was too short to be speech is followed by more: it was its beginning.
                     first, onset = self._dropped[0].start, self._dropped[0].onset
-                self._open = Utterance(first, onset, next_partial=start + PARTIAL_EVERY)
+                due = start + self._decoding.partial_every
+                self._open = Utterance(first, onset, next_partial=due)
             elif self._cursor - self._origin >= SILENCE_BETWEEN_SNAPSHOTS:
                 self._restart(self._cursor)
                 return True
@@ -538,7 +540,7 @@ class Session:
             start=self._floor,
             onset=self._cursor,
             continues=True,
-            next_partial=self._cursor + PARTIAL_EVERY,
+            next_partial=self._cursor + self._decoding.partial_every,
         )
         self._endpointer.resume_speech(self._cursor)
         self._confirm(self._open)

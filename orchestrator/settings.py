@@ -49,6 +49,8 @@ class WorkerSettings(BaseSettings):
     triton_metrics_url: str | None = Field(None, alias="TRITON_METRICS_URL")
     vad: Literal["triton", "worker"] = Field("triton", alias="DALSTON_VAD")
     vad_model: Path | None = Field(None, alias="DALSTON_VAD_MODEL")  # for vad=worker
+    # Of speech, between partials; under load they come less often by themselves.
+    partial_seconds: float = Field(0.5, alias="DALSTON_PARTIAL_SECONDS", ge=0.1, le=10)
     heartbeat_seconds: float = Field(HEARTBEAT_S, alias="DALSTON_HEARTBEAT_SECONDS", gt=0, le=20)
     idle_seconds: float = Field(30.0, alias="DALSTON_IDLE_SECONDS", gt=0)
     session_seconds: float = Field(4 * 3600.0, alias="DALSTON_SESSION_SECONDS", gt=0)

@@ -299,6 +299,7 @@ class Worker:
             epoch=epoch,
             warnings=[*warnings, *fallbacks],
             snapshot=snapshot,
+            partial_every=round(self._settings.partial_seconds * SAMPLE_RATE),
         )
         triton = next(self._next_triton)
 

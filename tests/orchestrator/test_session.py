@@ -126,6 +126,15 @@ def test_partials_come_every_half_second_of_speech() -> None:
     assert partials[-1].text == " ".join("wa wb wc wd we wf wg wh wi wj wk wl".split())
 
 
+def test_partials_come_as_rarely_as_the_worker_is_set_to() -> None:
+    config = SessionConfig(language="en")
+    driver = Driver(Session("sess_1", config, "fast", languages={"en"}, partial_every=16_000))
+    for chunk in chunks(audio([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0], 0.7), [3200]):
+        driver.step(chunk)
+    gaps = np.diff([len(r.audio) / 32_000 for r in driver.asked if r.kind == "partial"])
+    assert gaps == pytest.approx(np.full(2, 1.0), abs=0.065)
+
+
 def test_only_one_partial_is_in_flight() -> None:
     session = new_session()
     asked = partials_asked(session, Driver(session), audio([1, 2, 3, 4, 5, 6, 7, 8]))
