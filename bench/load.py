@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parent / "build" / "bench"
 MOST_STREAMS = 512
 SHARE = 0.7  # of the most streams: where latencies are told
+OVERLOAD_S = 120.0
 console = Console(highlight=False, stderr=True, width=130)
 
 
@@ -133,6 +134,15 @@ async def ceiling(streams: int, seconds: float) -> float:
     return json.loads(out)["seconds"] / (last - first)
 
 
+async def overloaded(streams: int) -> dict[str, Any]:
+    """Nobody is refused, and twice as many call as the promise holds for: what is lost?"""
+    async with bench("tiny", OVERLOAD_S, streams + 2) as b:
+        run = await b.run(streams)
+    told = slo.summary(run, b.alone)
+    show(f"tiny, {streams} streams: too many", [told])
+    return told | {"failures": len(run.failures)}
+
+
 def show(title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, title=title, title_justify="left")
     for name in (
@@ -142,6 +152,7 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
         "after endpoint",
         "after speech",
         "lost",
+        "partials/s",
         "whisper batch, queue",
         "core/stream: models",
         "gateway+worker",
@@ -161,6 +172,7 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
             str(row["streams"]),
             *times,
             f"{row['lost_finals']} of {row['finals'] + row['lost_finals']}",
+            f"{row['partials_per_second']:.2f}",
             f"{row['whisper_batch']:.1f}, {row['whisper_queue_ms']:.0f} ms",
             f"{row['core_percent_per_stream']['models']:.1f} %",
             f"{row['orchestration_core_percent_per_stream']:.2f} %",
@@ -204,6 +216,7 @@ async def whole(seconds: float, searches: int) -> dict[str, Any]:
         }
     show(f"tiny, {streams} streams", [tiny])
     show(f"demo, {streams} streams", [demo])
+    overload = None if searches == 1 else await overloaded(2 * most)
     keys = (
         "first_partial_ms",
         "final_after_endpoint_ms",
@@ -220,6 +233,7 @@ async def whole(seconds: float, searches: int) -> dict[str, Any]:
         **{key: tiny[key] for key in keys},
         "unstable_partial_word_ratio": demo["unstable_partial_word_ratio"],
         **words,
+        "overload": overload,
         "checkpoint": "tiny; words of demo",
         "runs": {"tiny": tiny, "demo": demo},
     }

@@ -4,7 +4,6 @@ The promise that streams are counted by: here and nowhere else, and printed with
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import wer
@@ -66,6 +65,14 @@ class Run:
     @property
     def late_p95_s(self) -> float:
         return percentile(self.late, 0.95) or 0.0
+
+    def speech_s(self) -> float:
+        """What the callers said, all together."""
+        said = [
+            sum(sentence.end - sentence.start for sentence in script.sentences)
+            for script in scripts(self.seconds)
+        ]
+        return sum(said[int(call["script"])] for call in self.calls)
 
     def word_error_rate(self) -> float:
         """Of all calls, against what was said."""
@@ -154,7 +161,8 @@ def summary(run: Run, alone: Run) -> dict[str, Any]:
         "unstable_partial_word_ratio": round(
             run.total("unstable_words") / max(1, run.total("words")), 4
         ),
-        "partials_per_call": round(fmean(call["partials"] for call in run.calls), 1),
+        # Of speech: two when nobody has to wait.
+        "partials_per_second": round(run.total("partials") / max(1.0, run.speech_s()), 2),
         "final_stages_ms": stages([s for s in stats if s["finals"]]),
         "core_percent_per_stream": {
             role: round(run.core_percent(role), 2) for role in run.usage.core_s
