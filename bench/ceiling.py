@@ -39,6 +39,7 @@ def rows(transcripts: Sequence[tuple[float, TranscriptRequest, bool]]) -> list[l
             audio,
             language=request.language,
             prefix=request.prefix,
+            draft=request.draft,
             words=request.words,
             full_window=full,
         )

@@ -35,6 +35,7 @@ class RecordingTriton(Triton):
             request.language,
             request.variant,
             request.prefix,
+            request.draft,
             request.words,
         )
         ASKED.transcripts.append((time.monotonic(), plain, full_window))

@@ -110,6 +110,7 @@ async def partial_requests(
                 audio=final.audio[:position],
                 words=False,
                 prefix=agreement.tokens,
+                draft=tuple(agreement.before[len(agreement.tokens) :]),
             )
             requests.append(request)
             agreement.receive(await transcribe(request))
@@ -120,11 +121,12 @@ def step(request: SpeechRequest | TranscriptRequest, full_window: bool = False) 
     """A request as the tensors of triton/contract.py, without the batch dimension."""
     tensors: Step = {"AUDIO": _tensor(request.audio)}
     if isinstance(request, TranscriptRequest):
-        prefix = list(request.prefix)
+        prefix, draft = list(request.prefix), list(request.draft)
         tensors |= {
             "LANGUAGE": [request.language],
             "TASK": ["transcribe"],
             "PREFIX": {"content": prefix, "shape": [len(prefix)]},
+            "DRAFT": {"content": draft, "shape": [len(draft)]},
             "WORDS": [request.words],
             "FULL_WINDOW": [full_window],
         }

@@ -40,7 +40,7 @@ class Agreement:
     def __init__(self) -> None:
         self.tokens: tuple[int, ...] = ()  # forced upon the next hypothesis
         self.text = ""  # what they say
-        self._before: Sequence[int] = ()
+        self.before: Sequence[int] = ()  # tokens of the last hypothesis
 
     def receive(self, hypothesis: Hypothesis) -> int | None:
         """Characters of the hypothesis' text that are stable now.
@@ -51,11 +51,11 @@ class Agreement:
         if not text.startswith(self.text) or tuple(tokens[: len(self.tokens)]) != self.tokens:
             return None
         agreed = 0
-        for mine, theirs in zip(tokens, self._before, strict=False):
+        for mine, theirs in zip(tokens, self.before, strict=False):
             if mine != theirs:
                 break
             agreed += 1
-        self._before = tokens
+        self.before = tokens
         # Back to the end of a word that another follows: the last may still be growing.
         while agreed > len(self.tokens):
             end = hypothesis.token_ends[agreed - 1]

@@ -2,10 +2,11 @@
 From utterances to partials and finals: what to ask the Whisper models and what to tell of it.
 
 Part of a session, and like it without I/O. Partials are asked for one at a time while somebody
-speaks. A final is asked for when its utterance has ended, or speculatively when it pauses; its
-request holds nothing but the audio, the language and the variant, so that it can be repeated at
-any time with the same result. Finals are told in order: the second side of a cut is joined to the
-first, and a detected language is kept for those that follow.
+speaks. A final is asked for when its utterance has ended, or speculatively when it pauses; nothing
+in its request decides but the audio, the language and the variant, so that it can be repeated at
+any time with the same result. (What was heard so far goes along as a draft, which only saves
+time.) Finals are told in order: the second side of a cut is joined to the first, and a detected
+language is kept for those that follow.
 """
 
 from collections import deque
@@ -163,7 +164,8 @@ class Decoding:
         id, utterance, _ = self._partial
         language = self._language(config, self.generation)
         prefix = utterance.agreement.tokens
-        return TranscriptRequest(id, "partial", audio, language, self._variant, prefix)
+        draft = tuple(utterance.agreement.before[len(prefix) :])
+        return TranscriptRequest(id, "partial", audio, language, self._variant, prefix, draft)
 
     def speculate(
         self, utterance: Utterance, audio: bytes, last: int, config: SessionConfig
@@ -173,7 +175,7 @@ class Decoding:
         # A language that is still open may be settled by the finals that are due before.
         if self._ended and (language == "auto" or len(self._finals) >= FINALS_IN_FLIGHT):
             return
-        utterance.speculation = self._ask_final(audio, last, language)
+        utterance.speculation = self._ask_final(utterance, audio, last, language)
 
     def resume(self, utterance: Utterance) -> None:
         """It was only a pause."""
@@ -248,12 +250,16 @@ class Decoding:
             )
         )
 
-    def _ask_final(self, audio: bytes, last: int, language: str) -> Decode:
+    def _ask_final(self, utterance: Utterance, audio: bytes, last: int, language: str) -> Decode:
         self._request_ids += 1
         decode = Decode(self._request_ids, last, language)
         self._finals[decode.id] = decode
+        # The draft is no part of what decides the final: it only makes it cheaper.
+        draft = tuple(utterance.agreement.before)
         self.requests.append(
-            TranscriptRequest(decode.id, "final", audio, language, self._variant, words=True)
+            TranscriptRequest(
+                decode.id, "final", audio, language, self._variant, draft=draft, words=True
+            )
         )
         return decode
 
@@ -269,7 +275,7 @@ class Decoding:
                 return
             if len(self._finals) >= FINALS_IN_FLIGHT:
                 return
-            ended.decode = self._ask_final(ended.audio, ended.last, language)
+            ended.decode = self._ask_final(ended.utterance, ended.audio, ended.last, language)
 
     def _final(self, ended: Ended) -> list[ServerMessage] | None:
         """What is told of an utterance that ended; None: not known yet."""

@@ -162,10 +162,12 @@ class Triton:
         final = request.kind == "final"
         call = service_pb2.ModelInferRequest(model_name=whisper_model(request.variant))
         prefix = np.array(request.prefix, "<i4").tobytes()
+        draft = np.array(request.draft, "<i4").tobytes()
         _add(call, "AUDIO", "INT16", [1, len(request.audio) // 2], request.audio)
         _add(call, "LANGUAGE", "BYTES", [1, 1], _string(request.language))
         _add(call, "TASK", "BYTES", [1, 1], _string("transcribe"))
         _add(call, "PREFIX", "INT32", [1, len(request.prefix)], prefix)
+        _add(call, "DRAFT", "INT32", [1, len(request.draft)], draft)
         _add(call, "WORDS", "BOOL", [1, 1], bytes([request.words]))
         _add(call, "FULL_WINDOW", "BOOL", [1, 1], bytes([full_window]))
         for name in _FINAL_OUTPUTS if final else _PARTIAL_OUTPUTS:

@@ -32,6 +32,7 @@ class TranscriptRequest:
     language: str  # ISO 639-1, or "auto"
     variant: Variant
     prefix: tuple[int, ...] = ()  # tokens that the hypothesis begins with
+    draft: tuple[int, ...] = ()  # and that probably follow: what is asked costs less if they do
     words: bool = False
     # Of partials that have to wait for their turn: nothing of their utterance was shown yet, and
     # what to ask instead once it is there, with the audio that came meanwhile.

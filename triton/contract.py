@@ -3,8 +3,8 @@ What the models and their clients agree on: names, tensors, sizes. Knows no runt
 
     silero_vad        AUDIO int16 [n]                        -> PROBABILITY float32 [frames]
     whisper_<variant> AUDIO int16 [n], LANGUAGE, TASK,       -> TEXT, TOKENS, TOKEN_ENDS, LANGUAGE,
-                      PREFIX int32 [k], WORDS, FULL_WINDOW      scores, words with times, and
-                                                                where the time went
+                      PREFIX and DRAFT int32 [k],               scores, words with times, and
+                      WORDS, FULL_WINDOW                        where the time went
 
 `config.pbtxt` of each model says the same in Triton's words, and a test compares the two.
 All audio is 16 kHz mono, 16 bit.
@@ -74,6 +74,8 @@ WHISPER_INPUTS = (
     Tensor("LANGUAGE", "STRING", (1,)),  # ISO 639-1, or "auto"
     Tensor("TASK", "STRING", (1,)),
     Tensor("PREFIX", "INT32", (-1,)),  # tokens that the transcript is made to begin with
+    # Those that probably follow. It changes what the row costs, never what it says.
+    Tensor("DRAFT", "INT32", (-1,)),
     Tensor("WORDS", "BOOL", (1,)),  # whether word times are wanted
     Tensor("FULL_WINDOW", "BOOL", (1,)),  # 30 s whatever the length: the second try of a SUSPECT
 )

@@ -38,6 +38,7 @@ async def probe(stub: Any, model: str, deadline_s: float = DEADLINE_S) -> None:
         values = {
             "AUDIO": bytes(2 * samples),
             "PREFIX": b"",
+            "DRAFT": b"",
             "LANGUAGE": "en",
             "TASK": "transcribe",
         }
@@ -46,7 +47,7 @@ async def probe(stub: Any, model: str, deadline_s: float = DEADLINE_S) -> None:
             if isinstance(value, str):
                 add(tensor.name, "BYTES", [1, 1], struct.pack("<I", len(value)) + value.encode())
             else:
-                count = {"AUDIO": samples, "PREFIX": 0}.get(tensor.name, 1)
+                count = {"AUDIO": samples, "PREFIX": 0, "DRAFT": 0}.get(tensor.name, 1)
                 add(tensor.name, tensor.type, [1, count], value)
     try:
         await stub.ModelInfer(request, timeout=deadline_s)

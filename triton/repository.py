@@ -19,7 +19,7 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from dalston.triton import conversion, models
+from dalston.triton import conversion, graphs, greedy, models, weights
 from dalston.triton.contract import LANGUAGES, SAMPLE_RATE, VAD_MODEL, whisper_model
 from dalston.triton.models import Checkpoint, ModelError, Served
 from dalston.triton.vocabulary import Vocabulary
@@ -90,6 +90,9 @@ def _whisper(
             conversion.convert(folder, target, model.compute_type)
         else:
             _link(folder, target)
+        if model.device == "cpu" and model.beam_size == 1:
+            tell(f"{variant}: writing the graphs of the greedy decoder")
+            graphs.write(target)
         vocabulary = Vocabulary.load(target)
     except (conversion.CheckpointError, ValueError, OSError) as error:
         raise ModelError(f"{model.checkpoint.id} cannot be served: {error}") from None
@@ -158,13 +161,14 @@ def _try(folder: Path, checkpoint: Checkpoint) -> None:
 def _stamp(served: Mapping[str, Served], folders: Mapping[str, Path], cores: int) -> dict[str, Any]:
     """What the result depends on."""
     digest = hashlib.sha256()
-    code = [*SOURCE.rglob("*.pbtxt"), *SOURCE.rglob("model.py"), Path(conversion.__file__)]
-    for path in sorted([*code, models.MANIFEST, Path(__file__)]):
+    code = [*SOURCE.rglob("*.pbtxt"), *SOURCE.rglob("model.py")]
+    modules = [conversion.__file__, graphs.__file__, greedy.__file__, weights.__file__]
+    for path in sorted([*code, *map(Path, modules), models.MANIFEST, Path(__file__)]):
         digest.update(path.read_bytes())
-    weights = {
-        variant: [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    files = {
+        variant: [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]
         for variant, folder in folders.items()
-        if (files := sorted(path for path in folder.iterdir() if path.is_file()))
+        if (found := sorted(path for path in folder.iterdir() if path.is_file()))
     }
     return json.loads(
         json.dumps(
@@ -172,7 +176,7 @@ def _stamp(served: Mapping[str, Served], folders: Mapping[str, Path], cores: int
                 "code": digest.hexdigest(),
                 "cores": cores,
                 "served": {variant: repr(model) for variant, model in served.items()},
-                "weights": weights,
+                "weights": files,
             }
         )
     )

@@ -1,17 +1,20 @@
 """
 A batch of rows of audio -> transcripts: features, windows, grouping, decoding, scores, words.
 
-Knows CTranslate2, not Triton. Everything that decides a row's result is in the row itself, never
-in its neighbours: the window comes from the row's own length, the token limits too. What rows of
-one window share is one encoder and one decoder run; languages, tasks and prefixes may be mixed
-in it. Rows that fail are answered one by one, and a failure is a value, so that one bad row
-never costs its neighbours their answer.
+Knows the runtimes, not Triton. Everything that decides a row's result is in the row itself, never
+in its neighbours: the window comes from the row's own length, the token limits too; a draft
+changes what a row costs, not what it says. Rows that share a run may be of any languages, tasks
+and prefixes. Rows that fail are answered one by one, and a failure is a value, so that one bad
+row never costs its neighbours their answer.
+
+Two runtimes: on a CPU, without beams, greedy.py; else CTranslate2, which also aligns words.
 """
 
+import json
 import math
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +26,7 @@ import numpy.typing as npt
 
 from dalston.triton import contract
 from dalston.triton.features import HOP, log_mel
+from dalston.triton.greedy import Controls, Greedy, Heard, Task
 from dalston.triton.vocabulary import Vocabulary
 
 # Gates of "Robust Speech Recognition via Large-Scale Weak Supervision" (Radford et al. 2022), 4.5.
@@ -32,6 +36,8 @@ HIGH_COMPRESSION = 2.4
 
 # On a CPU the encoder gains nothing from more rows at once, and its memory grows with them.
 ENCODER_ROWS_CPU = 4
+# More in one run of the own decoder gain next to nothing, and wait for each other.
+GREEDY_ROWS = 8
 # A decoder that loops would hold its whole batch up to the model's limit of 224 tokens. Nobody
 # speaks this fast; scripts of many tokens a character come nearest.
 TOKENS_PER_SECOND, TOKENS_EXTRA, TOKENS_LIMIT = 12, 16, 224
@@ -46,6 +52,7 @@ class Row:
     language: str = "auto"
     task: str = "transcribe"
     prefix: Sequence[int] = ()
+    draft: Sequence[int] = ()  # what probably follows the prefix: it costs less if that is right
     words: bool = False
     full_window: bool = False
 
@@ -70,6 +77,18 @@ class Transcript:
     suspect: bool
     words: list[Word] = field(default_factory=list[Word])
     stages: Sequence[float] = (0.0,) * len(contract.STAGES)  # seconds
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a runtime says of a row."""
+
+    tokens: list[int]  # the prefix first; without the end
+    logprob: float  # the sum over the new tokens, and the end if there is one
+    ended: bool  # by itself, not by the limit
+    no_speech: float
+    language: str
+    sureness: float  # of the language; 1 where it was given
 
 
 class RowError(Exception):
@@ -133,6 +152,9 @@ class Whisper:
             )
         except RuntimeError as error:
             raise ValueError(f"{folder}: {error}") from error
+        self._greedy = None
+        if device == "cpu" and beam_size == 1 and Greedy.is_in(folder):
+            self._greedy = Greedy(folder, self._controls(folder), threads)
         self._encoder_rows = ENCODER_ROWS_CPU if device == "cpu" else 1024
         self._beam_size = beam_size
         self._right_sized = right_sized
@@ -141,25 +163,43 @@ class Whisper:
         if not self.languages:
             raise ValueError(f"{folder}: it knows none of {', '.join(languages)}")
 
+    def _controls(self, folder: Path) -> Controls:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        return Controls(
+            end=self._vocabulary.end,
+            no_speech=self._vocabulary.no_timestamps - 1,
+            suppressed=config.get("suppress_ids") or (),
+            suppressed_first=config.get("suppress_ids_begin") or (),
+        )
+
     def transcribe(self, rows: Sequence[Row]) -> list[Transcript | Exception]:
         """One result for each row, in order: a Transcript, or why there is none."""
         results: list[Transcript | Exception | None] = [None] * len(rows)
-        # The decoder's limit is one for a group, so rows of another limit are another group: it
-        # is the window's, but for rows with a very long prefix.
-        groups: dict[tuple[int, int], list[int]] = {}
+        windows = dict[int, int]()
         for index, row in enumerate(rows):
             try:
-                window = self._window(row)
+                windows[index] = self._window(row)
             except RowError as error:
                 results[index] = error
-            else:
-                groups.setdefault((window, _limit(row, window)), []).append(index)
-        for (window, limit), indexes in sorted(groups.items()):
-            for index, result in zip(
-                indexes, self._group([rows[index] for index in indexes], window, limit), strict=True
-            ):
+        for indexes in self._runs(rows, windows):
+            part, seconds = [rows[i] for i in indexes], [windows[i] for i in indexes]
+            for index, result in zip(indexes, self._run(part, seconds), strict=True):
                 results[index] = result
         return [result for result in results if result is not None]
+
+    def _runs(self, rows: Sequence[Row], windows: dict[int, int]) -> list[list[int]]:
+        """Rows that one run can answer."""
+        order = sorted(windows, key=windows.__getitem__)
+        if self._greedy:
+            # Any can; the cross attention looks at the longest window of a run.
+            return [order[at : at + GREEDY_ROWS] for at in range(0, len(order), GREEDY_ROWS)]
+        # The decoder's limit is one for a run, so rows of another limit are in another: it is the
+        # window's, but for rows with a very long prefix.
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index in order:
+            window = windows[index]
+            groups.setdefault((window, _limit(rows[index], window)), []).append(index)
+        return list(groups.values())
 
     def _window(self, row: Row) -> int:
         """Check the row; the seconds of its window."""
@@ -169,6 +209,8 @@ class Whisper:
             raise RowError(f"this model does not know the language {row.language!r}")
         if any(not 0 <= token < self._vocabulary.end for token in row.prefix):
             raise RowError("the prefix holds tokens that are no text")
+        if any(not 0 <= token < self._vocabulary.end for token in row.draft):
+            raise RowError("the draft holds tokens that are no text")
         if len(row.prefix) >= TOKENS_LIMIT:
             raise RowError(f"a prefix of {len(row.prefix)} tokens, {TOKENS_LIMIT - 1} at most")
         if len(row.audio) > contract.LONGEST_AUDIO:
@@ -177,44 +219,92 @@ class Whisper:
             return contract.WINDOWS[-1]
         return contract.window_seconds(len(row.audio))
 
-    def _group(self, rows: list[Row], window: int, limit: int) -> list[Transcript | Exception]:
+    def _run(self, rows: list[Row], windows: list[int]) -> list[Transcript | Exception]:
         try:
-            return list(self._decode(rows, window, limit))
+            return list(self._decode(rows, windows))
         except Exception as error:  # whatever it is, the rows that can be answered are
             if len(rows) == 1:
                 return [error]
-            return [result for row in rows for result in self._group([row], window, limit)]
+            return [
+                result
+                for row, window in zip(rows, windows, strict=True)
+                for result in self._run([row], [window])
+            ]
 
-    def _decode(self, rows: list[Row], window: int, limit: int) -> list[Transcript]:
-        frames = window * contract.SAMPLE_RATE // HOP
+    def _decode(self, rows: list[Row], windows: list[int]) -> list[Transcript]:
         clock = [time.perf_counter()]
-        features = [log_mel(row.audio, frames, self._model.n_mels) for row in rows]
-        clock.append(time.perf_counter())
-        encoded = self._encode(features)
-        clock.append(time.perf_counter())
-        languages = self._languages(rows, encoded)
-        prompts = [
-            self._vocabulary.prompt(language, row.task)
-            for row, (language, _) in zip(rows, languages, strict=True)
+        features = [
+            log_mel(row.audio, window * contract.SAMPLE_RATE // HOP, self._model.n_mels)
+            for row, window in zip(rows, windows, strict=True)
         ]
+        clock.append(time.perf_counter())
+        limits = [_limit(row, window) for row, window in zip(rows, windows, strict=True)]
+        if self._greedy:
+            heard = [self._greedy.hear(one) for one in features]
+            clock.append(time.perf_counter())
+            answers = self._greedily(self._greedy, rows, heard, limits)
+
+            def encoded_of(indexes: list[int]) -> Any:
+                encoded = np.stack([heard[index].encoded for index in indexes])
+                return ctranslate2.StorageView.from_array(encoded)
+        else:
+            encoded = self._encode(features)
+            clock.append(time.perf_counter())
+            answers = self._beams(rows, encoded, limits[0])
+
+            def encoded_of(indexes: list[int]) -> Any:
+                if len(indexes) == len(rows):
+                    return encoded
+                values = np.asarray(encoded.to_device(ctranslate2.Device.cpu))
+                return ctranslate2.StorageView.from_array(values[indexes])
+
+        transcripts = [
+            self._transcript(row, window, answer)
+            for row, window, answer in zip(rows, windows, answers, strict=True)
+        ]
+        clock.append(time.perf_counter())
+        transcripts = self._with_words(rows, windows, transcripts, encoded_of)
+        clock.append(time.perf_counter())
+        stages = [later - earlier for earlier, later in pairwise(clock)]
+        return [replace(transcript, stages=stages) for transcript in transcripts]
+
+    def _greedily(
+        self, greedy: Greedy, rows: list[Row], heard: list[Heard], limits: list[int]
+    ) -> list[_Answer]:
+        languages = self._languages(rows, lambda: self._heard_languages(greedy, heard))
+        tasks = [
+            Task(one, self._vocabulary.prompt(language, row.task), limit, row.prefix, row.draft)
+            for row, one, limit, (language, _) in zip(rows, heard, limits, languages, strict=True)
+        ]
+        return [
+            _Answer(d.tokens, d.logprob, d.ended, d.no_speech, language, sureness)
+            for d, (language, sureness) in zip(greedy.decode(tasks), languages, strict=True)
+        ]
+
+    def _beams(self, rows: list[Row], encoded: Any, limit: int) -> list[_Answer]:
+        languages = self._languages(rows, lambda: self._model.detect_language(encoded))
         decoded = self._model.generate(
             encoded,
-            [prompt + list(row.prefix) for prompt, row in zip(prompts, rows, strict=True)],
+            [
+                self._vocabulary.prompt(language, row.task) + list(row.prefix)
+                for row, (language, _) in zip(rows, languages, strict=True)
+            ],
             beam_size=self._beam_size,
             # CTranslate2 gives at most half of max_length tokens, the forced prefix included.
             max_length=2 * limit,
             return_scores=True,
             return_no_speech_prob=True,
         )
-        transcripts = [
-            self._transcript(row, window, limit, language, sureness, result)
-            for row, (language, sureness), result in zip(rows, languages, decoded, strict=True)
-        ]
-        clock.append(time.perf_counter())
-        transcripts = self._with_words(rows, transcripts, prompts, encoded)
-        clock.append(time.perf_counter())
-        stages = [later - earlier for earlier, later in pairwise(clock)]
-        return [replace(transcript, stages=stages) for transcript in transcripts]
+        answers = list[_Answer]()
+        for result, (language, sureness) in zip(decoded, languages, strict=True):
+            tokens: list[int] = result.sequences_ids[0]
+            # The score is the sum over the new tokens and the end, divided by all but the end;
+            # that of the empty sequence is minus infinity.
+            logprob = result.scores[0] * len(tokens) if tokens else 0.0
+            ended = len(tokens) < limit
+            no_speech: float = result.no_speech_prob
+            answers.append(_Answer(tokens, logprob, ended, no_speech, language, sureness))
+        return answers
 
     def _encode(self, features: list[npt.NDArray[np.float32]]) -> Any:
         parts: list[Any] = [
@@ -229,28 +319,37 @@ class Whisper:
             return parts[0]
         return ctranslate2.StorageView.from_array(np.concatenate([np.asarray(p) for p in parts]))
 
-    def _languages(self, rows: list[Row], encoded: Any) -> list[tuple[str, float]]:
-        """The language of each row and its probability, 1 where it was given."""
+    def _languages(
+        self, rows: list[Row], detect: Callable[[], list[list[tuple[str, float]]]]
+    ) -> list[tuple[str, float]]:
+        """The language of each row and its probability, 1 where it was given.
+
+        detect: for each row tokens of languages with their probabilities, likely ones first.
+        """
         if not self._vocabulary.multilingual:
             return [("en", 1.0)] * len(rows)
         if all(row.language != "auto" for row in rows):
             return [(row.language, 1.0) for row in rows]
         languages = list[tuple[str, float]]()
-        for row, found in zip(rows, self._model.detect_language(encoded), strict=True):
+        for row, found in zip(rows, detect(), strict=True):
             likely = ((token[2:-2], probability) for token, probability in found)
             best = next((pair for pair in likely if pair[0] in self.languages), ("", 0.0))
             languages.append(best if row.language == "auto" else (row.language, 1.0))
         return languages
 
-    def _transcript(
-        self, row: Row, window: int, limit: int, language: str, sureness: float, result: Any
-    ) -> Transcript:
-        sequence: list[int] = result.sequences_ids[0]
-        no_speech: float = result.no_speech_prob
-        # The score is the sum over the new tokens and the end, divided by all but the end; that
-        # of the empty sequence is minus infinity.
-        new, ended = len(sequence) - len(row.prefix), len(sequence) < limit
-        average = result.scores[0] * len(sequence) / (new + ended) if sequence else 0.0
+    def _heard_languages(self, greedy: Greedy, heard: list[Heard]) -> list[list[tuple[str, float]]]:
+        """As CTranslate2's detect_language tells them."""
+        names = [f"<|{code}|>" for code in self._vocabulary.languages]
+        ids = list(self._vocabulary.languages.values())
+        logprobs = greedy.first_logprobs(heard, self._vocabulary.start)[:, ids]
+        odds = np.exp(logprobs - logprobs.max(1, keepdims=True))
+        probabilities = odds / odds.sum(1, keepdims=True)
+        return [[(names[at], float(row[at])) for at in (-row).argsort()] for row in probabilities]
+
+    def _transcript(self, row: Row, window: int, answer: _Answer) -> Transcript:
+        sequence = answer.tokens
+        new = len(sequence) - len(row.prefix)
+        average = answer.logprob / (new + answer.ended) if sequence else 0.0
         # The audio may end long before its window, and nobody says more than fits into it.
         most = _limit(row, len(row.audio) / contract.SAMPLE_RATE)
         endless = len(sequence) >= most
@@ -258,7 +357,7 @@ class Whisper:
         text, ends = self._vocabulary.decode(tokens)
         repetitive = compression_ratio(text) > HIGH_COMPRESSION
         unsure = average < LOW_LOGPROB
-        silent = unsure and no_speech > NO_SPEECH and not row.prefix
+        silent = unsure and answer.no_speech > NO_SPEECH and not row.prefix
         if silent:
             tokens = []
         elif repetitive or endless:
@@ -269,10 +368,10 @@ class Whisper:
             text=text,
             tokens=tokens,
             token_ends=ends,
-            language=language,
-            language_probability=sureness,
+            language=answer.language,
+            language_probability=answer.sureness,
             average_logprob=average,
-            no_speech_probability=no_speech,
+            no_speech_probability=answer.no_speech,
             # A window of 30 s is the last resort: there is nothing better to try behind it. And
             # silence is what it is in any window.
             suspect=(repetitive or endless or unsure)
@@ -283,24 +382,21 @@ class Whisper:
     def _with_words(
         self,
         rows: list[Row],
+        windows: list[int],
         transcripts: list[Transcript],
-        prompts: list[list[int]],
-        encoded: Any,
+        encoded_of: Callable[[list[int]], Any],
     ) -> list[Transcript]:
         """Word times for the rows that want them, by dynamic time warping over the alignment
-        heads (openai-whisper's timing.py). One call can align one prompt only."""
+        heads (openai-whisper's timing.py). One call can align one window and one prompt only."""
         wanted: dict[tuple[int, ...], list[int]] = {}
         for index, (row, transcript) in enumerate(zip(rows, transcripts, strict=True)):
             if row.words and transcript.tokens:
-                wanted.setdefault(tuple(prompts[index]), []).append(index)
-        for prompt, indexes in wanted.items():
-            part = encoded
-            if len(indexes) < len(rows):
-                values = np.asarray(encoded.to_device(ctranslate2.Device.cpu))
-                part = ctranslate2.StorageView.from_array(values[indexes])
+                prompt = self._vocabulary.prompt(transcript.language, row.task)
+                wanted.setdefault((windows[index], *prompt), []).append(index)
+        for (_, *prompt), indexes in wanted.items():
             aligned = self._model.align(
-                part,
-                list(prompt),
+                encoded_of(indexes),
+                prompt,
                 [transcripts[index].tokens for index in indexes],
                 # Frames of features; it needs at least one of the encoder's, which are two.
                 [max(2, math.ceil(len(rows[index].audio) / HOP)) for index in indexes],

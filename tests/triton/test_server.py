@@ -179,6 +179,7 @@ def transcription(language: str, samples: int = 16_000, rows: int = 1) -> Any:
     tensor(call, "LANGUAGE", "BYTES", [rows, 1], string(language) * rows)
     tensor(call, "TASK", "BYTES", [rows, 1], string("transcribe") * rows)
     tensor(call, "PREFIX", "INT32", [rows, 0], b"")
+    tensor(call, "DRAFT", "INT32", [rows, 0], b"")
     tensor(call, "WORDS", "BOOL", [rows, 1], b"\0" * rows)
     tensor(call, "FULL_WINDOW", "BOOL", [rows, 1], b"\0" * rows)
     return call

@@ -64,6 +64,7 @@ def _row(request: Any) -> Row:
         language=value("LANGUAGE")[0].decode(),
         task=value("TASK")[0].decode(),
         prefix=value("PREFIX").tolist(),
+        draft=value("DRAFT").tolist(),
         words=bool(value("WORDS")[0]),
         full_window=bool(value("FULL_WINDOW")[0]),
     )

@@ -1,0 +1,355 @@
+"""
+Greedy decoding on ONNX Runtime, of the graphs of graphs.py, with drafts. Knows tokens, not text.
+
+What a row will probably say, its draft, is checked in one pass with its prompt: of the draft
+those tokens are kept that greedy decoding would have chosen, and the one it would have chosen
+instead of the next. So a draft changes what a row costs, never what it says (Leviathan et al.
+2023, "Fast inference from transformers via speculative decoding", with the hypothesis before as
+the approximation). From there on each pass gives one token for each row that has not ended.
+
+Rows of a batch may have any windows, prompts and limits. The rows that are not over are always
+the first of the buffers: where one leaves, the last takes its place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+Floats = npt.NDArray[np.float32]
+
+# The graphs' files, beside the checkpoint.
+ENCODER, DECODER, HEAD = "encoder.onnx", "decoder.onnx", "head.onnx"
+
+# Log probabilities of so many rows are computed at once: each is one of 51,865 tokens.
+_HEAD_ROWS = 32
+_UNHEARD = -1e30  # the attention of what is not there, before softmax
+_ROOM = 32  # what buffers are rounded up to, in tokens
+
+
+def cross_names(layers: int) -> list[str]:
+    """The keys and values of the cross attention, in order."""
+    return [f"CROSS_{part}_{number}" for number in range(layers) for part in ("KEY", "VALUE")]
+
+
+def self_names(layers: int, side: str) -> list[str]:
+    """Those of the tokens; side: PAST or PRESENT."""
+    return [f"{side}_{part}_{number}" for number in range(layers) for part in ("KEY", "VALUE")]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the encoder made of a window."""
+
+    encoded: Floats  # [frames, width]
+    cross: list[Floats]  # key and value of each decoder layer, [heads, frames, head width]
+
+    @property
+    def frames(self) -> int:
+        return len(self.encoded)
+
+
+@dataclass(frozen=True)
+class Task:
+    heard: Heard
+    prompt: Sequence[int]
+    limit: int  # tokens, the prefix included
+    prefix: Sequence[int] = ()  # the tokens are made to begin with these
+    draft: Sequence[int] = ()  # and these probably follow
+
+
+@dataclass
+class Decoded:
+    tokens: list[int]  # the prefix first; without the end
+    logprob: float = 0.0  # the sum over the new tokens, and the end
+    ended: bool = False  # by itself, not by the limit
+    no_speech: float = 0.0  # the probability
+    passes: int = 0
+
+
+@dataclass
+class _Row:
+    task: Task
+    decoded: Decoded
+    length: int = 0  # tokens whose keys and values are kept
+    next: int = 0  # token
+
+    def take(self, token: int, logprob: float, end: int) -> bool:
+        """The next token; whether it was the last."""
+        self.decoded.logprob += logprob
+        if token == end:
+            self.decoded.ended = True
+            return True
+        self.decoded.tokens.append(token)
+        self.next = token
+        return len(self.decoded.tokens) >= self.task.limit
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Tokens with a meaning of their own."""
+
+    end: int
+    no_speech: int | None
+    suppressed: Sequence[int] = ()  # never said
+    suppressed_first: Sequence[int] = ()  # not said first
+
+
+class _Session:
+    def __init__(self, path: Path, threads: int):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Spinning threads would take the cores from the other models.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.run = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+
+    def binding(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> "_Binding":
+        return _Binding(self.run, inputs, outputs)
+
+
+class _Binding:
+    """Arrays read and written in place, run after run."""
+
+    def __init__(self, session: Any, inputs: dict[str, Any], outputs: dict[str, Any]):
+        self._session = session
+        self._arrays = (inputs, outputs)  # kept alive
+        self._binding = session.io_binding()
+        for name, array in inputs.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def __call__(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+
+class Greedy:
+    """The three graphs of a checkpoint in memory. It may be used by one thread at a time."""
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        return all((folder / name).exists() for name in (ENCODER, DECODER, HEAD))
+
+    def __init__(self, folder: Path, controls: Controls, threads: int = 1):
+        self.encoder = _Session(folder / ENCODER, threads)
+        self.decoder = _Session(folder / DECODER, threads)
+        self.head = _Session(folder / HEAD, threads)
+        self.controls = controls
+        shapes = {value.name: value.shape for value in self.decoder.run.get_inputs()}
+        self.layers = sum(name.startswith("PAST_KEY") for name in shapes)
+        _, self.heads, _, self.head_width = shapes["PAST_KEY_0"]
+        self.mels: int = self.encoder.run.get_inputs()[0].shape[1]
+        self.vocabulary: int = self.head.run.get_outputs()[0].shape[1]
+        self.never = np.array(sorted(controls.suppressed), np.int64)
+        first = set(controls.suppressed) | set(controls.suppressed_first)
+        self.not_first = np.array(sorted(first), np.int64)
+        self._logprobs = np.empty((_HEAD_ROWS, self.vocabulary), np.float32)
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_width
+
+    def hear(self, features: Floats) -> Heard:
+        """features: [mels, frames], twice as many as come out."""
+        frames = (features.shape[1] + 1) // 2
+        encoded = np.empty((1, frames, self.width), np.float32)
+        outputs = {"ENCODED": encoded}
+        for name in cross_names(self.layers):
+            outputs[name] = np.empty((1, self.heads, frames, self.head_width), np.float32)
+        mel = np.ascontiguousarray(features[None], np.float32)
+        self.encoder.binding({"MEL": mel}, outputs)()
+        cross = [outputs[name][0] for name in cross_names(self.layers)]
+        return Heard(encoded[0], cross)
+
+    def decode(self, tasks: Sequence[Task]) -> list[Decoded]:
+        return _Batch(self, tasks).decode() if tasks else []
+
+    def first_logprobs(self, heard: Sequence[Heard], start: int) -> Floats:
+        """What may follow the token `start`, [rows, vocabulary]."""
+        starts = [Task(one, [start], 1) for one in heard]
+        hidden = _Batch(self, starts).passed([[start]] * len(starts))
+        found = [
+            self.score(hidden[first : first + _HEAD_ROWS, 0], []).copy()
+            for first in range(0, len(starts), _HEAD_ROWS)
+        ]
+        return np.concatenate(found)
+
+    def score(self, rows: Floats, banned: list[tuple[int, npt.NDArray[np.int64]]]) -> Floats:
+        """Log probabilities of all tokens; valid until the next call."""
+        out = self._logprobs[: len(rows)]
+        pairs = np.empty((sum(len(ids) for _, ids in banned), 2), np.int64)
+        at = 0
+        for row, ids in banned:
+            pairs[at : at + len(ids), 0] = row
+            pairs[at : at + len(ids), 1] = ids
+            at += len(ids)
+        rows = np.ascontiguousarray(rows)
+        self.head.binding({"ROWS": rows, "BANNED": pairs}, {"LOGPROBS": out})()
+        return out
+
+
+class _Batch:
+    """One call of decode(). Buffers hold the rows that are not over, in the order of `_rows`."""
+
+    def __init__(self, runtime: Greedy, tasks: Sequence[Task]):
+        self._runtime = runtime
+        self._rows = [_Row(task, Decoded(list(task.prefix))) for task in tasks]
+        self._decoded = [row.decoded for row in self._rows]
+        heads, width = runtime.heads, runtime.head_width
+        frames = max(task.heard.frames for task in tasks)
+        count = len(tasks)
+        longest = max(
+            len(task.prompt) + max(task.limit, len(task.prefix) + len(task.draft)) for task in tasks
+        )
+        room = -(-longest // _ROOM) * _ROOM
+        names = 2 * runtime.layers
+        self._kept = [np.empty((count, heads, room, width), np.float32) for _ in range(names)]
+        self._mask = np.zeros((count, 1, 1, frames), np.float32)
+        for index, task in enumerate(tasks):
+            self._mask[index, ..., task.heard.frames :] = _UNHEARD
+        self._cross = list[Floats]()
+        for part in range(names):
+            if count == 1:
+                self._cross.append(tasks[0].heard.cross[part][None])
+                continue
+            together = np.empty((count, heads, frames, width), np.float32)
+            for index, task in enumerate(tasks):
+                together[index, :, : task.heard.frames] = task.heard.cross[part]
+                together[index, :, task.heard.frames :] = 0
+            self._cross.append(together)
+
+    def decode(self) -> list[Decoded]:
+        self._check_drafts()
+        while self._rows:
+            self._steps()
+        return self._decoded
+
+    def passed(self, tokens: Sequence[Sequence[int]]) -> Floats:
+        """The first pass, over rows of any length: HIDDEN."""
+        rows, most = len(tokens), max(map(len, tokens))
+        ids = np.zeros((rows, most), np.int64)
+        for index, row in enumerate(tokens):
+            ids[index, : len(row)] = row
+        positions = np.broadcast_to(np.arange(most), ids.shape)
+        hidden = np.empty((rows, most, self._runtime.width), np.float32)
+        self._binding(
+            ids,
+            np.ascontiguousarray(positions),
+            np.array([len(row) - 1 for row in tokens], np.int32),
+            np.array(most, np.int32),
+            hidden,
+        )()
+        return hidden
+
+    def _binding(
+        self, ids: Any, positions: Any, lengths: Any, total: Any, hidden: Floats
+    ) -> _Binding:
+        layers, rows = self._runtime.layers, len(ids)
+        kept = [array[:rows] for array in self._kept]
+        inputs = {
+            "TOKENS": ids,
+            "POSITIONS": positions,
+            "LENGTHS": lengths,
+            "TOTAL": total,
+            "MASK": self._mask[:rows],
+            **dict(zip(self_names(layers, "PAST"), kept, strict=True)),
+            **dict(zip(cross_names(layers), [array[:rows] for array in self._cross], strict=True)),
+        }
+        outputs = {"HIDDEN": hidden, **dict(zip(self_names(layers, "PRESENT"), kept, strict=True))}
+        return self._runtime.decoder.binding(inputs, outputs)
+
+    def _check_drafts(self) -> None:
+        controls, never = self._runtime.controls, self._runtime.never
+        tokens = list[list[int]]()
+        wanted = list[tuple[int, int]]()  # row, position
+        for index, row in enumerate(self._rows):
+            task = row.task
+            forced = [*task.prompt, *task.prefix]
+            draft = task.draft[: task.limit - len(task.prefix) - 1]
+            tokens.append([*forced, *draft])
+            if controls.no_speech is not None:
+                wanted.append((index, 0))
+            wanted += [(index, at) for at in range(len(forced) - 1, len(tokens[-1]))]
+            row.length = len(forced)
+            row.decoded.passes = 1
+        hidden = self.passed(tokens)
+        over = set[int]()
+        differs = set[int]()
+        for first in range(0, len(wanted), _HEAD_ROWS):
+            part = wanted[first : first + _HEAD_ROWS]
+            banned = [
+                (place, self._runtime.not_first if self._is_first(index, at) else never)
+                for place, (index, at) in enumerate(part)
+                if at or controls.no_speech is None
+            ]
+            gathered = hidden[[index for index, _ in part], [at for _, at in part]]
+            logprobs = self._runtime.score(gathered, banned)
+            best = logprobs.argmax(1)
+            for place, (index, at) in enumerate(part):
+                row = self._rows[index]
+                if at == 0 and controls.no_speech is not None:
+                    row.decoded.no_speech = float(np.exp(logprobs[place, controls.no_speech]))
+                    continue
+                if index in over or index in differs:
+                    continue
+                token = int(best[place])
+                if row.take(token, float(logprobs[place, token]), controls.end):
+                    over.add(index)
+                elif at + 1 == len(tokens[index]) or token != tokens[index][at + 1]:
+                    differs.add(index)
+                else:
+                    row.length += 1
+        self._leave(over)
+
+    def _is_first(self, index: int, at: int) -> bool:
+        task = self._rows[index].task
+        return not task.prefix and at == len(task.prompt) - 1
+
+    def _steps(self) -> None:
+        """One token for each row and pass, until a row is over."""
+        runtime, rows = self._runtime, self._rows
+        count, end = len(rows), runtime.controls.end
+        ids, positions = np.empty((count, 1), np.int64), np.empty((count, 1), np.int64)
+        lengths, total = np.empty(count, np.int32), np.empty((), np.int32)
+        hidden = np.empty((count, 1, runtime.width), np.float32)
+        decode = self._binding(ids, positions, lengths, total, hidden)
+        pairs = np.empty((count, len(runtime.never), 2), np.int64)
+        pairs[..., 0], pairs[..., 1] = np.arange(count)[:, None], runtime.never
+        logprobs = np.empty((count, runtime.vocabulary), np.float32)
+        score = runtime.head.binding(
+            {"ROWS": hidden[:, 0], "BANNED": pairs.reshape(-1, 2)}, {"LOGPROBS": logprobs}
+        )
+        over = set[int]()
+        while not over:
+            for index, row in enumerate(rows):
+                ids[index], positions[index], lengths[index] = row.next, row.length, row.length
+            total[...] = lengths.max() + 1
+            decode()
+            score()
+            best = logprobs.argmax(1)
+            chosen = logprobs[np.arange(count), best]
+            for index, row in enumerate(rows):
+                row.length += 1
+                row.decoded.passes += 1
+                if row.take(int(best[index]), float(chosen[index]), end):
+                    over.add(index)
+        self._leave(over)
+
+    def _leave(self, over: set[int]) -> None:
+        """The rows that stay close ranks."""
+        for index in sorted(over, reverse=True):
+            last = self._rows.pop()
+            if index == len(self._rows):
+                continue
+            self._rows[index] = last
+            for array in (*self._cross, self._mask):
+                array[index] = array[len(self._rows)]
+            for array in self._kept:
+                array[index, :, : last.length] = array[len(self._rows), :, : last.length]
