@@ -51,9 +51,9 @@ def convert(folder: Path, out: Path, quantization: str) -> None:
     if missing := [key for key in (*_DIMENSIONS, "vocab_size") if key not in config]:
         raise CheckpointError(f"{folder}: config.json says nothing about {', '.join(missing)}")
     spec = whisper_spec.WhisperSpec(*(config[key] for key in _DIMENSIONS))
-    tensors = _tensors(folder)
+    found = _tensors(folder)
     try:
-        _fill(spec, _expanded(tensors))
+        _fill(spec, _expanded(found))
     except KeyError as name:
         raise CheckpointError(f"{folder}: the tensor {name} is missing") from None
     except (IndexError, ValueError) as error:
@@ -71,6 +71,11 @@ def convert(folder: Path, out: Path, quantization: str) -> None:
     spec.optimize(quantization=quantization)
     out.mkdir(parents=True)
     spec.save(str(out))
+
+
+def tensors(folder: Path) -> dict[str, Array]:
+    """All of them, the demo checkpoint's in the usual form. Raises CheckpointError."""
+    return _expanded(_tensors(folder))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -354,6 +354,8 @@ def write(folder: Path, quantized: bool = True) -> None:
     try:
         shape = Shape.of(tensors)
         for name, build in ((ENCODER, _encoder), (DECODER, _decoder), (HEAD, _head)):
+            # It may be a link to the file that the checkpoint came with.
+            (folder / name).unlink(missing_ok=True)
             onnx.save(build(tensors, shape, quantized), folder / name)  # pyright: ignore[reportUnknownMemberType]
     except KeyError as name:
         raise ValueError(f"{folder}: the tensor {name} is missing") from None

@@ -106,9 +106,12 @@ class _Session:
         options.inter_op_num_threads = 1
         # Spinning threads would take the cores from the other models.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.run = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self.run = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # they have no class in common
+            raise ValueError(f"{path}: {error}") from None
 
     def binding(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> "_Binding":
         return _Binding(self.run, inputs, outputs)
@@ -138,6 +141,7 @@ class Greedy:
         return all((folder / name).exists() for name in (ENCODER, DECODER, HEAD))
 
     def __init__(self, folder: Path, controls: Controls, threads: int = 1):
+        """Raises ValueError if the graphs are no good."""
         self.encoder = _Session(folder / ENCODER, threads)
         self.decoder = _Session(folder / DECODER, threads)
         self.head = _Session(folder / HEAD, threads)

@@ -90,12 +90,15 @@ def _whisper(
             conversion.convert(folder, target, model.compute_type)
         else:
             _link(folder, target)
-        if model.device == "cpu" and model.beam_size == 1:
-            tell(f"{variant}: writing the graphs of the greedy decoder")
-            graphs.write(target)
         vocabulary = Vocabulary.load(target)
     except (conversion.CheckpointError, ValueError, OSError) as error:
         raise ModelError(f"{model.checkpoint.id} cannot be served: {error}") from None
+    if model.device == "cpu" and model.beam_size == 1:
+        tell(f"{variant}: writing the graphs of the greedy decoder")
+        try:
+            graphs.write(target, quantized=model.compute_type.startswith("int8"))
+        except ValueError as error:
+            tell(f"{variant}: {error}; CTranslate2 decodes it, slower")
     if not model.checkpoint.sha256:
         _try(target, model.checkpoint)
     known = vocabulary.languages if vocabulary.multilingual else ["en"]

@@ -76,7 +76,7 @@ class Transcript:
     no_speech_probability: float
     suspect: bool
     words: list[Word] = field(default_factory=list[Word])
-    stages: Sequence[float] = (0.0,) * len(contract.STAGES)  # seconds
+    stages: Sequence[float] = field(default=(0.0,) * len(contract.STAGES), compare=False)  # seconds
 
 
 @dataclass(frozen=True)

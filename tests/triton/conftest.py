@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dalston.triton import conversion
+from dalston.triton import conversion, graphs
 
 _DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"
 
@@ -15,7 +15,8 @@ def hugging_face() -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo checkpoint as CTranslate2 reads it. Read only."""
+    """The demo checkpoint as it is built for a CPU. Read only."""
     folder = tmp_path_factory.mktemp("demo") / "checkpoint"
     conversion.convert(_DEMO, folder, "int8_float32")
+    graphs.write(folder)
     return folder

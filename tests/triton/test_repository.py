@@ -17,7 +17,7 @@ from google.protobuf import text_format
 from recordings import spoken
 from tritonclient.grpc import model_config_pb2
 
-from dalston.triton import models, repository
+from dalston.triton import graphs, models, repository
 from dalston.triton.contract import VARIANTS, whisper_model
 from dalston.triton.conversion import convert
 from dalston.triton.models import ModelError, Served, local_checkpoint
@@ -153,6 +153,7 @@ def test_a_local_hugging_face_folder_is_converted_to_what_is_asked_for(
     repository.build({"accurate": local}, out, silero=silero)
     convert(hugging_face, tmp_path / "converted", "float32")
     built = out / "whisper_accurate" / "1" / "checkpoint"
+    graphs.write(tmp_path / "converted", quantized=False)
     assert contents(built) == contents(tmp_path / "converted")
     assert parameters(out, "accurate")["compute_type"] == "float32"
 

@@ -3,18 +3,18 @@ Rows in, transcripts out: each decided by its row alone, each failure its own.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ctranslate2
 import numpy as np
-import numpy.typing as npt
 import pytest
 import random_whisper
 from hypothesis import given
 from hypothesis import strategies as st
 from recordings import Pcm, Recording, recordings, spoken
 
+from dalston.triton import graphs
 from dalston.triton import whisper as whisper_module
 from dalston.triton.contract import LONGEST_AUDIO, SAMPLE_RATE
 from dalston.triton.conversion import convert
@@ -70,6 +70,7 @@ def babbler_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("babbler")
     random_whisper.write(folder / "hugging-face", random_whisper.tensors())
     convert(folder / "hugging-face", folder / "converted", "float32")
+    graphs.write(folder / "converted")
     return folder / "converted"
 
 
@@ -86,6 +87,14 @@ def transcripts(whisper: Whisper, rows: Sequence[Row]) -> list[Transcript]:
     for result in results:
         assert isinstance(result, Transcript), result
     return [result for result in results if isinstance(result, Transcript)]
+
+
+def same(a: Transcript, b: Transcript) -> bool:
+    """In all that is told; the last digits of a score may depend on what was added up beside it."""
+    scores = ("language_probability", "average_logprob", "no_speech_probability")
+    close = all(abs(getattr(a, name) - getattr(b, name)) < 1e-4 for name in scores)
+    rest = dict.fromkeys(scores, 0.0)
+    return close and replace(a, **rest) == replace(b, **rest)
 
 
 def transcript(whisper: Whisper, row: Row) -> Transcript:
@@ -110,7 +119,9 @@ def test_a_row_says_the_same_alone_and_among_rows_of_all_kinds(demo: Whisper):
         together += transcripts(demo, [rows[index] for index in order[first : first + 16]])
     alone = [transcript(demo, rows[index]) for index in order]
     # Another shape of batch may turn a tie in arithmetic; on most machines it turns none.
-    turned = [index for index, (a, b) in enumerate(zip(alone, together, strict=True)) if a != b]
+    turned = [
+        index for index, (a, b) in enumerate(zip(alone, together, strict=True)) if not same(a, b)
+    ]
     assert len(turned) <= len(rows) // 40
 
 
@@ -147,11 +158,11 @@ class Watched(Whisper):
 
     def __init__(self, folder: Path, right_sized: bool = True):
         super().__init__(folder, right_sized=right_sized)
-        self.windows: list[float] = []
+        self.windows: list[int] = []
 
-    def _encode(self, features: list[npt.NDArray[np.float32]]) -> Any:
-        self.windows += [row.shape[1] / 100 for row in features]
-        return super()._encode(features)
+    def _decode(self, rows: list[Row], windows: list[int]) -> list[Transcript]:
+        self.windows += windows
+        return super()._decode(rows, windows)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""
+The own decoder says what CTranslate2 says, and drafts change what it costs alone.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recordings import Pcm, recordings, spoken
+
+from dalston.triton import conversion, graphs, weights
+from dalston.triton.greedy import DECODER, ENCODER, HEAD, Greedy
+from dalston.triton.whisper import Row, Transcript, Whisper
+
+SENTENCES = spoken()
+LONG = [recording.audio for recording in recordings()]
+
+
+@pytest.fixture(scope="module")
+def own(checkpoint: Path) -> Whisper:
+    return Whisper(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory, hugging_face: Path) -> tuple[Whisper, Whisper]:
+    """The own decoder and CTranslate2's, both in float32."""
+    folder = tmp_path_factory.mktemp("exact")
+    conversion.convert(hugging_face, folder / "plain", "float32")
+    shutil.copytree(folder / "plain", folder / "graphs")
+    graphs.write(folder / "graphs", quantized=False)
+    return Whisper(folder / "graphs"), Whisper(folder / "plain")
+
+
+def transcribed(whisper: Whisper, rows: list[Row]) -> list[Transcript]:
+    results = whisper.transcribe(rows)
+    assert all(isinstance(result, Transcript) for result in results), results
+    return [result for result in results if isinstance(result, Transcript)]
+
+
+def growing(audio: Pcm) -> list[Row]:
+    """As partials ask, every half second."""
+    return [Row(audio[:end], language="en") for end in range(8_000, len(audio), 8_000)]
+
+
+def test_the_own_decoder_says_what_the_reference_decoder_says(
+    exact: tuple[Whisper, Whisper],
+) -> None:
+    rows = [row for audio in SENTENCES[::3] for row in growing(audio)]
+    rows += [Row(audio, words=True) for audio in (*SENTENCES, *LONG[:3])]
+    ours, theirs = (transcribed(whisper, rows) for whisper in exact)
+    assert [one.text for one in ours] == [one.text for one in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.average_logprob == pytest.approx(other.average_logprob, abs=2e-3)
+        assert one.no_speech_probability == pytest.approx(other.no_speech_probability, abs=2e-3)
+        assert one.language == other.language
+        starts = ([word.start for word in found.words] for found in (one, other))
+        assert next(starts) == pytest.approx(next(starts), abs=0.021)
+
+
+def test_eight_bits_change_hardly_a_word(own: Whisper, exact: tuple[Whisper, Whisper]) -> None:
+    rows = [Row(audio, language="en") for audio in SENTENCES]
+    pairs = zip(transcribed(own, rows), transcribed(exact[1], rows), strict=True)
+    assert sum(ours.text != theirs.text for ours, theirs in pairs) <= 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_no_draft_changes_what_is_said(own: Whisper, data: st.DataObject) -> None:
+    audio = data.draw(st.sampled_from(SENTENCES))
+    (plain,) = transcribed(own, [Row(audio, language="en")])
+    said = plain.tokens
+    kept = data.draw(st.integers(0, len(said)))
+    drafts = st.lists(st.one_of(st.sampled_from(said), st.integers(0, 50_256)), max_size=40)
+    draft = [*said[:kept], *data.draw(drafts)]
+    (drafted,) = transcribed(own, [Row(audio, language="en", draft=draft)])
+    assert (drafted.text, drafted.tokens) == (plain.text, plain.tokens)
+    assert drafted.average_logprob == pytest.approx(plain.average_logprob, abs=1e-4)
+
+
+def test_a_draft_behind_a_prefix_is_checked_too(own: Whisper) -> None:
+    (plain,) = transcribed(own, [Row(SENTENCES[0], language="en")])
+    half = len(plain.tokens) // 2
+    prefix, rest = plain.tokens[:half], plain.tokens[half:]
+    for draft in (rest, rest[:1], [1, 2, 3], []):
+        row = Row(SENTENCES[0], language="en", prefix=prefix, draft=draft)
+        assert transcribed(own, [row])[0].tokens == plain.tokens
+
+
+def test_rows_of_all_windows_with_and_without_drafts_share_a_run(own: Whisper) -> None:
+    audio = [*SENTENCES[:6], *LONG[:2]]
+    alone = [transcribed(own, [Row(one, language="en")])[0] for one in audio]
+    rows = [
+        Row(one, language="en", draft=found.tokens if index % 2 else ())
+        for index, (one, found) in enumerate(zip(audio, alone, strict=True))
+    ]
+    together = transcribed(own, rows)
+    assert [found.text for found in together] == [found.text for found in alone]
+
+
+def test_a_draft_of_what_is_heard_needs_one_pass(checkpoint: Path, own: Whisper) -> None:
+    (plain,) = transcribed(own, [Row(SENTENCES[0], language="en")])
+    passes = list[int]()
+
+    class Counted(Greedy):
+        def decode(self, tasks):  # pyright: ignore
+            decoded = super().decode(tasks)  # pyright: ignore
+            passes.extend(one.passes for one in decoded)
+            return decoded
+
+    counted = Whisper(checkpoint)
+    counted._greedy = Counted(checkpoint, counted._controls(checkpoint))  # pyright: ignore[reportPrivateUsage]
+    transcribed(counted, [Row(SENTENCES[0], language="en", draft=plain.tokens)])
+    transcribed(counted, [Row(SENTENCES[0], language="en")])
+    assert passes == [1, len(plain.tokens) + 1]
+
+
+def test_the_weights_are_those_of_the_checkpoint(hugging_face: Path, tmp_path: Path) -> None:
+    conversion.convert(hugging_face, tmp_path / "exact", "float32")
+    read = weights.read(tmp_path / "exact" / "model.bin")
+    names = {name for name in read if name.endswith((".weight", ".bias"))}
+    given = conversion.tensors(hugging_face)
+    assert names == set(given)
+    for name in names:
+        np.testing.assert_array_equal(read[name], given[name].astype(np.float32))
+
+
+def test_a_file_that_is_no_model_is_refused_with_its_name(tmp_path: Path) -> None:
+    for content in (b"", b"not weights at all", b"\x06\0\0\0\x02\0a\0" + bytes(8)):
+        (tmp_path / "model.bin").write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.bin cannot be read"):
+            graphs.write(tmp_path)
+
+
+def test_graphs_that_are_broken_are_refused_with_their_name(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    for name in (ENCODER, DECODER, HEAD):
+        folder = tmp_path / name
+        shutil.copytree(checkpoint, folder)
+        (folder / name).write_bytes(b"no graph")
+        with pytest.raises(ValueError, match=name):
+            Whisper(folder)
