@@ -15,6 +15,7 @@ Progress and tables go to standard error; one JSON object is printed, last.
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,7 @@ FOLDER = HERE.parent / "build" / "bench"
 MOST_STREAMS = 512
 SHARE = 0.7  # of the most streams: where latencies are told
 OVERLOAD_S = 120.0
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 console = Console(highlight=False, stderr=True, width=130)
 
 
@@ -128,7 +130,9 @@ async def ceiling(streams: int, seconds: float) -> float:
     first, last = BEGIN_WITHIN_S, seconds
     command = [str(HERE / "ceiling.py"), str(recording), str(FOLDER / "tiny" / "model_repository")]
     replay = await asyncio.create_subprocess_exec(
-        *(sys.executable, *command, str(first), str(last)), stdout=subprocess.PIPE
+        *(sys.executable, *command, str(first), str(last)),
+        stdout=subprocess.PIPE,
+        env=os.environ | ONE_THREAD,  # as Triton's processes have it
     )
     out, _ = await replay.communicate()
     return json.loads(out)["seconds"] / (last - first)
