@@ -204,7 +204,7 @@ class Triton:
 def _partials_in_flight(config: Any) -> int:
     """Enough to keep every instance busy: a batch on a GPU; on a CPU one row and the next."""
     (group,) = config.instance_group
-    rows = config.max_batch_size if group.kind == group.KIND_GPU else 4
+    rows = config.max_batch_size if group.kind == group.KIND_GPU else 2
     return rows * group.count
 
 

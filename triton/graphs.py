@@ -353,9 +353,13 @@ def write(folder: Path, quantized: bool = True) -> None:
     tensors = weights.read(folder / "model.bin")
     try:
         shape = Shape.of(tensors)
-        for name, build in ((ENCODER, _encoder), (DECODER, _decoder), (HEAD, _head)):
-            # It may be a link to the file that the checkpoint came with.
-            (folder / name).unlink(missing_ok=True)
-            onnx.save(build(tensors, shape, quantized), folder / name)  # pyright: ignore[reportUnknownMemberType]
+        made = {
+            name: build(tensors, shape, quantized)
+            for name, build in ((ENCODER, _encoder), (DECODER, _decoder), (HEAD, _head))
+        }
     except KeyError as name:
         raise ValueError(f"{folder}: the tensor {name} is missing") from None
+    for name, model in made.items():
+        # It may be a link to the file that the checkpoint came with.
+        (folder / name).unlink(missing_ok=True)
+        onnx.save(model, folder / name)  # pyright: ignore[reportUnknownMemberType]

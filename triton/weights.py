@@ -91,6 +91,11 @@ def _variables(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
         if len(data) < size:
             raise struct.error("it ends too soon")
         variables[name] = np.frombuffer(data, kind).reshape(shape)
+    for _ in range(number("<I")):  # equal tensors are stored once
+        alias, meant = string(), string()
+        variables[alias] = variables[meant]
+        if meant + _SCALE in variables:
+            variables[alias + _SCALE] = variables[meant + _SCALE]
     return variables
 
 
