@@ -111,11 +111,16 @@ class Dalston:
 
 
 class RealtimeSTT:
-    """Its times are of the clock on the wall: from when it noticed speech, to when it decided that
-    it is over."""
+    """Its times are of the clock on the wall: when it noticed speech, when it decided that it is
+    over. Of each such recording there is a final, in their order; what finals say of their own
+    segment is wrong as soon as the next recording has begun."""
 
     path = "/ws/transcribe"
     NOTICED_S = 0.3  # of speech, before it says so
+
+    def __init__(self) -> None:
+        self._recordings = list[tuple[float, float]]()  # start, end
+        self._finals = 0
 
     async def open(self, socket: ClientConnection) -> None:
         async for message in _messages(socket):
@@ -134,13 +139,19 @@ class RealtimeSTT:
         return '{"type": "stop"}'
 
     def read(self, message: Message, now: float) -> list[Heard]:
-        if message["type"] not in ("realtime", "final"):
-            return []
-        segment: dict[str, float] = message["segment"]
-        began = message["timestamp"] - now  # when the audio began, near enough
-        start = segment["recordingStartedAt"] - began - self.NOTICED_S
-        end = segment.get("recordingEndedAt", message["timestamp"]) - began
-        return [Heard(message["text"], start, end, message["type"] == "final")]
+        match message["type"], message.get("event"):
+            case "timeline", "recording_started":
+                self._recordings.append((now - self.NOTICED_S, now))
+            case "timeline", "recording_ended":
+                self._recordings[-1] = self._recordings[-1][0], now
+            case "realtime", _ if self._recordings:
+                return [Heard(message["text"], self._recordings[-1][0], now, False)]
+            case "final", _ if self._finals < len(self._recordings):
+                self._finals += 1
+                return [Heard(message["text"], *self._recordings[self._finals - 1], True)]
+            case _:
+                pass
+        return []
 
 
 class WhisperLive:

@@ -140,11 +140,17 @@ async def callers(server: str, url: str, streams: int, seconds: float) -> Run:
     reading = asyncio.create_task(process.communicate())
     began, rss_mb = _used(process.pid)[0], 0.0
     core_s = began
-    while not reading.done():
-        await asyncio.wait([reading], timeout=1)
-        core_s, now_mb = _used(process.pid)
-        rss_mb = max(rss_mb, now_mb)
+    try:
+        while not reading.done():
+            await asyncio.wait([reading], timeout=1)
+            core_s, now_mb = _used(process.pid)
+            rss_mb = max(rss_mb, now_mb)
+    finally:
+        if process.returncode is None:
+            process.kill()
     out, _ = await reading
+    if process.returncode:
+        raise RuntimeError(f"the callers ended with status {process.returncode}")
     told = json.loads(out)
     core_percent = 100 * (core_s - began) / told["elapsed_s"]
     return Run(streams, told["calls"], told["late"], core_percent, rss_mb)

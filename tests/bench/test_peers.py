@@ -43,16 +43,20 @@ def test_our_partials_and_finals_are_read_and_nothing_else() -> None:
     assert server.read({"type": "vad.speech_start", "timestamp": 0.4}, 0.6) == []
 
 
-def test_realtimestt_tells_when_it_recorded_by_the_clock_on_the_wall() -> None:
-    segment = {"recordingStartedAt": 1000.8}
-    message = {"type": "realtime", "text": "turn", "timestamp": 1001.2, "segment": segment}
-    (partial,) = RealtimeSTT().read(message, 1.2)  # so the audio began at 1000
-    assert (partial.start, partial.end) == pytest.approx((0.5, 1.2))
-    assert not partial.final
-    segment["recordingEndedAt"] = 1001.9
-    (final,) = RealtimeSTT().read(message | {"type": "final", "timestamp": 1002.0}, 2.0)
-    assert final.end == pytest.approx(1.9)
-    assert final.final
+def test_finals_of_realtimestt_are_those_of_its_recordings_in_their_order() -> None:
+    server = RealtimeSTT()
+    started = {"type": "timeline", "event": "recording_started"}
+    ended = {"type": "timeline", "event": "recording_ended"}
+    assert server.read(started, 0.8) == []
+    (partial,) = server.read({"type": "realtime", "text": "turn"}, 1.2)
+    assert (partial.start, partial.end, partial.final) == (pytest.approx(0.5), 1.2, False)
+    server.read(ended, 1.9)
+    server.read(started, 3.3)  # before the final of the first
+    (first,) = server.read({"type": "final", "text": "Turn on."}, 3.5)
+    assert (first.start, first.end, first.final) == (pytest.approx(0.5), 1.9, True)
+    server.read(ended, 4.5)
+    (second,) = server.read({"type": "final", "text": "The light."}, 4.6)
+    assert (second.start, second.end) == (pytest.approx(3.0), 4.5)
 
 
 def test_realtimestt_takes_audio_behind_its_description() -> None:
