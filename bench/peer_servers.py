@@ -86,16 +86,16 @@ def _realtime_stt(environment: Path, model: Path, port: int) -> list[str]:
         "--max-sessions": str(MOST_SESSIONS),
         "--max-active-speakers": str(MOST_SESSIONS),
         "--max-global-inference-queue-depth": str(2 * MOST_SESSIONS),
-        # Counted from when its WebRTC VAD has heard nothing for 0.16 s, which is half a second after
-        # speech. So it decides when the others do, and has nothing to transcribe before that.
+        # Counted from when its WebRTC VAD has heard nothing for 0.16 s: half a second after speech.
+        # So it decides when the others do, and has nothing to transcribe before that.
         "--post-speech-silence-duration": "0",
         "--early-transcription-on-silence": "0",
         # Partials less often leave more room for finals: in one model they wait for each other.
         "--realtime-processing-pause": "0.7",
     }
     options = [word for option in settings.items() for word in option]
-    # Two models, one for partials and one for finals, did worse on few cores. The words that a second
-    # VAD would keep out are few.
+    # Two models, one for partials and one for finals, did worse on few cores. A second VAD would
+    # find speech where the first did.
     options += ["--use-main-model-for-realtime", "--no-vad-filter"]
     return [str(server), "--host", "127.0.0.1", "--port", str(port), *options]
 

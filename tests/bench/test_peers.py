@@ -157,6 +157,11 @@ def test_a_run_whose_callers_were_late_is_void() -> None:
     assert said == "the callers were 200 ms late: the run is void"
 
 
+def test_a_run_in_which_somebody_else_used_the_cores_is_void() -> None:
+    (said,) = peers.broken(replace(run(kept()), others_percent=80.0), run(kept()))
+    assert said == "somebody else used 80 % of a core: the run is void"
+
+
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 5, 8, 19])
 async def test_the_search_finds_the_most_streams(most: int) -> None:
     tried = list[int]()
