@@ -7,9 +7,9 @@ checkpoint and the same recordings.
     python bench/peers.py --servers dalston RealtimeSTT --checkpoints demo
 
 The promise is the same for all and stands below. Of every server the number of callers is doubled
-until it is broken, then halved in. A number of callers gets a second chance, and a run counts for nothing
-in which somebody else used the cores. One server runs at a time; with --rounds all take their turns again, and the
-median of each counts.
+until it is broken, then halved in. A number of callers gets a second chance, and a run counts for
+nothing in which somebody else used the cores. One server runs at a time; with --rounds all take
+their turns again, and the median of each counts.
 
 "tiny" has the dimensions of Whisper tiny and always says the same, with timestamps that mean
 nothing. whisper-live and WhisperLiveKit go by timestamps and by words that change: for them
@@ -171,8 +171,9 @@ async def callers(server: str, url: str, streams: int, seconds: float) -> Run:
 
 def _busy() -> float:
     """Seconds that all cores were busy, and those that another virtual machine took."""
-    times = psutil.cpu_times()
-    return times.user + times.system + times.irq + times.softirq + times.steal
+    line = Path("/proc/stat").read_text().splitlines()[0]  # proc(5)
+    user, _nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
+    return (user + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _used(callers: int) -> tuple[float, float]:
@@ -200,7 +201,7 @@ async def search(server: str, url: str, seconds: float) -> dict[str, Any]:
             run = await callers(server, url, streams, seconds)
             said = broken(run, runs[1] if streams > 1 else run)
             console.print(f"{streams:4} streams: {'; '.join(said) or 'kept'}")
-            if streams not in runs or not said:
+            if streams not in runs or runs[streams].void() or not said:
                 runs[streams], complaints[streams] = run, said
             if not said:
                 return True
