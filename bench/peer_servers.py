@@ -117,8 +117,9 @@ def _whisper_live_kit(environment: Path, model: Path, port: int) -> list[str]:
     }
     options = [word for option in settings.items() for word in option]
     wlk = str(environment / "bin" / "wlk")
-    # It speaks only raw PCM then, and needs no ffmpeg.
-    return [wlk, "serve", "--pcm-input", "--host", "127.0.0.1", "--port", str(port), *options]
+    # It takes raw PCM then, and needs no ffmpeg; a word it is sure of it does not hear twice.
+    options += ["--pcm-input", "--confidence-validation"]
+    return [wlk, "serve", "--host", "127.0.0.1", "--port", str(port), *options]
 
 
 _LIVE = (TORCH, "whisper-live==0.10.0")
