@@ -17,6 +17,7 @@ help:
 	@echo "make serve     the stack in the foreground until Ctrl-C (PORT=8000 PROFILE=demo ARGS=)"
 	@echo "make check     format, lint, types, import rules"
 	@echo "make bench     how many callers this machine holds (QUICK=1: within five minutes)"
+	@echo "make bench-peers  the same of other servers, side by side (QUICK=1: shorter calls)"
 	@echo "make perf-analyzer       NVIDIA's perf_analyzer against all three models"
 	@echo "make train-demo-model    train the demo checkpoint anew (hours; see demo/README.md)"
 
@@ -36,7 +37,7 @@ help:
 	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt --group dev
 	@touch $@
 
-.PHONY: install demo serve test check bench
+.PHONY: install demo serve test check bench bench-peers
 install: .venv/installed
 	$(BIN)/dalston models build --data-dir build --profile $(PROFILE)
 
@@ -58,6 +59,10 @@ check: .venv/installed-dev
 
 bench: install
 	PYTHONPATH=bench $(BIN)/python bench/load.py $(if $(QUICK),--quick) $(ARGS)
+
+# Installs the other servers into ~/.cache/dalston-bench: nine gigabytes.
+bench-peers: install
+	PYTHONPATH=bench $(BIN)/python bench/peers.py $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: perf-analyzer train-demo-model
 perf-analyzer: install

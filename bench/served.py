@@ -90,6 +90,17 @@ class Stack:
         return found
 
 
+def prepare(folder: Path, checkpoint: str) -> tuple[Path, Path]:
+    """The model repository of a checkpoint, and a folder for the stack's files."""
+    choice = Choice()
+    if checkpoint == "tiny":
+        weights = folder / "tiny-checkpoint"
+        if not weights.exists():
+            random_whisper.write_tiny(weights)
+        choice = Choice(checkpoints=[f"fast={weights}", f"accurate={weights}"])
+    return up.prepare(choice, folder / checkpoint)
+
+
 @asynccontextmanager
 async def running(
     folder: Path, checkpoint: str, capacity: int, recording: Path | None = None
@@ -97,13 +108,7 @@ async def running(
     """The stack with room for `capacity` sessions. checkpoint: "demo", "tiny" for random weights of
     that size, or "instant" for no models at all. Its files go to `folder`. recording: where the
     worker writes what it asked of the models."""
-    choice = Choice()
-    if checkpoint == "tiny":
-        weights = folder / "tiny-checkpoint"
-        if not weights.exists():
-            random_whisper.write_tiny(weights)
-        choice = Choice(checkpoints=[f"fast={weights}", f"accurate={weights}"])
-    repository, run = up.prepare(choice, folder / checkpoint)
+    repository, run = prepare(folder, checkpoint)
     os.environ["MAX_SESSIONS"] = str(capacity)
     port = free_port()
     parts = up.parts(repository, run, "127.0.0.1", port, 1, 5.0)

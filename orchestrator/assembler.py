@@ -6,6 +6,7 @@ sides of a cut utterance are joined so that no word is lost or said twice.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 
@@ -41,10 +42,9 @@ def text_of(words: Sequence[Word], language: str) -> str:
     return ("" if language in SPACELESS else " ").join(word.word for word in words)
 
 
-def confidence(words: Sequence[Word]) -> float:
-    if not words:
-        return 0.0
-    return round(sum(word.confidence for word in words) / len(words), 3)
+def confidence(hypothesis: Hypothesis) -> float:
+    """The geometric mean of the probabilities of its tokens."""
+    return round(math.exp(min(0.0, hypothesis.average_logprob)), 3)
 
 
 def before_cut(words: list[Word], cut: int) -> list[Word]:

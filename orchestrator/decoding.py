@@ -44,6 +44,7 @@ class Decode:
     id: int
     last: int  # position behind its audio
     language: str
+    words: bool  # whether their times were asked for
     done: bool = False
     hypothesis: Hypothesis | None = None  # None when done: it failed
     failure: str = ""
@@ -86,6 +87,11 @@ class Ended:
     cut: bool  # another utterance continues it
     void: bool  # nothing was said
     decode: Decode | None = None
+
+    @property
+    def words(self) -> bool:
+        """Whether their times are needed: they cost the model a quarter of a final."""
+        return self.config.word_timestamps or self.cut or self.utterance.continues
 
 
 class Decoding:
@@ -175,7 +181,8 @@ class Decoding:
         # A language that is still open may be settled by the finals that are due before.
         if self._ended and (language == "auto" or len(self._finals) >= FINALS_IN_FLIGHT):
             return
-        utterance.speculation = self._ask_final(utterance, audio, last, language)
+        words = config.word_timestamps or utterance.continues
+        utterance.speculation = self._ask_final(utterance, audio, last, language, words)
 
     def resume(self, utterance: Utterance) -> None:
         """It was only a pause."""
@@ -196,7 +203,8 @@ class Decoding:
         utterance = ended.utterance
         decode = utterance.speculation
         language = self._language(ended.config, ended.generation)
-        if decode and (decode.last, decode.language) == (ended.last, language):
+        as_asked = (ended.last, language, ended.words)
+        if decode and (decode.last, decode.language, decode.words) == as_asked:
             ended.decode, utterance.speculation = decode, None
             self.stats.speculative_finals_used += 1
         else:
@@ -250,15 +258,15 @@ class Decoding:
             )
         )
 
-    def _ask_final(self, utterance: Utterance, audio: bytes, last: int, language: str) -> Decode:
+    def _ask_final(self, utterance: Utterance, audio: bytes, last: int, language: str, words: bool) -> Decode:
         self._request_ids += 1
-        decode = Decode(self._request_ids, last, language)
+        decode = Decode(self._request_ids, last, language, words)
         self._finals[decode.id] = decode
         # The draft is no part of what decides the final: it only makes it cheaper.
         draft = tuple(utterance.agreement.before)
         self.requests.append(
             TranscriptRequest(
-                decode.id, "final", audio, language, self._variant, draft=draft, words=True
+                decode.id, "final", audio, language, self._variant, draft=draft, words=words
             )
         )
         return decode
@@ -275,7 +283,9 @@ class Decoding:
                 return
             if len(self._finals) >= FINALS_IN_FLIGHT:
                 return
-            ended.decode = self._ask_final(ended.utterance, ended.audio, ended.last, language)
+            ended.decode = self._ask_final(
+                ended.utterance, ended.audio, ended.last, language, ended.words
+            )
 
     def _final(self, ended: Ended) -> list[ServerMessage] | None:
         """What is told of an utterance that ended; None: not known yet."""
@@ -314,7 +324,7 @@ class Decoding:
             text=text,
             start=assembler.seconds(utterance.shown_from),
             end=assembler.seconds(ended.end),
-            confidence=assembler.confidence(words),
+            confidence=assembler.confidence(hypothesis),
             language=language,
             processing_ms=decode.elapsed_ms,
             words=words if ended.config.word_timestamps else None,
