@@ -258,7 +258,9 @@ class Decoding:
             )
         )
 
-    def _ask_final(self, utterance: Utterance, audio: bytes, last: int, language: str, words: bool) -> Decode:
+    def _ask_final(
+        self, utterance: Utterance, audio: bytes, last: int, language: str, words: bool
+    ) -> Decode:
         self._request_ids += 1
         decode = Decode(self._request_ids, last, language, words)
         self._finals[decode.id] = decode

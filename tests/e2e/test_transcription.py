@@ -84,7 +84,7 @@ async def test_the_committed_recordings_are_understood(stack: Stack) -> None:
         assert stats["finals"] == len(events[-1]["segments"])
         spent = stats["final_stages_ms"]
         assert set(spent) == {"buffering", "vad", "queue", *STAGES, "assembly", "serialisation"}
-        assert all(spent[stage] > 0 for stage in ("buffering", "vad", "encode", "decode", "align"))
+        assert all(spent[stage] > 0 for stage in ("buffering", "vad", "encode", "decode"))
 
 
 async def test_words_stand_where_they_were_spoken(stack: Stack) -> None:

@@ -2,6 +2,8 @@
 From hypotheses to segments, and over cuts.
 """
 
+import math
+
 import pytest
 
 from dalston.orchestrator import assembler
@@ -47,9 +49,9 @@ def test_no_word_leaves_its_segment_or_goes_back() -> None:
     assert times == sorted(times) == [0.9, 0.9, 0.9, 0.9, 1.0, 1.0]
 
 
-def test_confidence_is_the_mean_of_the_words_and_zero_without() -> None:
-    assert assembler.confidence([]) == 0.0
-    assert assembler.confidence([Word("a", 0, 1, 0.5), Word("b", 1, 2, 1.0)]) == 0.75
+def test_confidence_is_the_mean_probability_of_the_tokens_and_one_at_most() -> None:
+    assert assembler.confidence(Hypothesis("a", average_logprob=math.log(0.75))) == 0.75
+    assert assembler.confidence(Hypothesis("a", average_logprob=1e-6)) == 1.0
 
 
 def test_scripts_without_spaces_are_joined_without() -> None:

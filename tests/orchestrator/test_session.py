@@ -352,9 +352,27 @@ def test_word_timestamps_are_told_when_asked_for() -> None:
     assert final.words is not None
     assert [w.word for w in final.words] == ["wb", "wc"]
     assert final.words[1].start == pytest.approx(0.4 + 0.32, abs=0.02)
-    assert final.confidence == pytest.approx(0.9)
     without = session_after(audio(0.4, [1, 2], 0.7))
     assert all(m.words is None for m in without.messages if isinstance(m, Final))
+
+
+def test_the_model_is_asked_for_word_times_only_where_they_are_needed() -> None:
+    spoken = audio(0.4, [1, 2], 0.7)
+
+    def asked(*steps: Step, **settings: object) -> list[bool]:
+        driver = session_after(*steps, **settings)
+        return [request.words for request in driver.asked if request.kind == "final"]
+
+    assert asked(spoken) == [False]
+    assert asked(spoken, word_timestamps=True) == [True]
+    # The pause came before the setting, the end behind it: what was speculated is not enough.
+    paused = audio(0.4, [1, 2], 0.4)
+    later = asked(paused, Configure(word_timestamps=True), audio(0.7))
+    assert later == [False, True]
+    # The sides of a cut are joined by their words.
+    cut = asked(audio([k % 12 for k in range(18)], 0.7), max_utterance_duration=5.0)
+    assert len(cut) >= 2
+    assert all(cut)
 
 
 def test_empty_text_makes_no_final() -> None:
