@@ -21,6 +21,7 @@ environment:
   TRITON_METRICS_URL     its metrics page, for GPU memory
   DALSTON_VAD            triton, or worker to run the VAD in this process (triton)
   DALSTON_VAD_MODEL      the VAD's ONNX file, for DALSTON_VAD=worker
+  DALSTON_PARTIAL_SECONDS  of speech between partials (0.5)
   DALSTON_HEARTBEAT_SECONDS  how often it renews its record (10)
   DALSTON_IDLE_SECONDS   a session ends after so long without a frame (30)
   DALSTON_SESSION_SECONDS  and after so long altogether (14400)
