@@ -36,6 +36,10 @@ class Script:
     audio: bytes  # 16 kHz mono, int16
     sentences: tuple[Sentence, ...]
 
+    @property
+    def seconds(self) -> float:
+        return len(self.audio) / 2 / RATE
+
 
 @dataclass
 class Call:

@@ -28,7 +28,7 @@ from typing import Any
 import machine
 import served
 import slo
-from callers import BEGIN_WITHIN_S
+from callers import BEGIN_WITHIN_S, scripts
 from rich.console import Console
 from rich.table import Table
 from slo import Run
@@ -38,6 +38,7 @@ FOLDER = HERE.parent / "build" / "bench"
 MOST_STREAMS = 512
 SHARE = 0.7  # of the most streams: where latencies are told
 OVERLOAD_S = 120.0
+CEILING_S = 40.0  # of a call
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 console = Console(highlight=False, stderr=True, width=130)
 
@@ -119,15 +120,17 @@ async def bench(checkpoint: str, seconds: float, capacity: int) -> AsyncGenerato
         yield Bench(stack, seconds, alone)
 
 
-async def ceiling(streams: int, seconds: float) -> float:
+async def ceiling(streams: int) -> float:
     """The share of a run's time in which the models alone answer what it asked of them."""
+    seconds = CEILING_S
     recording = FOLDER / "recording.pickle"
     async with served.running(FOLDER, "tiny", streams + 2, recording) as stack:
         run = await _run(stack, seconds, "--streams", str(streams), streams=streams)
         if failures := run.failures:
             raise SystemExit(f"the recorded run failed: {failures[0]}")
     # All callers are there between these seconds.
-    first, last = BEGIN_WITHIN_S, seconds
+    first = BEGIN_WITHIN_S
+    last = min(script.seconds for script in scripts(seconds))
     command = [str(HERE / "ceiling.py"), str(recording), str(FOLDER / "tiny" / "model_repository")]
     replay = await asyncio.create_subprocess_exec(
         *(sys.executable, *command, str(first), str(last)),
@@ -209,7 +212,7 @@ async def whole(seconds: float, searches: int) -> dict[str, Any]:
         streams = max(1, int(SHARE * most))
         console.print(f"most streams: {most}, of {found}; now {streams}")
         tiny = slo.summary(await b.run(streams), b.alone)
-    ratio = await ceiling(most, seconds) if most else 0.0
+    ratio = await ceiling(most) if most else 0.0
     console.print(f"the models alone need {100 * ratio:.0f} % of the time of {most} streams")
     async with bench("demo", seconds, MOST_STREAMS) as b:
         run = await b.run(streams)
