@@ -209,9 +209,7 @@ class _Batch:
         heads, width = runtime.heads, runtime.head_width
         frames = max(task.heard.frames for task in tasks)
         count = len(tasks)
-        longest = max(
-            len(task.prompt) + max(task.limit, len(task.prefix) + len(task.draft)) for task in tasks
-        )
+        longest = max(len(task.prompt) + task.limit for task in tasks)
         room = -(-longest // _ROOM) * _ROOM
         names = 2 * runtime.layers
         self._kept = [np.empty((count, heads, room, width), np.float32) for _ in range(names)]
