@@ -19,6 +19,7 @@ import os
 import random
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -213,6 +214,18 @@ async def alone(url: str, seconds: float) -> tuple[list[Call], list[float]]:
     return calls, []
 
 
+def print_calls(calls: Sequence[Any], late: list[float], began: float) -> None:
+    """What came of a process of callers, as JSON. calls: dataclasses; began: this process."""
+    elapsed, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    result = {
+        "calls": [asdict(seen) for seen in calls],
+        "late": late,
+        "elapsed_s": elapsed,
+        "core_percent": 100 * (used.ru_utime + used.ru_stime) / elapsed,
+    }
+    print(json.dumps(result))
+
+
 def main() -> None:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
@@ -225,14 +238,7 @@ def main() -> None:
     calls, late = asyncio.run(
         alone(args.url, args.seconds) if args.alone else many(args.url, args.streams, args.seconds)
     )
-    elapsed, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
-    result = {
-        "calls": [asdict(seen) for seen in calls],
-        "late": late,
-        "elapsed_s": elapsed,
-        "core_percent": 100 * (used.ru_utime + used.ru_stime) / elapsed,
-    }
-    print(json.dumps(result))
+    print_calls(calls, late, began)
 
 
 if __name__ == "__main__":

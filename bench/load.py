@@ -33,13 +33,14 @@ from rich.console import Console
 from rich.table import Table
 from slo import Run
 
+from dalston.triton.server import ONE_THREAD
+
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parent / "build" / "bench"
 MOST_STREAMS = 512
 SHARE = 0.7  # of the most streams: where latencies are told
 OVERLOAD_S = 120.0
 CEILING_S = 40.0  # of a call
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 console = Console(highlight=False, stderr=True, width=130)
 
 
@@ -90,24 +91,12 @@ async def _run(stack: served.Stack, seconds: float, *arguments: str, streams: in
 
 
 async def most_streams(bench: Bench) -> int:
-    """The most that keep the promise, to one part in ten; 0 if not even one does."""
-    kept, broken, streams = 0, None, 4
-    while broken is None or broken - kept > max(1, kept // 10):
-        run = await bench.run(streams)
-        if complaints := slo.broken(run, bench.alone):
-            broken = streams
-        else:
-            kept = streams
+    async def kept(streams: int) -> bool:
+        complaints = slo.broken(await bench.run(streams), bench.alone)
         console.print(f"{streams:4} streams: {'; '.join(complaints) or 'kept'}")
-        if broken is None:
-            streams = min(MOST_STREAMS, 2 * streams)
-            if kept == MOST_STREAMS:
-                break
-        else:
-            streams = (kept + broken) // 2
-        if streams in (kept, broken):
-            break
-    return kept
+        return not complaints
+
+    return await slo.most_streams(kept, 4, MOST_STREAMS)
 
 
 @asynccontextmanager

@@ -15,14 +15,13 @@ import asyncio
 import json
 import random
 import re
-import resource
 import struct
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from callers import BEGIN_WITHIN_S, CHUNK_S, RATE, SCRIPTS, Script, Sentence, scripts
+from callers import BEGIN_WITHIN_S, CHUNK_S, RATE, SCRIPTS, Script, Sentence, print_calls, scripts
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
@@ -377,14 +376,7 @@ def main() -> None:
     args = parser.parse_args()
     began = time.perf_counter()
     calls, late = asyncio.run(many(args.server, args.url, args.streams, args.seconds))
-    elapsed, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
-    result = {
-        "calls": [asdict(seen) for seen in calls],
-        "late": late,
-        "elapsed_s": elapsed,
-        "core_percent": 100 * (used.ru_utime + used.ru_stime) / elapsed,
-    }
-    print(json.dumps(result))
+    print_calls(calls, late, began)
 
 
 if __name__ == "__main__":

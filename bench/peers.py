@@ -26,7 +26,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,7 @@ import wer
 from peer_servers import MOST_SESSIONS, PEERS, PeerError
 from rich.console import Console
 from rich.table import Table
-from slo import LATE_P95_S, percentile
+from slo import LATE_P95_S, most_streams, percentile
 
 from dalston.cli.up import StackError
 from dalston.triton.process import free_port
@@ -127,21 +127,6 @@ def broken(run: Run, alone: Run) -> list[str]:
     return said
 
 
-async def most_streams(kept: Callable[[int], Awaitable[bool]]) -> int:
-    """The most that keep the promise, to one part in ten; 0 if not even one does."""
-    most, streams = 0, 1
-    while streams <= MOST_SESSIONS and await kept(streams):
-        most, streams = streams, 2 * streams
-    fewest = streams  # that break it
-    while most and fewest - most > max(1, most // 10):
-        streams = (most + fewest) // 2
-        if await kept(streams):
-            most = streams
-        else:
-            fewest = streams
-    return most
-
-
 async def callers(server: str, url: str, streams: int, seconds: float) -> Run:
     """A run; the server is all that we started, but for the callers."""
     script = str(HERE / "peer_callers.py")
@@ -212,7 +197,7 @@ async def search(server: str, url: str, seconds: float) -> dict[str, Any]:
                 chances -= 1
         return False
 
-    most = await most_streams(kept)
+    most = await most_streams(kept, 1, MOST_SESSIONS)
     at = runs[max(1, most)]
     more = min((streams for streams, said in complaints.items() if said), default=None)
     return {

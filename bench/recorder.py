@@ -8,6 +8,7 @@ import atexit
 import pickle
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,7 @@ class RecordingTriton(Triton):
 
     async def _whisper(self, request: TranscriptRequest, answered: Any, full_window: bool) -> Any:
         # Without what points back into the session.
-        plain = TranscriptRequest(
-            request.id,
-            request.kind,
-            request.audio,
-            request.language,
-            request.variant,
-            request.prefix,
-            request.draft,
-            request.words,
-        )
+        plain = replace(request, newest=None)
         ASKED.transcripts.append((time.monotonic(), plain, full_window))
         return await super()._whisper(request, answered, full_window)
 

@@ -24,8 +24,8 @@ _INSTANT = Path(__file__).resolve().parent / "instant.py"
 _ROLES = {
     "models": ("triton_python_backend_stub", _INSTANT.name),
     "tritonserver": ("bin/tritonserver",),
-    "gateway": (" gateway",),
-    "worker": (" worker", _RECORDER.name),
+    "gateway": ("cli.main gateway",),
+    "worker": ("cli.main worker", _RECORDER.name),
     "redis": ("redis-server",),
 }
 # Counters of Triton's metrics page, summed over models that begin like this.

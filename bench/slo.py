@@ -2,7 +2,7 @@
 The promise that streams are counted by: here and nowhere else, and printed with every result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,24 @@ def broken(run: Run, alone: Run) -> list[str]:
     if count := sum(different(call, by_script[call["script"]]) for call in run.calls):
         said.append(f"{count} finals unlike those of one caller alone")
     return said
+
+
+async def most_streams(kept: Callable[[int], Awaitable[bool]], first: int, limit: int) -> int:
+    """The most, of `limit`, that keep a promise, to one part in ten; 0 if not even one does.
+
+    Doubled from `first` until it breaks, then halved in.
+    """
+    most, streams = 0, first
+    while streams <= limit and await kept(streams):
+        most, streams = streams, 2 * streams
+    fewest = min(streams, limit + 1)  # that break it
+    while fewest - most > max(1, most // 10):
+        streams = (most + fewest) // 2
+        if await kept(streams):
+            most = streams
+        else:
+            fewest = streams
+    return most
 
 
 def stages(stats: list[dict[str, Any]]) -> dict[str, float]:

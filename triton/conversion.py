@@ -51,9 +51,8 @@ def convert(folder: Path, out: Path, quantization: str) -> None:
     if missing := [key for key in (*_DIMENSIONS, "vocab_size") if key not in config]:
         raise CheckpointError(f"{folder}: config.json says nothing about {', '.join(missing)}")
     spec = whisper_spec.WhisperSpec(*(config[key] for key in _DIMENSIONS))
-    found = _tensors(folder)
     try:
-        _fill(spec, _expanded(found))
+        _fill(spec, tensors(folder))
     except KeyError as name:
         raise CheckpointError(f"{folder}: the tensor {name} is missing") from None
     except (IndexError, ValueError) as error:

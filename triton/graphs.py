@@ -95,12 +95,12 @@ class _Graph:
 
     def constant(self, value: Array | np.generic) -> str:
         value = np.ascontiguousarray(value) if np.ndim(value) else np.asarray(value)
-        key = (value.dtype.str, value.shape, value.tobytes() if value.size < 64 else b"")
-        if value.size < 64 and key in self._small:
-            return self._small[key]
         name = f"c{len(self._constants)}"
+        if value.size < 64:
+            known = self._small.setdefault((value.dtype.str, value.shape, value.tobytes()), name)
+            if known != name:
+                return known
         self._constants.append(numpy_helper.from_array(value, name))  # pyright: ignore[reportUnknownMemberType]
-        self._small[key] = name
         return name
 
     def floats(self, value: Array) -> str:

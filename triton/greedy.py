@@ -94,7 +94,7 @@ class Controls:
     """Tokens with a meaning of their own."""
 
     end: int
-    no_speech: int | None
+    no_speech: int
     suppressed: Sequence[int] = ()  # never said
     suppressed_first: Sequence[int] = ()  # not said first
 
@@ -149,7 +149,6 @@ class Greedy:
         shapes = {value.name: value.shape for value in self.decoder.run.get_inputs()}
         self.layers = sum(name.startswith("PAST_KEY") for name in shapes)
         _, self.heads, _, self.head_width = shapes["PAST_KEY_0"]
-        self.mels: int = self.encoder.run.get_inputs()[0].shape[1]
         self.vocabulary: int = self.head.run.get_outputs()[0].shape[1]
         self.never = np.array(sorted(controls.suppressed), np.int64)
         first = set(controls.suppressed) | set(controls.suppressed_first)
@@ -276,8 +275,7 @@ class _Batch:
             forced = [*task.prompt, *task.prefix]
             draft = task.draft[: task.limit - len(task.prefix) - 1]
             tokens.append([*forced, *draft])
-            if controls.no_speech is not None:
-                wanted.append((index, 0))
+            wanted.append((index, 0))  # what the start token says is whether anybody speaks
             wanted += [(index, at) for at in range(len(forced) - 1, len(tokens[-1]))]
             row.length = len(forced)
             row.decoded.passes = 1
@@ -289,14 +287,14 @@ class _Batch:
             banned = [
                 (place, self._runtime.not_first if self._is_first(index, at) else never)
                 for place, (index, at) in enumerate(part)
-                if at or controls.no_speech is None
+                if at
             ]
             gathered = hidden[[index for index, _ in part], [at for _, at in part]]
             logprobs = self._runtime.score(gathered, banned)
             best = logprobs.argmax(1)
             for place, (index, at) in enumerate(part):
                 row = self._rows[index]
-                if at == 0 and controls.no_speech is not None:
+                if at == 0:
                     row.decoded.no_speech = float(np.exp(logprobs[place, controls.no_speech]))
                     continue
                 if index in over or index in differs:

@@ -47,7 +47,7 @@ async def probe(stub: Any, model: str, deadline_s: float = DEADLINE_S) -> None:
             if isinstance(value, str):
                 add(tensor.name, "BYTES", [1, 1], struct.pack("<I", len(value)) + value.encode())
             else:
-                count = {"AUDIO": samples, "PREFIX": 0, "DRAFT": 0}.get(tensor.name, 1)
+                count = len(value) // {"INT16": 2, "INT32": 4, "BOOL": 1}[tensor.type]
                 add(tensor.name, tensor.type, [1, count], value)
     try:
         await stub.ModelInfer(request, timeout=deadline_s)

@@ -43,6 +43,8 @@ RELOADS, RELOADS_WITHIN_S = 3, 60.0
 RESTART_FIRST_S, RESTART_LAST_S, LASTED_S = 0.5, 5.0, 60.0
 # Idle it exits within 3 s; requests under way get this long.
 EXIT_TIMEOUT_S = 5
+# Batches and instances use the cores; threads of libraries would fight over them.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # gRPC tries again after a second; a server that starts is there sooner.
 _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -182,8 +184,7 @@ class Server:
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
         for name in ("PYTHONPATH", "PYTHONHOME"):
             environment.pop(name, None)
-        # Batches and instances use the cores; threads of libraries would fight over them.
-        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment |= ONE_THREAD
         if self._installation.libraries:
             paths = [str(self._installation.libraries), environment.get("LD_LIBRARY_PATH", "")]
             environment["LD_LIBRARY_PATH"] = ":".join(path for path in paths if path)

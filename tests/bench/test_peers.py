@@ -162,25 +162,6 @@ def test_a_run_in_which_somebody_else_used_the_cores_is_void() -> None:
     assert said == "somebody else used 80 % of a core: the run is void"
 
 
-@pytest.mark.parametrize("most", [0, 1, 2, 3, 5, 8, 19])
-async def test_the_search_finds_the_most_streams(most: int) -> None:
-    tried = list[int]()
-
-    async def keeps(streams: int) -> bool:
-        tried.append(streams)
-        return streams <= most
-
-    assert await peers.most_streams(keeps) == most
-    assert len(tried) == len(set(tried))
-
-
-async def test_the_search_ends_within_a_tenth() -> None:
-    async def keeps(streams: int) -> bool:
-        return streams <= 77
-
-    assert 70 <= await peers.most_streams(keeps) <= 77
-
-
 def result(streams: int | None) -> dict[str, Any]:
     return {"streams_at_slo": streams}
 

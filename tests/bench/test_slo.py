@@ -113,3 +113,31 @@ def test_every_script_says_something_else_and_the_same_each_time() -> None:
         seconds = len(script.audio) / 2 / 16_000
         assert seconds <= 60.0
         assert script.sentences[-1].end < seconds
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3, 5, 8, 19])
+async def test_the_search_finds_the_most_streams(most: int) -> None:
+    tried = list[int]()
+
+    async def keeps(streams: int) -> bool:
+        tried.append(streams)
+        return streams <= most
+
+    assert await slo.most_streams(keeps, 1, 512) == most
+    assert len(tried) == len(set(tried))
+
+
+async def test_the_search_ends_within_a_tenth() -> None:
+    async def keeps(streams: int) -> bool:
+        return streams <= 77
+
+    assert 70 <= await slo.most_streams(keeps, 1, 512) <= 77
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, 5, 7, 10, 11])
+async def test_the_search_tries_no_more_than_there_is_room_for(most: int) -> None:
+    async def keeps(streams: int) -> bool:
+        assert 1 <= streams <= 10
+        return streams <= most
+
+    assert await slo.most_streams(keeps, 4, 10) == min(most, 10)
