@@ -106,6 +106,7 @@ class SessionConfig(msgspec.Struct, frozen=True):
     interim_results: bool = True
     word_timestamps: bool = False
     enable_vad: bool = True  # whether speech_start and speech_end are sent
+    ack: bool = False  # whether acks are sent, for a client that resumes
     endpointing: Literal["auto", "manual"] = "auto"  # manual: only flush and end finish utterances
     vad_threshold: Threshold = 0.5
     min_speech_duration_ms: Milliseconds = 250
@@ -128,7 +129,25 @@ class SessionBegin(Message, tag="session.begin", kw_only=True, frozen=True):
     protocol_version: str
     config: SessionConfig
     warnings: list[Notice]
-    resumed_from: str | None = None
+    resumed_from: str | None = None  # the session this one goes on with
+    # Of a resumed session: the time from which its audio is to be sent again. Not whole: the
+    # client's sample is resume_offset_ms * sample_rate / 1000, rounded up.
+    resume_offset_ms: float | None = None
+
+
+class Queued(Message, tag="session.queued", frozen=True):
+    """No slot is free yet; comes again when the position changes."""
+
+    position: int  # 1: the next
+    timeout_seconds: float  # from now
+
+
+class Ack(Message, tag="ack", frozen=True):
+    """How far the audio got, in seconds of the session."""
+
+    received: float
+    processed: float  # searched for speech
+    finalised: float  # never needed again: a resumed session does not begin before it
 
 
 class SpeechStart(Message, tag="vad.speech_start", frozen=True):
@@ -261,6 +280,8 @@ class Snapshot(Message, tag="session.snapshot", kw_only=True, frozen=True):
 
 ServerMessage = (
     SessionBegin
+    | Queued
+    | Ack
     | SpeechStart
     | SpeechEnd
     | Partial

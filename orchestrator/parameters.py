@@ -12,7 +12,16 @@ from dalston.orchestrator.messages import Encoding, ErrorCode, Notice, SessionCo
 from dalston.triton.contract import LANGUAGES, VARIANTS
 
 # Other parameters of the stream's URL; not how a session listens, but who and where it is.
-OTHER = {"session_id", "epoch", "resume"}
+OTHER = {
+    "api_key",
+    "epoch",
+    "last_segment_id",
+    "overflow",
+    "request_id",
+    "resume",
+    "resume_session_id",
+    "session_id",
+}
 ALLOWED = {
     "model": ", ".join(VARIANTS),
     "encoding": ", ".join(get_args(Encoding)),

@@ -51,6 +51,7 @@ def test_without_parameters_everything_is_as_documented() -> None:
         ("word_timestamps", "true", True),
         ("word_timestamps", "1", True),
         ("enable_vad", "false", False),
+        ("ack", "true", True),
         ("endpointing", "manual", "manual"),
         ("vad_threshold", "0.35", 0.35),
         ("vad_threshold", "1", 1.0),
