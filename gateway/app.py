@@ -36,13 +36,14 @@ LONGEST_MESSAGE = 16 * LONGEST_FRAME
 def create_app(settings: GatewaySettings) -> FastAPI:
     client = redis_client(settings.redis_url)
     slots = Slots(client)
-    connections = Connections(slots)
+    connections = Connections(slots, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         works = (
             _every(RENEW_S, connections.renew),
             _every(EXPIRE_S, slots.expire),
+            _every(settings.worker_silent_seconds / 5, connections.look_after),
             _follow_events(client, connections),
         )
         tasks = [asyncio.create_task(work) for work in works]
@@ -188,6 +189,9 @@ async def serve(
         # Deflate costs each stream 300 KB and most of its processor time, for speech that does
         # not compress; a proxy in front can offer it.
         ws_per_message_deflate=False,
+        # Pings keep proxies from forgetting the connection. An answer may wait behind audio that
+        # we do not read yet; whether a client lives shows by what it sends.
+        ws_ping_timeout=None,
         timeout_graceful_shutdown=3,
     )
     server = _Server(config)
@@ -200,7 +204,7 @@ async def serve(
         connections.draining = True
         logger.info("draining %d connections", len(connections))
         await _until_empty(connections, settings.drain_seconds)
-        await connections.end_all(End("server_drain"))
+        await connections.end_all()
         await _until_empty(connections, LAST_FINALS_S)
         server.should_exit = True
 

@@ -1,44 +1,36 @@
 """
-One caller: check what it asks for, take a slot, carry frames to the worker and back, give the
-slot back.
-
-Knows slots and sockets, not sessions: what the frames mean is between client and worker. A frame
-is passed on before the next is read, so whoever is slow slows down the other side and nobody's
-memory fills up.
+The callers of this gateway: what each asks for is checked, a slot taken, and its call (call.py)
+looked after until the slot is given back.
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
-from urllib.parse import urlencode
+from collections.abc import Mapping
 
+import msgspec
 from fastapi import WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
+from dalston.gateway.call import Call, Unreachable
+from dalston.gateway.relay import Relay
+from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.messages import (
+    PROTOCOL_VERSION,
     End,
     Error,
     ErrorCode,
     ServerMessage,
-    SessionTerminated,
+    SessionBegin,
     serialize,
 )
-from dalston.orchestrator.parameters import ParameterError, session_config
-from dalston.orchestrator.slots import NoCapacity, Slot, Slots
+from dalston.orchestrator.parameters import OTHER, ParameterError, session_config
+from dalston.orchestrator.slots import NoCapacity, Slots
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 5  # what a caller without a slot is told to wait
-CONNECT_S = 3.0  # for a worker to answer; it is on the same network
-# A worker that does not answer is not asked again; so many others are.
-WORKERS_TRIED = 3
-# A frame between gateway and worker: the client's largest, or a snapshot.
-LONGEST_MESSAGE = 16 << 20  # bytes
-_SNAPSHOT = '{"type":"session.snapshot"'
-_GOING_AWAY, _INTERNAL, _NO_CAPACITY, _BAD_PARAMETER = 1001, 1011, 1013, 4400
+_NO_CAPACITY, _BAD_PARAMETER = 1013, 4400
 
 _WHY_NOT = {
     "no_workers": "No realtime workers available. Try again later.",
@@ -47,14 +39,23 @@ _WHY_NOT = {
 }
 
 
-class Connections:
-    """The sessions of this gateway: their slots, so that leases can be renewed, and a way to end
-    them."""
+class Refusal(Exception):
+    """A caller is sent away: the error's code, a sentence, the close code."""
 
-    def __init__(self, slots: Slots):
+    def __init__(self, code: ErrorCode, sentence: str, close_code: int):
+        super().__init__(sentence)
+        self.code: ErrorCode = code
+        self.close_code = close_code
+
+
+class Connections:
+    """The calls of this gateway, so that leases can be renewed, and a way to end them."""
+
+    def __init__(self, slots: Slots, settings: GatewaySettings):
         self.slots = slots
         self.draining = False
-        self._open: dict[str, tuple[Slot, ClientConnection]] = {}
+        self._settings = settings
+        self._calls: dict[str, Call] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -62,21 +63,33 @@ class Connections:
 
     async def renew(self) -> None:
         """To be called well within every lease."""
-        slots = [slot for slot, _ in self._open.values()]
-        for session in await self.slots.renew(slots):
-            logger.warning("%s: the slot is no longer ours", session)
+        calls = list(self._calls.values())
+        for session_id in await self.slots.renew([call.slot for call in calls]):
+            if call := self._calls.get(session_id):
+                logger.warning("%s: another gateway has taken it over", session_id)
+                call.send_away("taken_over", None)
+
+    async def look_after(self) -> None:
+        """To be called twice a second or so: workers that went silent are noticed."""
+        now = asyncio.get_running_loop().time()
+        for call in list(self._calls.values()):
+            call.look_after(now)
 
     async def end(self, session_id: str, message: End) -> bool:
         """Ask the worker to finish a session; False if it is not one of ours."""
-        if session_id not in self._open:
+        call = self._calls.get(session_id)
+        if call is None:
             return False
-        with contextlib.suppress(ConnectionClosed):
-            await self._open[session_id][1].send(serialize(message))
+        await call.end(message)
         return True
 
-    async def end_all(self, message: End) -> None:
-        for session_id in list(self._open):
-            await self.end(session_id, message)
+    async def end_all(self) -> None:
+        """The gateway has to go: clients that can go on elsewhere are told to."""
+        for session_id, call in list(self._calls.items()):
+            if call.resumes:
+                call.send_away("server_drain", "connect again with resume_session_id")
+            else:
+                await self.end(session_id, End("server_drain"))
 
     async def serve(self, websocket: WebSocket) -> None:
         """One caller, from its first frame to the last."""
@@ -84,7 +97,9 @@ class Connections:
         self._count += 1
         try:
             await self._serve(websocket)
-        except (WebSocketDisconnect, ConnectionClosed, RuntimeError) as gone:
+        except Refusal as refusal:
+            await _refuse(websocket, refusal)
+        except (WebSocketDisconnect, RuntimeError) as gone:
             # Starlette raises RuntimeError when we write to a socket that closed meanwhile.
             logger.debug("a caller left: %r", gone)
         finally:
@@ -95,123 +110,108 @@ class Connections:
         try:
             config, _ = session_config(query)
         except ParameterError as error:
-            return await _refuse(websocket, error.code, str(error), _BAD_PARAMETER)
+            raise Refusal(error.code, str(error), _BAD_PARAMETER) from None
         if self.draining:
-            return await _refuse(websocket, "no_capacity", _WHY_NOT["draining"], _NO_CAPACITY)
+            raise Refusal("no_capacity", _WHY_NOT["draining"], _NO_CAPACITY)
 
-        session_id = f"sess_{secrets.token_hex(12)}"
+        if "resume_session_id" in query:
+            relay = await self._resumed(query)
+            if relay.end:
+                return await _tell_the_end(websocket, relay)
+        else:
+            relay = Relay(f"sess_{secrets.token_hex(12)}", config)
         record = {
-            "language": config.language,
-            "model": config.model,
+            "language": relay.config.language,
+            "model": relay.config.model,
             "client_ip": websocket.client.host if websocket.client else "",
             "enhance_on_end": "false",
         }
-        avoid = ""
-        for _ in range(WORKERS_TRIED):
-            try:
-                slot = await self.slots.acquire(session_id, config.model, record, avoid=avoid)
-            except NoCapacity as error:
-                sentence = _WHY_NOT[error.reason]
-                return await _refuse(websocket, "no_capacity", sentence, _NO_CAPACITY)
-            except RedisError as error:
-                logger.error("Redis: %s", error)
-                sentence = "The register of workers cannot be reached. Try again later."
-                return await _refuse(websocket, "no_capacity", sentence, _NO_CAPACITY)
-            status = "error"
-            try:
-                worker = await _reach(slot, query)
-                async with worker:
-                    self._open[session_id] = (slot, worker)
-                    await _carry(websocket, worker, session_id)
-                    status = "ended"
-                    return
-            except (OSError, TimeoutError, InvalidHandshake, InvalidMessage) as error:
-                logger.warning("worker %s at %s: %s", slot.worker_id, slot.endpoint, error)
-                avoid = slot.worker_id
-            finally:
-                self._open.pop(session_id, None)
-                await self._release(slot, status)
-        sentence = "No realtime worker answers. Try again later."
-        await _refuse(websocket, "no_capacity", sentence, _NO_CAPACITY)
-
-    async def _release(self, slot: Slot, status: str) -> None:
         try:
-            ended = "ended" if status == "ended" else "error"
-            # Shielded: a caller that vanishes cancels us, and the slot must come back all the same.
-            await asyncio.shield(self.slots.release(slot.session_id, slot.epoch, ended))
+            slot = await self.slots.acquire(relay.session_id, relay.config.model, record)
+        except NoCapacity as error:
+            raise Refusal("no_capacity", _WHY_NOT[error.reason], _NO_CAPACITY) from None
         except RedisError as error:
-            logger.error("%s: the slot comes back with its lease: %s", slot.session_id, error)
-
-
-async def _reach(slot: Slot, query: dict[str, str]) -> ClientConnection:
-    """A connection to the worker of the slot."""
-    parameters = query | {"session_id": slot.session_id, "epoch": str(slot.epoch)}
-    return await connect(
-        f"{slot.endpoint}/session?{urlencode(parameters)}",
-        open_timeout=CONNECT_S,
-        close_timeout=1.0,  # the slot comes back behind it
-        compression=None,
-        max_size=LONGEST_MESSAGE,
-    )
-
-
-async def _carry(websocket: WebSocket, worker: ClientConnection, session_id: str) -> None:
-    """Frames both ways until one side closes; then close the other as it did."""
-
-    async def upstream() -> None:
-        while True:
-            message = await websocket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            frame = message.get("bytes")
-            await worker.send(frame if frame is not None else message["text"])
-
-    async def downstream() -> None:
-        async for frame in worker:
-            if isinstance(frame, str) and not frame.startswith(_SNAPSHOT):
-                await websocket.send_text(frame)
-
-    up, down = asyncio.create_task(upstream()), asyncio.create_task(downstream())
-    try:
-        await asyncio.wait([up, down], return_when=asyncio.FIRST_COMPLETED)
-        if up.done() and not down.done() and up.exception():
-            # The worker closed while we were writing: what it said before still comes.
-            await asyncio.wait([down])
-    finally:
-        for task in (up, down):
-            task.cancel()
-        await asyncio.gather(up, down, return_exceptions=True)
-    failure = None if down.cancelled() else down.exception()
-    if failure and not isinstance(failure, ConnectionClosed):
-        raise failure
-    # A worker that closes on purpose says so, with whatever code; one that died does not.
-    if isinstance(failure, ConnectionClosed) and failure.rcvd is None:
-        logger.error("%s: the worker is lost: %s", session_id, failure)
-        await _send(
+            logger.error("Redis: %s", error)
+            sentence = "The register of workers cannot be reached. Try again later."
+            raise Refusal("no_capacity", sentence, _NO_CAPACITY) from None
+        call = Call(
             websocket,
-            SessionTerminated(
-                session_id=session_id,
-                reason="worker_lost",
-                recoverable=True,
-                recovery_hint="connect again",
-            ),
+            relay,
+            self.slots,
+            slot,
+            {name: value for name, value in query.items() if name not in OTHER},
+            record,
+            outage_s=self._settings.outage_seconds,
+            silent_s=self._settings.worker_silent_seconds,
         )
-        await websocket.close(_INTERNAL)
-    elif worker.close_code is not None:
-        await websocket.close(worker.close_code, worker.close_reason or None)
+        if before := self._calls.get(relay.session_id):
+            before.send_away("taken_over", None)
+        self._calls[relay.session_id] = call
+        try:
+            await call.run()
+        except Unreachable:
+            sentence = "No realtime worker answers. Try again later."
+            raise Refusal("no_capacity", sentence, _NO_CAPACITY) from None
+        finally:
+            if self._calls.get(relay.session_id) is call:
+                del self._calls[relay.session_id]
+
+    async def _resumed(self, query: Mapping[str, str]) -> Relay:
+        """The session the caller wants to go on with."""
+        session_id, last = query["resume_session_id"], query.get("last_segment_id", "")
+        number = -1
+        if last:
+            digits = last.removeprefix("seg_")
+            if digits == last or not digits.isdecimal():
+                sentence = f"last_segment_id={last!r} is no segment, such as seg_0007"
+                raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER)
+            number = int(digits)
+        try:
+            kept = await self.slots.kept(session_id)
+        except RedisError as error:
+            logger.error("Redis: %s", error)
+            sentence = "The register of sessions cannot be reached. Try again later."
+            raise Refusal("no_capacity", sentence, _NO_CAPACITY) from None
+        if kept is None:
+            sentence = f"nothing is kept of session {session_id!r}; begin a new one"
+            raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER)
+        try:
+            return Relay.resumed(session_id, kept, number)
+        except (KeyError, msgspec.MsgspecError) as error:
+            logger.error("%s cannot be resumed: %r", session_id, error)
+            sentence = f"what was kept of session {session_id!r} cannot be read; begin a new one"
+            raise Refusal("internal_error", sentence, 1011) from None
+
+
+async def _tell_the_end(websocket: WebSocket, relay: Relay) -> None:
+    """The session had ended, and its client may not know how."""
+    begin = SessionBegin(
+        session_id=relay.session_id,
+        protocol_version=PROTOCOL_VERSION,
+        config=relay.config,
+        warnings=[],
+        resumed_from=relay.session_id,
+        resume_offset_ms=relay.resume_offset_ms,
+    )
+    for frame in (serialize(begin), *relay.missed()):
+        await websocket.send_text(frame)
+    await websocket.close(1000)
 
 
 async def _send(websocket: WebSocket, message: ServerMessage) -> None:
     await websocket.send_text(serialize(message))
 
 
-async def _refuse(websocket: WebSocket, code: ErrorCode, sentence: str, close_code: int) -> None:
-    no_capacity = code == "no_capacity"
+async def _refuse(websocket: WebSocket, refusal: Refusal) -> None:
+    no_capacity = refusal.code == "no_capacity"
     error = Error(
-        code=code,
-        message=sentence,
+        code=refusal.code,
+        message=str(refusal),
         recoverable=no_capacity,
         retry_after=RETRY_AFTER_S if no_capacity else None,
     )
-    await _send(websocket, error)
-    await websocket.close(close_code)
+    try:
+        await _send(websocket, error)
+        await websocket.close(refusal.close_code)
+    except (WebSocketDisconnect, RuntimeError) as gone:
+        logger.debug("a caller left: %r", gone)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from dalston.triton.contract import Variant
+from dalston.triton.contract import SAMPLE_RATE, Variant
 
 PROTOCOL_VERSION = "1.0"
 
@@ -33,6 +33,7 @@ ErrorCode = Literal[
 ]
 EndReason = Literal["client_end", "idle_timeout", "max_duration", "server_drain", "terminated"]
 Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
+SAMPLE_BYTES: dict[Encoding, int] = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
 
 # What settings may be; everything outside is refused with a sentence.
 SampleRate = Annotated[int, Meta(ge=8_000, le=48_000)]  # Hertz
@@ -114,6 +115,15 @@ class SessionConfig(msgspec.Struct, frozen=True):
     prefix_padding_ms: Padding = 300
     max_utterance_duration: UtteranceSeconds = 30.0
     model_id: str = ""  # which checkpoint that is
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of the client's audio: one sample of every channel."""
+        return SAMPLE_BYTES[self.encoding] * self.channels
+
+    def frame(self, position: int) -> int:
+        """The first of the client's frames at or behind `position`, samples at 16 kHz."""
+        return -(-position * self.sample_rate // SAMPLE_RATE)
 
 
 class Notice(msgspec.Struct, frozen=True):

@@ -2,141 +2,25 @@
 What holds for every session, whatever is said and however the audio arrives.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
-
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sounds import encoded
-from speech import RATE, WORDS, Driver, Step, chunks, pcm, say, silence, snapshots
+from scenes import SIZES, Scene, scenes, told, utterances
+from speech import WORDS, Driver, chunks, pcm, say, silence, snapshots
 
 from dalston.orchestrator.messages import (
-    Clear,
-    ClientMessage,
-    Commit,
-    ConfigUpdated,
-    Configure,
     End,
     Final,
-    Flush,
     Partial,
-    ServerMessage,
     SessionBegin,
     SessionConfig,
     SessionEnd,
     Snapshot,
     SpeechEnd,
     SpeechStart,
-    Stats,
 )
 from dalston.orchestrator.session import Session
-
-WIDTH: dict[str, int] = {"pcm_s16le": 2, "pcm_f32le": 4}
-CONTROLS: list[ClientMessage] = [
-    Flush(),
-    Commit(),
-    Clear(),
-    Configure(language="en"),
-    Configure(language="auto"),
-    Configure(min_silence_duration_ms=300),
-    Configure(vad_threshold=0.6),
-    Configure(word_timestamps=False),
-]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What is said to a session: audio and messages in turn."""
-
-    config: SessionConfig
-    parts: list[bytes | ClientMessage] = field(repr=False)
-    score: str = ""  # the same for people
-
-    def session(self, snapshot: Snapshot | None = None) -> Session:
-        return Session("s", self.config, "fast", languages={"en"}, snapshot=snapshot)
-
-    def steps(self, sizes: list[int], parts: list[Any] | None = None) -> list[Step]:
-        """With the audio between messages cut into pieces of these sizes."""
-        steps: list[Step] = []
-        audio = b""
-        for part in [*(self.parts if parts is None else parts), End()]:
-            if isinstance(part, bytes):
-                audio += part
-            else:
-                steps += [*chunks(audio, sizes), part]
-                audio = b""
-        return steps
-
-    def rest(self, snapshot: Snapshot) -> list[bytes | ClientMessage]:
-        """What a session that continues from the snapshot is still to be told."""
-        rate, width = self.config.sample_rate, WIDTH.get(self.config.encoding, 1)
-        audio = b"".join(part for part in self.parts if isinstance(part, bytes))
-        at = -(-snapshot.replay_from * rate // RATE) * width
-        parts: list[bytes | ClientMessage] = []
-        behind = told = 0
-        for part in self.parts:
-            if isinstance(part, bytes):
-                behind += len(part)
-                continue
-            told += 1
-            if told > snapshot.controls:
-                parts += [audio[at:behind], part]
-                at = max(at, behind)
-        return [*parts, audio[at:]]
-
-
-def utterances() -> st.SearchStrategy[list[int]]:
-    short = st.lists(st.integers(0, len(WORDS) - 1), min_size=1, max_size=6)
-    # 110 words without a pause last 35 s: they are cut.
-    long = st.integers(100, 115).map(lambda n: [(7 * k) % len(WORDS) for k in range(n)])
-    return st.one_of(short, short, short, short, short, short, short, long)
-
-
-@st.composite
-def scenes(draw: st.DrawFn, controls: bool = True) -> Scene:
-    config = SessionConfig(
-        language=draw(st.sampled_from(["en", "auto"])),
-        sample_rate=draw(st.sampled_from([16_000, 16_000, 8_000, 22_050, 24_000, 44_100, 48_000])),
-        encoding=draw(st.sampled_from(["pcm_s16le", "pcm_s16le", "pcm_f32le", "mulaw", "alaw"])),
-        word_timestamps=True,
-        endpointing=draw(st.sampled_from(["auto", "auto", "auto", "manual"])),
-    )
-    rate = config.sample_rate
-    parts: list[bytes | ClientMessage] = []
-    score: list[object] = []
-    for _ in range(draw(st.integers(1, 5))):
-        pause = draw(st.sampled_from([0.0, 0.1, 0.3, 0.45, 0.6, 1.0, 3.0, 22.0]))
-        words = draw(utterances())
-        sound = np.concatenate([silence(pause, rate), say(words, rate)])
-        # A message can fall anywhere, in the middle of a word too.
-        cut = draw(st.integers(0, len(sound)))
-        parts.append(encoded(sound[:cut], config.encoding))
-        if controls and draw(st.integers(0, 3)) == 0:
-            parts.append(draw(st.sampled_from(CONTROLS)))
-        parts.append(encoded(sound[cut:], config.encoding))
-        score += [pause, words, cut, *(p for p in parts[-2:-1] if not isinstance(p, bytes))]
-    return Scene(config, parts, " ".join(map(str, score))[:2000])
-
-
-def told(messages: list[ServerMessage]) -> list[ServerMessage]:
-    """What must not depend on how audio and answers came: all but partials, and what counts them.
-
-    The answer to `config` is given at once, so it stands where the message came.
-    """
-    kept: list[ServerMessage] = []
-    for message in messages:
-        if isinstance(message, SessionEnd):
-            kept.append(msgspec.structs.replace(message, stats=Stats()))
-        elif not isinstance(message, Partial | ConfigUpdated):
-            kept.append(message)
-    return kept
-
-
-# Bytes; single ones have a test of their own, they would take for ever here.
-SIZES = st.lists(st.integers(333, 60_000), min_size=1, max_size=5)
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,0 +1,408 @@
+"""
+One call: a client, the worker that has its session, and the next worker if that one is lost.
+
+        attach              worker lost, or it drains
+   ----------> ATTACHED ---------------------------> attach again, within OUTAGE_SECONDS
+                  | the worker ends the session              | no worker in time
+                  v                                          v
+               closed as the worker did               session.terminated
+
+Knows slots and sockets; what has to be said again, and what the client knows already, knows
+relay.py. A frame is passed on before the next is read, so whoever is slow slows down the other
+side and nobody's memory fills up.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Literal
+from urllib.parse import urlencode
+
+from fastapi import WebSocket, WebSocketDisconnect
+from redis.exceptions import RedisError
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
+
+from dalston.gateway.relay import Relay
+from dalston.orchestrator.messages import (
+    End,
+    SessionTerminated,
+    Warn,
+    serialize,
+)
+from dalston.orchestrator.slots import NoCapacity, Slot, Slots
+
+logger = logging.getLogger(__name__)
+
+CONNECT_S = 1.5  # for a worker to answer; it is on the same network
+BEGIN_S = 5.0  # and to begin the session
+FIRST_WORKER_S = 4.0  # to look for a worker that answers, before the client is sent away
+RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
+SAVE_AGAIN_S = 1.0
+# Audio that is held, in seconds of it: an utterance, silence before a snapshot, and being behind.
+HELD_S = 120
+# A frame between gateway and worker: the client's largest, or a snapshot.
+LONGEST_MESSAGE = 16 << 20  # bytes
+_GOING_AWAY, _INTERNAL, _SERVICE_RESTART, _ABNORMAL = 1001, 1011, 1012, 1006
+_LAST_WORDS = ('{"type":"error"', '{"type":"session.terminated"')
+
+
+class Unreachable(Exception):
+    """No worker could be had in time."""
+
+
+class WorkerRefused(Exception):
+    """A worker does not take this session, nor would another: its words, and its close code."""
+
+    def __init__(self, frame: str, code: int):
+        super().__init__(frame)
+        self.frame, self.code = frame, code
+
+
+class Call:
+    def __init__(
+        self,
+        websocket: WebSocket,
+        relay: Relay,
+        slots: Slots,
+        slot: Slot,
+        query: Mapping[str, str],
+        record: Mapping[str, str | int],
+        *,
+        key_id: str = "",
+        outage_s: float,
+        silent_s: float,
+    ):
+        self.slot = slot
+        self._websocket = websocket
+        self._relay = relay
+        self._slots = slots
+        self._query, self._record, self._key_id = dict(query), record, key_id
+        self._outage_s, self._silent_s = outage_s, silent_s
+        self._worker: ClientConnection | None = None  # that has heard all there is
+        self._link: ClientConnection | None = None  # that is being listened to
+        self._probe: asyncio.Task[None] | None = None
+        self._heard = 0.0  # loop time of the last word of _link
+        self._telling = False  # the client has not taken the last message yet
+        self._progress = asyncio.Event()  # fewer frames are held, or a worker is there
+        self._unsaved = asyncio.Event()
+        self._leave: asyncio.Future[tuple[SessionTerminated, int]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._status: Literal["ended", "error"] = (
+            "ended"  # as the register is told; so it is too when the client leaves
+        )
+
+    async def run(self) -> None:
+        """Until either side has ended."""
+        tasks = [
+            asyncio.create_task(work) for work in (self._upstream(), self._serve(), self._save())
+        ]
+        upstream, serving, saving = tasks
+        try:
+            await asyncio.wait(
+                [upstream, serving, self._leave], return_when=asyncio.FIRST_COMPLETED
+            )
+            if self._leave.done():
+                await self._stop([upstream, serving])
+                message, code = self._leave.result()
+                await self._save_now()
+                await self._websocket.send_text(serialize(message))
+                await self._websocket.close(code)
+            elif serving.done():
+                await serving  # raises what it raised
+        finally:
+            await self._stop(tasks)
+            if saving.done() and not saving.cancelled() and (error := saving.exception()):
+                logger.error("%s: %r", self._relay.session_id, error)
+            if self._link:
+                self._link.transport.abort()
+            # Shielded: a client that vanishes cancels us, and the slot must come back all the same.
+            await asyncio.shield(self._go())
+
+    async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
+        if self._probe:
+            tasks = [*tasks, self._probe]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _go(self) -> None:
+        await self._save_now()
+        try:
+            await self._slots.release(self.slot.session_id, self.slot.epoch, self._status)
+        except RedisError as error:
+            logger.error("%s: the slot comes back with its lease: %s", self.slot.session_id, error)
+
+    # What others ask.
+
+    async def end(self, message: End) -> None:
+        """Ask for the end of the session, whatever worker has it."""
+        frame = serialize(message)
+        self._relay.hold(frame)
+        if self._worker:
+            with contextlib.suppress(ConnectionClosed):
+                await self._worker.send(frame)
+
+    def send_away(self, reason: str, hint: str | None) -> None:
+        """Leave the session to another gateway. Without a hint the client is to forget it."""
+        if not self._leave.done():
+            session = self._relay.session_id
+            recoverable = hint is not None
+            message = SessionTerminated(
+                session_id=session, reason=reason, recoverable=recoverable, recovery_hint=hint
+            )
+            self._leave.set_result((message, _GOING_AWAY))
+
+    @property
+    def resumes(self) -> bool:
+        """Whether its client can go on at another gateway."""
+        return self._relay.config.ack
+
+    def look_after(self, now: float) -> None:
+        """To be called twice a second or so: a worker that is quiet is asked whether it lives."""
+        quiet = now - self._heard > self._silent_s / 4
+        if self._link and quiet and (self._probe is None or self._probe.done()):
+            self._probe = asyncio.create_task(self._ask(self._link))
+
+    async def _ask(self, link: ClientConnection) -> None:
+        try:
+            async with asyncio.timeout(self._silent_s / 2):
+                await (await link.ping())
+            self._heard = asyncio.get_running_loop().time()
+        except ConnectionClosed:
+            pass
+        except TimeoutError:
+            # While a slow client keeps us from listening the answer cannot come.
+            if link is self._link and not self._telling:
+                logger.error("%s: %s is silent", self._relay.session_id, self.slot.worker_id)
+                link.transport.abort()
+
+    # The client's side.
+
+    async def _upstream(self) -> None:
+        relay = self._relay
+        most = HELD_S * relay.config.sample_rate * relay.config.frame_bytes
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            frame = message.get("bytes")
+            frame = frame if frame is not None else message["text"]
+            relay.hold(frame)
+            if self._worker:
+                with contextlib.suppress(ConnectionClosed):  # it is told to the next
+                    await self._worker.send(frame)
+            while relay.held_bytes > most:
+                self._progress.clear()
+                await self._progress.wait()
+
+    async def _tell(self, frame: str) -> None:
+        self._telling = True
+        try:
+            await self._websocket.send_text(frame)
+        except WebSocketDisconnect:
+            raise
+        except RuntimeError as error:  # Starlette's word for a socket that closed meanwhile
+            raise WebSocketDisconnect(_ABNORMAL, str(error)) from None
+        finally:
+            self._telling = False
+
+    # The worker's side.
+
+    async def _serve(self) -> None:
+        """Attach, listen, and attach again as often as a worker is lost; then close."""
+        relay, slot = self._relay, self.slot
+        within = FIRST_WORKER_S
+        avoid = ""
+        while True:
+            try:
+                link = await self._attach(slot, avoid, within)
+            except WorkerRefused as refused:
+                self._status = "error"
+                await self._tell(refused.frame)
+                return await self._websocket.close(refused.code)
+            except Unreachable:
+                if within == FIRST_WORKER_S:
+                    raise
+                return await self._give_up()
+            code, last = await self._listen(link)
+            if relay.end or not _lost(code, last):
+                self._status = "error" if code == _INTERNAL else "ended"
+                code = 1000 if relay.end and code in (_ABNORMAL, _SERVICE_RESTART) else code
+                return await self._websocket.close(code, link.close_reason or None)
+            within, slot, avoid = self._outage_s, None, self.slot.worker_id
+            if code == _SERVICE_RESTART:
+                logger.info("%s: %s drains", relay.session_id, avoid)
+            else:
+                logger.error("%s: %s is lost (%s)", relay.session_id, avoid, code)
+                sentence = "the worker was lost; the session goes on with another"
+                await self._tell(serialize(Warn(code="worker_lost", message=sentence)))
+
+    async def _give_up(self) -> None:
+        message = SessionTerminated(
+            session_id=self._relay.session_id,
+            reason="worker_lost",
+            recoverable=True,
+            recovery_hint="connect again with resume_session_id",
+        )
+        self._status = "error"
+        await self._save_now()
+        await self._tell(serialize(message))
+        await self._websocket.close(_INTERNAL)
+
+    async def _attach(self, slot: Slot | None, avoid: str, within: float) -> ClientConnection:
+        """A worker that has begun the session; its slot is ours. Raises Unreachable and
+        WorkerRefused."""
+        loop = asyncio.get_running_loop()
+        deadline, wait = loop.time() + within, RETRY_FIRST_S
+        while True:
+            if slot:
+                self.slot = slot
+                try:
+                    return await self._reach(slot)
+                except (OSError, TimeoutError, InvalidHandshake, InvalidMessage) as error:
+                    logger.warning("worker %s at %s: %r", slot.worker_id, slot.endpoint, error)
+                    avoid, slot = slot.worker_id, None
+            if loop.time() + wait > deadline:
+                raise Unreachable
+            try:
+                slot = await self._acquire(avoid)
+            except (NoCapacity, RedisError) as error:
+                # Perhaps the lost one is back before another has room.
+                logger.debug("%s: %r", self._relay.session_id, error)
+                avoid = ""
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, RETRY_LAST_S)
+
+    async def _acquire(self, avoid: str) -> Slot:
+        """The session's next slot. Cancelled half-way it is ours all the same, to be given back."""
+        acquiring = asyncio.ensure_future(
+            self._slots.acquire(
+                self._relay.session_id, self._relay.config.model, self._record, avoid=avoid
+            )
+        )
+        try:
+            return await asyncio.shield(acquiring)
+        except asyncio.CancelledError:
+            with contextlib.suppress(NoCapacity, RedisError):
+                self.slot = await acquiring
+            raise
+
+    async def _reach(self, slot: Slot) -> ClientConnection:
+        """A connection to the worker of the slot, where the session has begun.
+
+        Raises OSError and what connect() raises if this worker does not, WorkerRefused if none
+        would.
+        """
+        relay = self._relay
+        snapshot = relay.stated()
+        parameters = self._query | {"session_id": slot.session_id, "epoch": str(slot.epoch)}
+        if snapshot:
+            parameters["resume"] = "1"
+        link = await connect(
+            f"{slot.endpoint}/session?{urlencode(parameters)}",
+            open_timeout=CONNECT_S,
+            ping_interval=None,  # look_after() does it, and knows when not to
+            close_timeout=1.0,
+            compression=None,
+            max_size=LONGEST_MESSAGE,
+        )
+        try:
+            async with asyncio.timeout(BEGIN_S):
+                if snapshot:
+                    await link.send(serialize(snapshot))
+                frame = await link.recv()
+                assert isinstance(frame, str)
+                if frame.startswith(_LAST_WORDS):
+                    await link.wait_closed()
+                    if link.close_code == 1013:
+                        raise ConnectionRefusedError("it takes no more sessions")
+                    raise WorkerRefused(frame, link.close_code or _INTERNAL)
+        except ConnectionClosed as closed:
+            raise ConnectionResetError(str(closed)) from None
+        except BaseException:
+            link.transport.abort()
+            raise
+        told = relay.pass_on(frame)
+        if told:
+            for known in (told, *relay.missed()):
+                await self._tell(known)
+        self._unsaved.set()
+        return link
+
+    async def _listen(self, link: ClientConnection) -> tuple[int, str]:
+        """Pass on what a worker says until it closes: the code, and its last words."""
+        loop, relay = asyncio.get_running_loop(), self._relay
+        self._link, self._heard = link, loop.time()
+        saying = asyncio.create_task(self._say_again(link, self._relay.start_again()))
+        last = ""
+        try:
+            async for frame in link:
+                self._heard = loop.time()
+                if not isinstance(frame, str):
+                    continue
+                last = frame
+                told = relay.pass_on(frame)
+                if told is not None:
+                    await self._tell(told)
+                if relay.has_unsaved:
+                    self._unsaved.set()
+                    self._progress.set()
+        except ConnectionClosed:
+            pass
+        finally:
+            self._worker = self._link = None
+            saying.cancel()
+            await asyncio.gather(saying, return_exceptions=True)
+            link.transport.abort()
+        return link.close_code or _ABNORMAL, last
+
+    async def _say_again(self, link: ClientConnection, number: int) -> None:
+        """Tell a worker everything that is held, then let the client's frames go straight to it."""
+        with contextlib.suppress(ConnectionClosed):
+            for ping in self._relay.unanswered_pings():
+                await link.send(ping)
+            while (frame := self._relay.frame(number)) is not None:
+                number = max(number, self._relay.first_held) + 1
+                await link.send(frame)
+            self._worker = link
+            self._progress.set()
+
+    # The register.
+
+    async def _save(self) -> None:
+        """Keep what another gateway needs to go on, whenever there is more of it."""
+        while True:
+            await self._unsaved.wait()
+            self._unsaved.clear()
+            if not await self._save_now():
+                await asyncio.sleep(SAVE_AGAIN_S)
+                self._unsaved.set()
+
+    async def _save_now(self) -> bool:
+        fields = self._relay.unsaved()
+        if not fields:
+            return True
+        try:
+            ours = await self._slots.keep(
+                self.slot.session_id, self.slot.epoch, fields, key_id=self._key_id
+            )
+        except (RedisError, asyncio.CancelledError) as error:
+            self._relay.not_saved(fields)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            logger.warning("%s: not saved: %s", self.slot.session_id, error)
+            return False
+        if not ours:
+            self.send_away("taken_over", None)
+        return True
+
+
+def _lost(code: int, last: str) -> bool:
+    """Whether a worker that closed so has left its session to us."""
+    if code in (_ABNORMAL, _GOING_AWAY, _SERVICE_RESTART):
+        return True
+    # Without a word of why it is the library that closed.
+    return code == _INTERNAL and not last.startswith(_LAST_WORDS)

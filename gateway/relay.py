@@ -1,0 +1,316 @@
+"""
+What a session would lose with its worker, and what its client has heard already. No I/O.
+
+The client's frames are held from the last snapshot on, and can be sent again to another worker,
+which says everything behind that snapshot once more: what the client knows already is left out.
+Messages come in the order of the audio and finals depend on nothing but it, so "once more" means
+the same messages in the same order; only partials may differ.
+
+The frames are held as the client sent them, for a worker that decodes and resamples them again
+gets the same samples only from the same bytes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from dalston.orchestrator.messages import (
+    Ack,
+    Configure,
+    End,
+    Error,
+    Final,
+    MessageError,
+    Partial,
+    Ping,
+    Segment,
+    SessionBegin,
+    SessionConfig,
+    Snapshot,
+    parse,
+    parse_server,
+    serialize,
+)
+from dalston.triton.contract import SAMPLE_RATE
+
+# What the worker writes begins with its type: most messages need not be read any further.
+_BEGIN, _SNAPSHOT = '{"type":"session.begin"', '{"type":"session.snapshot"'
+_FINAL, _PARTIAL = '{"type":"transcript.final"', '{"type":"transcript.partial"'
+_SPEECH, _ACK, _END = '{"type":"vad.', '{"type":"ack"', '{"type":"session.end"'
+_UPDATED, _PONG, _ERROR = '{"type":"config.updated"', '{"type":"pong"', '{"type":"error"'
+
+
+@dataclass
+class Held:
+    """A frame of the client."""
+
+    frame: str | bytes
+    end: int  # audio bytes of the session up to and with it
+    ordinal: int = 0  # of a text frame, as its worker counts them
+    answered: bool = False  # a config whose config.updated or error was told
+
+
+class Relay:
+    """Audio is counted in bytes of the client since the session began."""
+
+    def __init__(self, session_id: str, config: SessionConfig):
+        self.session_id = session_id
+        self.config = config
+        self.snapshot: Snapshot | None = None  # the last, without segments
+        self.finals: dict[str, str] = {}  # by segment id, as they were told
+        self.end: str | None = None  # session.end, once it was told
+        self.ending = False  # the client has said so, or the gateway
+        self._unsaved: dict[str, str] = {}
+        self._last_told = -1  # number of the last final the client has
+        self._held: list[Held] = []
+        self._dropped = 0  # frames that are held no more
+        self._received = 0  # bytes
+        self._needed = 0  # bytes before it are not
+        self._texts = 0  # frames the worker has counted
+        self._pings = 0  # that were not answered
+        # Since the snapshot, and of these how many a worker that repeats has still to say.
+        self._speech_told = self._speech_due = 0
+        self._updates_due = 0
+        self._begun = self._invalid_told = False
+        self.resume_offset_ms: float | None = None  # of one that was resumed
+        self._partial: str | None = None  # the last that was told, as it is on the wire
+        self._shown: tuple[str, float, str] | None = None  # after a takeover: segment, end, stable
+        self._acked = 0.0
+
+    @classmethod
+    def resumed(cls, session_id: str, kept: Mapping[str, str], last_segment: int) -> "Relay":
+        """To go on with what was saved of a session, whose client has the finals up to
+        `last_segment`. Raises msgspec.MsgspecError and KeyError if that is not what was saved."""
+        relay = cls(session_id, msgspec.json.decode(kept["config"], type=SessionConfig))
+        relay.finals = {id: kept[id] for id in sorted(kept, key=_number) if _number(id) >= 0}
+        relay.end = kept.get("end")
+        replay_from = 0
+        if "snapshot" in kept:
+            relay.snapshot = msgspec.json.decode(kept["snapshot"], type=Snapshot)
+            replay_from = relay.snapshot.replay_from
+            relay.config = relay.snapshot.config
+        relay.resume_offset_ms = replay_from / (SAMPLE_RATE // 1000)
+        relay._received = relay.config.frame(replay_from) * relay.config.frame_bytes
+        relay._needed = relay._received
+        relay._last_told = last_segment
+        return relay
+
+    def missed(self) -> list[str]:
+        """Finals the client does not have, and the end; for one that resumes."""
+        missed = [final for id, final in self.finals.items() if _number(id) > self._last_told]
+        self._last_told = max([self._last_told, *map(_number, self.finals)])
+        return [*missed, self.end] if self.end else missed
+
+    # From the client.
+
+    def hold(self, frame: str | bytes) -> None:
+        if isinstance(frame, bytes):
+            self._received += len(frame)
+            self._held.append(Held(frame, self._received))
+            return
+        self._texts += 1
+        try:
+            message = parse(frame)
+        except MessageError:
+            return  # the worker says so; nobody has to hear it twice
+        if isinstance(message, Ping):
+            self._pings += 1
+            return
+        self.ending = self.ending or isinstance(message, End)
+        self._held.append(Held(frame, self._received, self._texts))
+
+    @property
+    def held_bytes(self) -> int:
+        return self._received - self._needed
+
+    # To the register.
+
+    def unsaved(self) -> dict[str, str]:
+        """What a gateway that resumes the session needs and was not told yet; it counts as told."""
+        fields, self._unsaved = self._unsaved, {}
+        return fields
+
+    @property
+    def has_unsaved(self) -> bool:
+        return bool(self._unsaved)
+
+    def not_saved(self, fields: Mapping[str, str]) -> None:
+        """It could not be told after all."""
+        self._unsaved = {**fields, **self._unsaved}
+
+    # To a worker.
+
+    def stated(self) -> Snapshot | None:
+        """What the next worker is given to begin with, its segments complete."""
+        if self.snapshot is None:
+            return None
+        finals = map(_final, self.finals.values())
+        # A final behind the snapshot is told again, and not yet part of it.
+        segments = [
+            Segment(final.start, final.end, final.text, final.segment_id)
+            for final in finals
+            if _number(final.segment_id) < self.snapshot.next_segment
+        ]
+        return msgspec.structs.replace(self.snapshot, segments=segments)
+
+    def start_again(self) -> int:
+        """Another worker gets everything: the number of the first frame, for `frame`."""
+        self._texts = self.snapshot.controls if self.snapshot else 0
+        for held in self._held:
+            if isinstance(held.frame, str):
+                self._texts += 1
+                held.ordinal = self._texts
+        self._speech_due = self._speech_told
+        self._updates_due = sum(held.answered for held in self._held)
+        if self._partial:
+            partial = parse_server(self._partial)
+            assert isinstance(partial, Partial)
+            stable = partial.text[: partial.stable_chars]
+            self._shown, self._partial = (partial.segment_id, partial.end, stable), None
+        return self._dropped
+
+    def frame(self, number: int) -> str | bytes | None:
+        """A frame that is held; of one that is no more, the first that is. None: not there yet."""
+        at = max(0, number - self._dropped)
+        return self._held[at].frame if at < len(self._held) else None
+
+    @property
+    def first_held(self) -> int:
+        return self._dropped
+
+    def unanswered_pings(self) -> list[str]:
+        pings, self._pings = self._pings, 0
+        return [serialize(Ping())] * pings
+
+    # From a worker.
+
+    def pass_on(self, frame: str) -> str | None:
+        """What the client is told when a worker says this; None: nothing, or nothing new."""
+        if frame.startswith(_PARTIAL):
+            if self._shown:
+                return self._pass_partial(frame)
+            self._partial = frame
+            return frame
+        if frame.startswith(_SPEECH):
+            self._speech_told += not self._speech_due
+            self._speech_due, repeated = max(0, self._speech_due - 1), self._speech_due > 0
+            return None if repeated else frame
+        if frame.startswith(_FINAL):
+            return self._pass_final(frame)
+        if frame.startswith(_SNAPSHOT):
+            self._state(frame)
+            return None
+        if frame.startswith(_ACK):
+            received = msgspec.json.decode(frame, type=Ack).received
+            if received < self._acked:
+                return None  # another worker has not heard it all yet
+            self._acked = received
+            return frame
+        if frame.startswith(_BEGIN):
+            return self._pass_begin(frame)
+        if frame.startswith(_PONG):
+            self._pings = max(0, self._pings - 1)
+            return frame
+        if frame.startswith(_UPDATED):
+            return self._pass_answer(frame)
+        if frame.startswith(_ERROR):
+            code = msgspec.json.decode(frame, type=Error).code
+            if code == "language_unsupported":
+                return self._pass_answer(frame)
+            if code == "invalid_audio":
+                told, self._invalid_told = self._invalid_told, True
+                return None if told else frame
+            return frame
+        if frame.startswith(_END):
+            self.end = self._unsaved["end"] = frame
+        return frame
+
+    def _pass_begin(self, frame: str) -> str | None:
+        if self._begun:
+            return None
+        self._begun = True
+        begin = parse_server(frame)
+        assert isinstance(begin, SessionBegin)
+        self.config = begin.config
+        self._unsaved["config"] = msgspec.json.encode(begin.config).decode()
+        if self.resume_offset_ms is None:
+            return frame
+        begin = msgspec.structs.replace(
+            begin, resumed_from=self.session_id, resume_offset_ms=self.resume_offset_ms
+        )
+        return serialize(begin)
+
+    def _pass_final(self, frame: str) -> str | None:
+        segment = _final(frame).segment_id
+        if self._shown and _number(segment) >= _number(self._shown[0]):
+            self._shown = None
+        self._partial = None
+        if segment not in self.finals:
+            self.finals[segment] = self._unsaved[segment] = frame
+        if _number(segment) <= self._last_told:
+            return None
+        self._last_told = _number(segment)
+        return frame
+
+    def _pass_partial(self, frame: str) -> str | None:
+        """After a takeover: only what goes on from what was shown before."""
+        assert self._shown
+        partial = msgspec.json.decode(frame, type=Partial)
+        segment, end, stable = self._shown
+        if _number(partial.segment_id) > _number(segment):
+            self._shown, self._partial = None, frame
+            return frame
+        if partial.segment_id != segment:
+            return None
+        if partial.end <= end or not partial.text.startswith(stable):
+            return None
+        if partial.stable_chars < len(stable):
+            partial = msgspec.structs.replace(partial, stable_chars=len(stable))
+        self._shown = segment, partial.end, partial.text[: partial.stable_chars]
+        return serialize(partial)
+
+    def _pass_answer(self, frame: str) -> str | None:
+        if self._updates_due:
+            self._updates_due -= 1
+            return None
+        for held in self._held:
+            if isinstance(held.frame, str) and not held.answered and _is_config(held.frame):
+                held.answered = True
+                break
+        return frame
+
+    def _state(self, frame: str) -> None:
+        """Nothing before a snapshot is needed any more."""
+        snapshot = msgspec.json.decode(frame, type=Snapshot)
+        self.snapshot = msgspec.structs.replace(snapshot, segments=[])
+        self._unsaved["snapshot"] = serialize(self.snapshot)
+        self._speech_told = self._speech_due = 0
+        self._partial = None
+        self._needed = needed = self.config.frame(snapshot.replay_from) * self.config.frame_bytes
+        keep = list[Held]()
+        for held in self._held:
+            if isinstance(held.frame, str):
+                if held.ordinal > snapshot.controls:
+                    keep.append(held)
+            elif held.end > needed:
+                first = held.end - len(held.frame)
+                if first < needed:
+                    held.frame = held.frame[needed - first :]
+                keep.append(held)
+        self._dropped += len(self._held) - len(keep)
+        self._held = keep
+
+
+def _final(frame: str) -> Final:
+    return msgspec.json.decode(frame, type=Final)
+
+
+def _number(segment_id: str) -> int:
+    """Of seg_0007 it is 7; -1 if that is no segment."""
+    digits = segment_id.removeprefix("seg_")
+    return int(digits) if digits != segment_id and digits.isdecimal() else -1
+
+
+def _is_config(frame: str) -> bool:
+    return isinstance(parse(frame), Configure)
