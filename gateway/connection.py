@@ -14,10 +14,13 @@ import secrets
 from urllib.parse import urlencode
 
 from fastapi import WebSocket, WebSocketDisconnect
+from pydantic import SecretStr
 from redis.exceptions import RedisError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
+from dalston.gateway.access import Access, Refused, chosen_subprotocol
+from dalston.orchestrator import request_ids
 from dalston.orchestrator.messages import (
     End,
     Error,
@@ -26,7 +29,7 @@ from dalston.orchestrator.messages import (
     SessionTerminated,
     serialize,
 )
-from dalston.orchestrator.parameters import ParameterError, session_config
+from dalston.orchestrator.parameters import OTHER, ParameterError, session_config
 from dalston.orchestrator.slots import NoCapacity, Slot, Slots
 
 logger = logging.getLogger(__name__)
@@ -51,8 +54,10 @@ class Connections:
     """The sessions of this gateway: their slots, so that leases can be renewed, and a way to end
     them."""
 
-    def __init__(self, slots: Slots):
+    def __init__(self, slots: Slots, access: Access, worker_secret: SecretStr | None):
         self.slots = slots
+        self.access = access
+        self.worker_secret = worker_secret
         self.draining = False
         self._open: dict[str, tuple[Slot, ClientConnection]] = {}
         self._count = 0
@@ -80,7 +85,7 @@ class Connections:
 
     async def serve(self, websocket: WebSocket) -> None:
         """One caller, from its first frame to the last."""
-        await websocket.accept()
+        await websocket.accept(chosen_subprotocol(websocket.scope["subprotocols"]))
         self._count += 1
         try:
             await self._serve(websocket)
@@ -93,6 +98,10 @@ class Connections:
     async def _serve(self, websocket: WebSocket) -> None:
         query = dict(websocket.query_params)
         try:
+            await self.access.caller(websocket.headers, query)
+        except Refused as error:
+            return await _refuse(websocket, error.code, str(error), error.close_code)
+        try:
             config, _ = session_config(query)
         except ParameterError as error:
             return await _refuse(websocket, error.code, str(error), _BAD_PARAMETER)
@@ -100,6 +109,7 @@ class Connections:
             return await _refuse(websocket, "no_capacity", _WHY_NOT["draining"], _NO_CAPACITY)
 
         session_id = f"sess_{secrets.token_hex(12)}"
+        request_ids.session_id.set(session_id)
         record = {
             "language": config.language,
             "model": config.model,
@@ -119,7 +129,7 @@ class Connections:
                 return await _refuse(websocket, "no_capacity", sentence, _NO_CAPACITY)
             status = "error"
             try:
-                worker = await _reach(slot, query)
+                worker = await _reach(slot, query, self.worker_secret)
                 async with worker:
                     self._open[session_id] = (slot, worker)
                     await _carry(websocket, worker, session_id)
@@ -143,11 +153,17 @@ class Connections:
             logger.error("%s: the slot comes back with its lease: %s", slot.session_id, error)
 
 
-async def _reach(slot: Slot, query: dict[str, str]) -> ClientConnection:
+async def _reach(slot: Slot, query: dict[str, str], secret: SecretStr | None) -> ClientConnection:
     """A connection to the worker of the slot."""
-    parameters = query | {"session_id": slot.session_id, "epoch": str(slot.epoch)}
+    # Keys are not for workers, and what only a gateway may say is not for clients.
+    parameters = {name: value for name, value in query.items() if name not in OTHER}
+    parameters |= {"session_id": slot.session_id, "epoch": str(slot.epoch)}
+    parameters["request_id"] = request_ids.request_id.get()
     return await connect(
         f"{slot.endpoint}/session?{urlencode(parameters)}",
+        additional_headers=(
+            {"Authorization": f"Bearer {secret.get_secret_value()}"} if secret else None
+        ),
         open_timeout=CONNECT_S,
         close_timeout=1.0,  # the slot comes back behind it
         compression=None,
@@ -202,7 +218,7 @@ async def _carry(websocket: WebSocket, worker: ClientConnection, session_id: str
 
 
 async def _send(websocket: WebSocket, message: ServerMessage) -> None:
-    await websocket.send_text(serialize(message))
+    await websocket.send_text(serialize(request_ids.named(message)))
 
 
 async def _refuse(websocket: WebSocket, code: ErrorCode, sentence: str, close_code: int) -> None:
