@@ -46,7 +46,7 @@ class Place:
                 await client.aclose()
         else:
             raise KeysError(
-                "where are the keys? give --file or --redis-url, or set DALSTON_API_KEYS or REDIS_URL"
+                "where are the keys? give --file or --redis-url, or set DALSTON_API_KEYS, REDIS_URL"
             )
 
 

@@ -44,8 +44,8 @@ class KeysError(Exception):
 class Key(msgspec.Struct, frozen=True):
     """What is kept of a key. Its name stands for it in logs and in Redis."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    name: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")]
+    sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     sessions: Annotated[int, Meta(ge=0)] = 0  # at the same time; 0: no limit
     created: str = ""
 
