@@ -322,7 +322,7 @@ for module in modules:
 @pytest.mark.parametrize(
     ("dockerfile", "extra", "modules"),
     [
-        ("gateway/Dockerfile", "gateway", ["cli.main", "gateway.app"]),
+        ("gateway/Dockerfile", "gateway", ["cli.main", "cli.keys", "gateway.app"]),
         ("orchestrator/Dockerfile", "worker", ["cli.main", "orchestrator.worker"]),
         (
             "triton/Dockerfile",

@@ -2,12 +2,14 @@
 `dalston keys` as people type it, with keys in a file and in a real Redis.
 """
 
+import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from dalston.gateway.keys import FileKeys, sha256
 from dalston.triton.process import free_port
@@ -27,12 +29,8 @@ def dalston(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 @pytest.fixture(params=["--file", "--redis-url"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> list[str]:
     """An empty one."""
-    number = 1 + len(request.node.name) % 8  # a database of the test's own
-    return (
-        [request.param, str(tmp_path / "keys")]
-        if request.param == "--file"
-        else [request.param, f"{redis_url}/{number}"]
-    )
+    there = str(tmp_path / "keys") if request.param == "--file" else f"{redis_url}/1"
+    return [request.param, there]
 
 
 def test_a_key_is_made_listed_and_revoked(place: list[str]) -> None:
@@ -78,3 +76,26 @@ def test_what_cannot_be_done_is_said_in_a_sentence(arguments: list[str], says: s
     assert done.returncode == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+async def test_a_stream_shows_the_key_it_is_given(how: str) -> None:
+    asked = list[str]()
+
+    async def close(connection: ServerConnection) -> None:
+        assert connection.request
+        asked.append(connection.request.path)
+
+    sample = Path(__file__).parents[2] / "demo" / "samples" / "00.wav"
+    async with serve(close, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+        option = ("--api-key", "dk_1") if how == "option" else ()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "dalston.cli.main", "stream", str(sample), "--url", url),
+            *option,
+            env=os.environ | ({} if option else {"DALSTON_API_KEY": "dk_1"}),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        await asyncio.wait_for(process.wait(), 30)
+    assert "api_key=dk_1" in asked[0]

@@ -28,7 +28,7 @@ from websockets.typing import Subprotocol
 
 from dalston.gateway.access import Access, Caller, Refused, check_resume
 from dalston.gateway.app import serve
-from dalston.gateway.keys import FileKeys, KeysError, RedisKeys, make
+from dalston.gateway.keys import FileKeys, Key, KeysError, RedisKeys, make, sha256
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.settings import SettingsError, from_environment
 from dalston.orchestrator.slots import Registration, Slots, redis_client
@@ -215,14 +215,21 @@ async def test_no_key_is_refused_and_told_how_to_show_one(start: Start) -> None:
     assert gateway.asked == []
 
 
-async def test_a_hash_is_no_key(start: Start) -> None:
+async def test_nothing_but_the_whole_key_is_one(start: Start) -> None:
     gateway = await start(api_keys="redis")
     text, key = make("kiosk")
     await RedisKeys(gateway.client).add(key)
-    # Nor is another key whose hash begins alike: the whole is compared.
     for wrong in (key.sha256, key.id, text[:-1], text.upper(), f"{text}0"):
         async with gateway.stream(X_API_Key=wrong) as stream:
             assert (await refused(stream))[1] == 4001
+    # One whose hash begins like that of a key that is kept is found, and is not it.
+    alike = make("alike")[0]
+    kept = sha256(alike)[:32] + 32 * "0"
+    await RedisKeys(gateway.client).add(Key("half", kept))
+    async with gateway.stream(X_API_Key=alike) as stream:
+        assert (await refused(stream))[1] == 4001
+    async with gateway.stream(X_API_Key=text) as stream:
+        assert await begins(stream)
 
 
 async def test_a_revoked_key_has_no_new_sessions_and_keeps_the_one_it_has(start: Start) -> None:
