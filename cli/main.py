@@ -4,6 +4,7 @@ wherever the package is installed, whichever extras are.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -27,16 +28,25 @@ environment:
   DALSTON_SESSION_SECONDS  and after so long altogether (14400)
   OUTAGE_SECONDS         how long a session waits for failing models (30)
   DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
+  DALSTON_WORKER_SECRET  what gateways must show; without it whoever reaches the port may
   LOG_LEVEL              DEBUG, INFO, WARNING or ERROR (INFO)
+  DALSTON_LOG_FORMAT     text, or json for an object a line (text)
 """
 _GATEWAY_HELP = """\
 environment:
   REDIS_URL              where the slots are, redis://host:port (required)
   DALSTON_HOST           address to listen at (127.0.0.1)
   DALSTON_PORT           port to listen at (8000)
+  DALSTON_API_KEYS       redis, or a file: where `dalston keys` keeps them; without it everybody may
   DALSTON_ADMIN_KEY      bearer key for /v1/realtime/sessions; without it nobody may
+  DALSTON_WORKER_SECRET  the workers' own
   DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
   LOG_LEVEL              DEBUG, INFO, WARNING or ERROR (INFO)
+  DALSTON_LOG_FORMAT     text, or json for an object a line (text)
+"""
+_KEYS_HELP = """\
+The place is --file or --redis-url; else what DALSTON_API_KEYS says, as for the gateway, with
+REDIS_URL. Only hashes are kept.
 """
 
 
@@ -89,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     stream.add_argument("--url", default="ws://127.0.0.1:8000", help="the server (%(default)s)")
     stream.add_argument("--json", action="store_true", help="print every message as a line of JSON")
     stream.add_argument("--fast", action="store_true", help="do not pace a file in real time")
+    stream.add_argument(
+        "--api-key", metavar="KEY", help="for servers that want one ($DALSTON_API_KEY)"
+    )
     stream.add_argument("--language", default="auto", help="ISO 639-1 code, or auto (auto)")
     stream.add_argument("--model", default="fast", help="fast or accurate (fast)")
     stream.add_argument("--words", action="store_true", help="ask for word times")
@@ -104,6 +117,25 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, help="the repository (DATA_DIR/model_repository)")
     listed = actions.add_parser("list", help="profiles, variants and their checkpoints")
     listed.set_defaults(run=_models_list)
+
+    keys = add("keys", "API keys for callers", lambda _: 2)
+    actions = keys.add_subparsers(metavar="ACTION", required=True)
+    for name, help, run in (
+        ("add", "make a key and print it, this once", _keys_add),
+        ("list", "what is kept of every key", _keys_list),
+        ("revoke", "no new sessions for a key, from now on", _keys_revoke),
+    ):
+        action = actions.add_parser(name, help=help, description=help, epilog=_KEYS_HELP)
+        action.set_defaults(run=run)
+        place = action.add_mutually_exclusive_group()
+        place.add_argument("--file", type=Path, help="the file they are in")
+        place.add_argument("--redis-url", metavar="URL", help="the Redis they are in")
+        if name != "list":
+            action.add_argument("name", help="whose key it is, such as kiosk-7")
+        if name == "add":
+            action.add_argument(
+                "--sessions", type=int, default=0, help="at the same time; 0: no limit (0)"
+            )
 
     add("gateway", "run a gateway", _gateway, _GATEWAY_HELP)
     add("worker", "run a worker", _worker, _WORKER_HELP)
@@ -149,6 +181,8 @@ def _stream(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         return _missing("client", error)
     parameters = {"language": args.language, "model": args.model, "word_timestamps": args.words}
+    if key := args.api_key or os.environ.get("DALSTON_API_KEY"):
+        parameters["api_key"] = key
     raw = stream.Format(args.encoding, args.sample_rate, args.channels)
     return stream.main(args.source, args.url, parameters, raw, args.json, args.fast)
 
@@ -169,6 +203,30 @@ def _models_list(_: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         return _missing("triton", error)
     return models.show()
+
+
+def _keys_add(args: argparse.Namespace) -> int:
+    try:
+        from dalston.cli import keys
+    except ModuleNotFoundError as error:
+        return _missing("gateway", error)
+    return keys.add(keys.Place(args.file, args.redis_url), args.name, args.sessions)
+
+
+def _keys_list(args: argparse.Namespace) -> int:
+    try:
+        from dalston.cli import keys
+    except ModuleNotFoundError as error:
+        return _missing("gateway", error)
+    return keys.show(keys.Place(args.file, args.redis_url))
+
+
+def _keys_revoke(args: argparse.Namespace) -> int:
+    try:
+        from dalston.cli import keys
+    except ModuleNotFoundError as error:
+        return _missing("gateway", error)
+    return keys.revoke(keys.Place(args.file, args.redis_url), args.name)
 
 
 def _gateway(_: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ the gateway drains first, Redis is last.
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -104,6 +105,8 @@ def parts(
     redis_port, grpc, http, metrics = (free_port() for _ in range(4))
     redis_url = f"redis://127.0.0.1:{redis_port}"
     dalston = [sys.executable, "-m", "dalston.cli.main"]
+    # Other programs of this machine reach the workers' ports too.
+    secret = {"DALSTON_WORKER_SECRET": secrets.token_hex(16)}
 
     def part(name: str, command: list[str], environment: dict[str, str], stop_s: float) -> Part:
         log = run / f"{name}.log"
@@ -119,7 +122,7 @@ def parts(
     ]
     for number in range(1, workers + 1):
         worker_port = free_port()
-        environment = {
+        environment = secret | {
             "REDIS_URL": redis_url,
             "WORKER_ID": f"worker-{number}",
             "WORKER_PORT": str(worker_port),
@@ -133,7 +136,7 @@ def parts(
             "DALSTON_VAD_MODEL": str(repository / "silero_vad" / "1" / "silero.onnx"),
         }
         stack.append(part(f"worker-{number}", [*dalston, "worker"], environment, drain_s + 7))
-    environment = {
+    environment = secret | {
         "REDIS_URL": redis_url,
         "DALSTON_HOST": host,
         "DALSTON_PORT": str(port),

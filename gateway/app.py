@@ -4,10 +4,11 @@ routes, what is done by the clock, and the way out.
 """
 
 import asyncio
+import hmac
 import json
 import logging
-import secrets
 import signal
+import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any
@@ -15,13 +16,20 @@ from typing import Annotated, Any
 import redis.asyncio
 import uvicorn
 import uvloop
-from fastapi import Depends, FastAPI, Header, HTTPException, WebSocket
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException as AnyHTTPException
 
+from dalston.gateway.access import Access, Refused
 from dalston.gateway.connection import Connections
+from dalston.gateway.keys import KeysError
+from dalston.gateway.request_ids import with_request_ids
 from dalston.gateway.settings import GatewaySettings
+from dalston.orchestrator import logs
 from dalston.orchestrator.messages import LONGEST_FRAME, End, Error, serialize
+from dalston.orchestrator.request_ids import named, request_id
+from dalston.orchestrator.settings import LOOPBACK
 from dalston.orchestrator.slots import EVENTS, LEASE_S, Slots, WorkerRecord, redis_client
 
 logger = logging.getLogger(__name__)
@@ -34,9 +42,13 @@ LONGEST_MESSAGE = 16 * LONGEST_FRAME
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
+    """Raises KeysError."""
     client = redis_client(settings.redis_url)
     slots = Slots(client)
-    connections = Connections(slots, settings)
+    access = Access(settings, client)
+    connections = Connections(slots, access, settings)
+    if access.open and settings.host not in LOOPBACK:
+        logger.warning("whoever reaches %s is let in: set DALSTON_API_KEYS", settings.host)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -58,6 +70,16 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app = FastAPI(title="dalston", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.connections = connections
 
+    @app.exception_handler(AnyHTTPException)
+    async def refuse(_: Request, error: AnyHTTPException) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        body = {"detail": error.detail, "request_id": request_id.get()}
+        return JSONResponse(body, error.status_code, error.headers)
+
+    @app.exception_handler(RedisError)
+    async def away(_: Request, error: RedisError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        logger.error("Redis: %s", error)
+        return JSONResponse({"detail": f"Redis: {error}", "request_id": request_id.get()}, 503)
+
     @app.websocket("/v1/audio/transcriptions/stream")
     async def stream(websocket: WebSocket) -> None:  # pyright: ignore[reportUnusedFunction]
         await connections.serve(websocket)
@@ -67,7 +89,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         await websocket.accept()
         sentence = "no such path; live audio goes to /v1/audio/transcriptions/stream"
         error = Error(code="invalid_parameter", message=sentence, recoverable=False)
-        await websocket.send_text(serialize(error))
+        await websocket.send_text(serialize(named(error)))
         await websocket.close(1008, "Invalid path")
 
     @app.get("/health")
@@ -83,19 +105,24 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             return JSONResponse({"status": "unhealthy", "reason": "no worker is ready"}, 503)
         return JSONResponse({"status": "healthy", "active_sessions": len(connections)})
 
-    @app.get("/v1/realtime/status")
-    async def status() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    async def caller(request: Request) -> None:
         try:
-            return JSONResponse(capacity(await slots.workers()))
-        except RedisError as error:
-            raise HTTPException(503, f"Redis: {error}") from None
+            await access.caller(request.headers, request.query_params)
+        except Refused as error:
+            headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+            raise HTTPException(error.status, str(error), headers) from None
+
+    @app.get("/v1/realtime/status", dependencies=[Depends(caller)])
+    async def status() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        return JSONResponse(capacity(await slots.workers()))
 
     def admin(authorization: Annotated[str, Header()] = "") -> None:
         if settings.admin_key is None:
             raise HTTPException(403, "no DALSTON_ADMIN_KEY is set")
         expected = f"Bearer {settings.admin_key.get_secret_value()}"
-        if not secrets.compare_digest(authorization.encode(), expected.encode()):
-            raise HTTPException(401, "wrong admin key", {"WWW-Authenticate": "Bearer"})
+        if not hmac.compare_digest(authorization.encode(), expected.encode()):
+            sentence = "the admin key is needed: Authorization: Bearer KEY"
+            raise HTTPException(401, sentence, {"WWW-Authenticate": "Bearer"})
 
     @app.get("/v1/realtime/sessions", dependencies=[Depends(admin)])
     async def sessions() -> Any:  # pyright: ignore[reportUnusedFunction]
@@ -174,11 +201,11 @@ async def serve(
     stop: asyncio.Event,
     listening: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Run a gateway until `stop`, then drain. `listening` is told the port."""
+    """Run a gateway until `stop`, then drain. `listening` is told the port. Raises KeysError."""
     app = create_app(settings)
     connections: Connections = app.state.connections
     config = uvicorn.Config(
-        app,
+        with_request_ids(app),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -199,7 +226,9 @@ async def serve(
     async def leave() -> None:
         while not server.started:
             await asyncio.sleep(0.01)
-        listening(server.servers[0].sockets[0].getsockname()[1])
+        port = server.servers[0].sockets[0].getsockname()[1]
+        logger.info("the gateway listens at %s:%d", settings.host, port)
+        listening(port)
         await stop.wait()
         connections.draining = True
         logger.info("draining %d connections", len(connections))
@@ -224,9 +253,7 @@ async def _until_empty(connections: Connections, seconds: float) -> None:
 
 def main(settings: GatewaySettings) -> int:
     """Run a gateway until SIGTERM or SIGINT; the exit status."""
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logs.setup(settings.log_level, settings.log_format)
 
     async def run() -> None:
         stop = asyncio.Event()
@@ -236,6 +263,9 @@ def main(settings: GatewaySettings) -> int:
 
     try:
         uvloop.run(run())
+    except KeysError as error:
+        print(f"DALSTON_API_KEYS: {error}", file=sys.stderr)
+        return 2
     except SystemExit:  # uvicorn's way to say that the port is taken; it has logged why
         return 1
     return 0

@@ -2,10 +2,14 @@
 The gateway's settings: environment variables, read once.
 """
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dalston.orchestrator.logs import Format
+from dalston.orchestrator.settings import HeaderSecret
 
 
 class GatewaySettings(BaseSettings):
@@ -20,5 +24,18 @@ class GatewaySettings(BaseSettings):
     worker_silent_seconds: float = Field(2.0, alias="DALSTON_WORKER_SILENT_SECONDS", gt=0)
     drain_seconds: float = Field(30.0, alias="DRAIN_SECONDS", ge=0)
     # Lists and ends other people's sessions; without it nobody can.
-    admin_key: SecretStr | None = Field(None, alias="DALSTON_ADMIN_KEY")
+    admin_key: HeaderSecret | None = Field(None, alias="DALSTON_ADMIN_KEY")
+    # Where API keys are: redis, or a file. Without it everybody is let in.
+    api_keys: Literal["redis"] | Path | None = Field(None, alias="DALSTON_API_KEYS")
+    # What workers want to be shown: theirs of the same name.
+    worker_secret: HeaderSecret | None = Field(None, alias="DALSTON_WORKER_SECRET")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
+    log_format: Format = Field("text", alias="DALSTON_LOG_FORMAT")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _somewhere(cls, value: object) -> object:
+        # Path("") is the current folder, and nobody who writes this means "no keys" for sure.
+        if value == "":
+            raise ValueError("redis, or the path of a file; not set at all: everybody is let in")
+        return value

@@ -26,6 +26,7 @@ from dalston.orchestrator.messages import (
     parse,
     serialize,
 )
+from dalston.orchestrator.request_ids import named
 from dalston.orchestrator.requests import (
     Cancel,
     Hypothesis,
@@ -226,7 +227,7 @@ async def handle(
             if isinstance(message, SessionEnd):
                 message.stats.final_stages_ms = spans.means_ms()
             began = loop.time()
-            text = serialize(message)
+            text = serialize(named(message))
             if isinstance(message, Final):
                 spans.add("serialisation", loop.time() - began)
             await send(text)
@@ -263,7 +264,7 @@ async def handle(
         logger.error("%s: given up: %s", session.id, error)
         failure = Error(code="internal_error", message=str(error), recoverable=False)
         with contextlib.suppress(ConnectionError):
-            await send(serialize(failure))
+            await send(serialize(named(failure)))
         return CloseCode.INTERNAL
     finally:
         for task in tasks:

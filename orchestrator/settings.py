@@ -8,9 +8,10 @@ import socket
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from dalston.orchestrator.logs import Format
 from dalston.orchestrator.slots import HEARTBEAT_S
 
 
@@ -31,6 +32,19 @@ def from_environment(kind: type[S]) -> S:
             for problem in error.errors()
         ]
         raise SettingsError("\n".join(lines)) from None
+
+
+def _presentable(secret: SecretStr) -> SecretStr:
+    value = secret.get_secret_value()
+    if not value or not all("!" <= letter <= "~" for letter in value):
+        raise ValueError("a secret is of ASCII letters, digits and signs, and not empty")
+    return secret
+
+
+# Addresses that nobody outside this machine reaches.
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# Goes into a header. An empty one would be no secret at all.
+HeaderSecret = Annotated[SecretStr, AfterValidator(_presentable)]
 
 
 class WorkerSettings(BaseSettings):
@@ -56,7 +70,10 @@ class WorkerSettings(BaseSettings):
     session_seconds: float = Field(4 * 3600.0, alias="DALSTON_SESSION_SECONDS", gt=0)
     outage_seconds: float = Field(30.0, alias="OUTAGE_SECONDS", gt=0)
     drain_seconds: float = Field(30.0, alias="DRAIN_SECONDS", ge=0)
+    # What gateways show before a session; without it whoever reaches the port may have one.
+    secret: HeaderSecret | None = Field(None, alias="DALSTON_WORKER_SECRET")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
+    log_format: Format = Field("text", alias="DALSTON_LOG_FORMAT")
 
     @field_validator("triton_urls", mode="before")
     @classmethod

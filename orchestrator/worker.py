@@ -7,6 +7,7 @@ share one event loop; what they ask of the models leaves it at once.
 
 import asyncio
 import contextlib
+import hmac
 import http
 import itertools
 import json
@@ -28,13 +29,15 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from dalston.orchestrator import logs, request_ids
 from dalston.orchestrator.handler import CloseCode, Limits, Models, handle
 from dalston.orchestrator.inference import InferenceError, LoadedVariant, SequenceLost, Triton
 from dalston.orchestrator.messages import Error, ErrorCode, Snapshot, serialize
 from dalston.orchestrator.parameters import ParameterError, choose_variant, session_config
+from dalston.orchestrator.request_ids import named
 from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
 from dalston.orchestrator.session import Session
-from dalston.orchestrator.settings import WorkerSettings
+from dalston.orchestrator.settings import LOOPBACK, WorkerSettings
 from dalston.orchestrator.slots import (
     Registration,
     Slot,
@@ -93,6 +96,11 @@ class Worker:
                 max_size=LONGEST_MESSAGE,
             ) as server:
                 port = _port(server)
+                if self._settings.secret is None and self._settings.host not in LOOPBACK:
+                    logger.warning(
+                        "whoever reaches %s is let in: set DALSTON_WORKER_SECRET",
+                        self._settings.host,
+                    )
                 logger.info("worker %s listens at port %d", self._settings.worker_id, port)
                 listening(port)
                 beating = asyncio.create_task(self._beat(port))
@@ -223,10 +231,15 @@ class Worker:
     # HTTP and WebSocket.
 
     def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
-        """GET /health without an upgrade; everything else is a WebSocket."""
-        if "upgrade" in request.headers.get("Connection", "").lower():
+        """GET /health without an upgrade; everything else is a WebSocket, sessions for those who
+        know the secret."""
+        path = urlsplit(request.path).path
+        if "upgrade" in ",".join(request.headers.get_all("Connection")).lower():
+            if path == "/session" and not self._may_have_sessions(request):
+                sentence = "sessions are for gateways with this worker's DALSTON_WORKER_SECRET\n"
+                return connection.respond(http.HTTPStatus.UNAUTHORIZED, sentence)
             return None
-        if urlsplit(request.path).path != "/health":
+        if path != "/health":
             return connection.respond(http.HTTPStatus.NOT_FOUND, "only /health and /session\n")
         status = http.HTTPStatus.OK
         if self._unhealthy or self._draining.is_set():
@@ -234,6 +247,13 @@ class Worker:
         body = json.dumps(self._health()).encode()
         headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body))})
         return Response(status.value, status.phrase, headers, body)
+
+    def _may_have_sessions(self, request: Request) -> bool:
+        if self._settings.secret is None:
+            return True
+        shown = ",".join(request.headers.get_all("Authorization"))
+        expected = f"Bearer {self._settings.secret.get_secret_value()}"
+        return hmac.compare_digest(shown.encode(errors="replace"), expected.encode())
 
     def _health(self) -> dict[str, object]:
         if self._draining.is_set():
@@ -260,6 +280,8 @@ class Worker:
                 await connection.close(1008, "Invalid path")
 
     async def _session(self, connection: ServerConnection, query: dict[str, str]) -> None:
+        request_ids.request_id.set(request_ids.new_or(query.get("request_id")))
+
         async def refuse(code: ErrorCode, sentence: str, close_code: int, reason: str) -> None:
             retry_after = 5 if code == "no_capacity" else None
             error = Error(
@@ -268,7 +290,7 @@ class Worker:
                 recoverable=code == "no_capacity",
                 retry_after=retry_after,
             )
-            await connection.send(serialize(error))
+            await connection.send(serialize(named(error)))
             await connection.close(close_code, reason)
 
         full = len(self._sessions) >= self._settings.max_sessions
@@ -289,6 +311,7 @@ class Worker:
             return await refuse("invalid_message", str(error), 4400, "no epoch, or no snapshot")
 
         session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
+        request_ids.session_id.set(session_id)
         loaded = self._variants[variant]
         config = msgspec.structs.replace(config, model=variant, model_id=loaded.model_id)
         session = Session(
@@ -324,7 +347,7 @@ class Worker:
             sentence = "something went wrong in the server"
             error = Error(code="internal_error", message=sentence, recoverable=False)
             with contextlib.suppress(ConnectionClosed):
-                await connection.send(serialize(error))
+                await connection.send(serialize(named(error)))
         finally:
             self._sessions.pop(session_id, None)
             self._direct.discard(session_id)
@@ -347,11 +370,7 @@ def _port(server: Server) -> int:
 
 def main(settings: WorkerSettings) -> int:
     """Run a worker until SIGTERM or SIGINT; the exit status."""
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    # It tells of every connection, health checks included.
-    logging.getLogger("websockets.server").setLevel(logging.WARNING)
+    logs.setup(settings.log_level, settings.log_format)
 
     async def run() -> None:
         stop = asyncio.Event()

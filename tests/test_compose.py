@@ -121,7 +121,7 @@ def test_workers_are_what_deployments_expect() -> None:
     for number in (1, 2):
         name = f"realtime-whisper-{number}"
         worker = SERVICES[name]
-        assert worker["ports"] == [f"{9000 + number}:9000"]
+        assert worker["ports"] == [f"127.0.0.1:{9000 + number}:9000"]
         assert (
             worker["environment"].items()
             >= {
@@ -141,11 +141,18 @@ def test_workers_are_what_deployments_expect() -> None:
         }
 
 
-def test_nothing_is_published_but_gateway_and_workers() -> None:
-    assert {name for name, service in SERVICES.items() if "ports" in service} == {
-        "gateway",
-        *WORKERS,
-    }
+def test_nothing_is_published_to_others_but_the_gateway() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published.keys() == {"gateway", *WORKERS}
+    for name in WORKERS:
+        assert all(port.startswith("127.0.0.1:") for port in published[name])
+
+
+def test_gateway_and_workers_share_the_secret_of_the_users_environment() -> None:
+    for name in ("gateway", *WORKERS):
+        environment = SERVICES[name]["environment"]
+        assert environment["DALSTON_WORKER_SECRET"] is None, name  # as Compose says "passed on"
+    assert SERVICES["gateway"]["environment"]["DALSTON_API_KEYS"] is None
 
 
 def test_what_runs_comes_back_and_tells_its_health() -> None:
@@ -315,7 +322,7 @@ for module in modules:
 @pytest.mark.parametrize(
     ("dockerfile", "extra", "modules"),
     [
-        ("gateway/Dockerfile", "gateway", ["cli.main", "gateway.app"]),
+        ("gateway/Dockerfile", "gateway", ["cli.main", "cli.keys", "gateway.app"]),
         ("orchestrator/Dockerfile", "worker", ["cli.main", "orchestrator.worker"]),
         (
             "triton/Dockerfile",
@@ -362,7 +369,7 @@ def test_what_docker_md_adds_to_the_file_fits(tmp_path: Path) -> None:
     assert is_valid(path)
     services = parse(text)
     assert services.keys() - SERVICES.keys() == {"realtime-whisper-3", "triton-2"}
-    assert services["realtime-whisper-3"]["ports"] == ["9003:9000"]
+    assert services["realtime-whisper-3"]["ports"] == ["127.0.0.1:9003:9000"]
     assert needs("realtime-whisper-3", services) > needs("gateway", services)
     (device,) = services["triton-2"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["device_ids"] == ["1"]

@@ -18,6 +18,10 @@ COMMANDS = [
     "models",
     "models build",
     "models list",
+    "keys",
+    "keys add",
+    "keys list",
+    "keys revoke",
     "gateway",
     "worker",
     "triton",
@@ -79,6 +83,8 @@ def test_a_worker_without_settings_names_all_that_are_missing() -> None:
         ("WORKER_ENDPOINT", "http://here"),
         ("DALSTON_VAD", "gpu"),
         ("LOG_LEVEL", "LOUD"),
+        ("DALSTON_LOG_FORMAT", "xml"),
+        ("DALSTON_WORKER_SECRET", ""),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(name: str, value: str) -> None:
@@ -90,6 +96,12 @@ def test_a_setting_that_is_wrong_is_named(name: str, value: str) -> None:
 def test_a_gateway_without_redis_url_says_so() -> None:
     done = dalston("gateway")
     assert (done.returncode, done.stderr.splitlines()) == (2, ["REDIS_URL: Field required"])
+
+
+def test_a_gateway_without_the_file_of_its_keys_says_so() -> None:
+    done = dalston("gateway", REDIS_URL="redis://x", DALSTON_API_KEYS="/nowhere/keys")
+    assert done.returncode == 2
+    assert done.stderr.startswith("DALSTON_API_KEYS: /nowhere/keys cannot be read")
 
 
 def test_triton_without_a_repository_says_what_to_do(tmp_path: Path) -> None:

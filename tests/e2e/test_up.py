@@ -16,6 +16,8 @@ import psutil
 import pytest
 from recordings import recordings
 from stack import Stack, start_stack
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from dalston import client
 from dalston.triton.process import free_port
@@ -80,6 +82,29 @@ async def test_an_idle_stack_stops_within_ten_seconds_and_leaves_nothing(
     assert stack.process.wait(10) == 0
     gone(processes)
     assert shared_memory() == before
+
+
+async def test_everything_listens_to_this_machine_alone_and_workers_to_the_gateway(
+    stack: Stack,
+) -> None:
+    listening = {
+        (process.name(), connection.laddr)
+        for process in family(stack)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    # gRPC has an IPv6 socket for the same.
+    assert {address.ip for _, address in listening} == {"127.0.0.1", "::ffff:127.0.0.1"}
+    # Redis, three of Triton, two workers, the gateway.
+    assert len({address.port for _, address in listening}) == 7
+    refused = 0
+    for worker in (p for p in family(stack) if "worker" in p.cmdline()):
+        (connection,) = (c for c in worker.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+        with pytest.raises(InvalidStatus, match="401"):
+            await connect(f"ws://127.0.0.1:{connection.laddr.port}/session")
+        refused += 1
+    assert refused == 2
+    assert await transcribed(stack)
 
 
 async def test_a_session_may_finish_while_the_stack_drains(own: Stack) -> None:

@@ -209,6 +209,7 @@ async def test_a_caller_that_vanishes_gives_its_slot_back(gateway: Gateway) -> N
 async def test_without_workers_the_caller_is_told_when_to_come_back(gateway: Gateway) -> None:
     async with gateway.stream() as stream:
         (error,), code = await drained(stream)
+    assert error.pop("request_id").startswith("req_")
     assert error == {
         "type": "error",
         "code": "no_capacity",

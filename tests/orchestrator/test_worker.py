@@ -18,7 +18,7 @@ import pytest
 from recordings import recordings
 from speech import chunks
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from dalston.orchestrator.messages import Snapshot, parse_server
 from dalston.orchestrator.settings import WorkerSettings
@@ -40,8 +40,9 @@ class Running:
     stop: asyncio.Event
     task: asyncio.Task[None]
 
-    def session(self, query: str = "", path: str = "/session") -> Any:
-        return connect(f"ws://127.0.0.1:{self.port}{path}?{query}", compression=None)
+    def session(self, query: str = "", path: str = "/session", **headers: str) -> Any:
+        url = f"ws://127.0.0.1:{self.port}{path}?{query}"
+        return connect(url, compression=None, additional_headers=headers)
 
     async def http(self, path: str) -> tuple[int, Any]:
         def fetch() -> tuple[int, Any]:
@@ -241,6 +242,58 @@ async def test_a_bad_parameter_is_refused(workers: Workers) -> None:
         (error,), code = await drained(session)
     # Whisper knows it; the demo checkpoint does not.
     assert (error["code"], code) == ("language_unsupported", 4400)
+
+
+async def test_a_session_is_for_those_who_know_the_secret(workers: Workers) -> None:
+    worker = await workers.ready(secret="between-us")
+    wrong = ("", "Bearer", "Bearer between-u", "between-us", "Bearer between-us2", "Bearer ü")
+    for shown in wrong:
+        with pytest.raises(InvalidStatus, match="401") as refusal:
+            await worker.session(Authorization=shown)
+        assert b"DALSTON_WORKER_SECRET" in (refusal.value.response.body or b"")
+        assert b"between-us" not in (refusal.value.response.body or b"")
+    with pytest.raises(InvalidStatus, match="401"):
+        await worker.session("authorization=Bearer%20between-us")
+    async with worker.session(Authorization="Bearer between-us") as session:
+        assert json.loads(await session.recv())["type"] == "session.begin"
+    # Health is for everybody.
+    assert (await worker.http("/health"))[0] == 200
+    async with worker.session(path="/health") as connection:
+        assert json.loads(await connection.recv())["status"] == "healthy"
+
+
+async def test_a_worker_without_a_secret_lets_everybody_in(workers: Workers) -> None:
+    worker = await workers.ready()
+    async with worker.session(Authorization="Bearer whatever") as session:
+        assert json.loads(await session.recv())["type"] == "session.begin"
+
+
+async def test_a_worker_that_the_world_may_use_says_so(
+    workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    await workers.start("w1")
+    await workers.start("w2", host="0.0.0.0", secret="between-us")
+    assert "set DALSTON_WORKER_SECRET" not in caplog.text
+    await workers.start("w3", host="0.0.0.0")
+    assert "set DALSTON_WORKER_SECRET" in caplog.text
+
+
+async def test_every_error_names_the_request_that_the_gateway_named(workers: Workers) -> None:
+    worker = await workers.ready(max_sessions=1)
+    async with worker.session("sample_rate=5&request_id=req_1") as session:
+        (error,), _ = await drained(session)
+        assert error["request_id"] == "req_1"
+    async with worker.session("request_id=req_2") as session:
+        await session.recv()
+        async with worker.session("request_id=req_3") as second:
+            (error,), _ = await drained(second)
+            assert (error["code"], error["request_id"]) == ("no_capacity", "req_3")
+        await session.send("what?")
+        error = json.loads(await session.recv())
+        assert (error["code"], error["request_id"]) == ("invalid_message", "req_2")
+    async with worker.session("sample_rate=5") as session:
+        (error,), _ = await drained(session)
+        assert error["request_id"].startswith("req_")
 
 
 async def test_the_record_says_what_the_worker_is(workers: Workers) -> None:

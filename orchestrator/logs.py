@@ -1,0 +1,62 @@
+"""
+Log lines of gateway and worker: text for people, or one JSON object a line for machines. Either
+says which session and request a line is about.
+"""
+
+import json
+import logging
+import re
+from datetime import UTC, datetime
+from typing import Literal
+
+from dalston.orchestrator.request_ids import request_id, session_id
+
+Format = Literal["text", "json"]
+
+# Libraries that would tell the URLs and headers of connections, keys included, below this level.
+_QUIET = {"uvicorn.error": logging.WARNING, "websockets": logging.INFO}
+# Each connection, health checks included.
+_QUIET["websockets.server"] = logging.WARNING
+# API keys (gateway/keys.py), wherever they come from: an exception's text, a library's URL.
+_KEY = re.compile(r"\bdk_[0-9a-f]{4,}")
+
+
+def _known() -> dict[str, str]:
+    names = {"session_id": session_id.get(), "request_id": request_id.get()}
+    return {name: id for name, id in names.items() if id}
+
+
+class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        ids = [id for id in _known().values() if id not in record.message]
+        return f"{line} [{' '.join(ids)}]" if ids else line
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _KEY.sub("dk_…", super().format(record))
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_known(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return _KEY.sub("dk_…", json.dumps(fields, ensure_ascii=False))
+
+
+def setup(level: str, format: Format) -> None:
+    """To be called once, by the process."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json() if format == "json" else _Text())
+    logging.basicConfig(level=level, handlers=[handler])
+    for name, lowest in _QUIET.items():
+        logging.getLogger(name).setLevel(max(lowest, logging.getLogger().level))

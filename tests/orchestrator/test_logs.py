@@ -1,0 +1,84 @@
+"""
+Log lines, as a process of its own writes them.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import asyncio, logging, sys
+from dalston.orchestrator import logs
+from dalston.orchestrator.request_ids import request_id, session_id
+
+logs.setup("INFO", sys.argv[1])
+log = logging.getLogger("dalston.test")
+log.info("before %d", 1)
+
+async def serve(number):
+    request_id.set(f"req_{number}")
+    session_id.set(f"sess_{number}")
+    await asyncio.sleep(0.01)
+    log.warning("a line of ümlauts")
+    await asyncio.create_task(inherits(number))
+
+async def inherits(number):
+    log.info("sess_%d: %s", number, "names itself")
+    try:
+        raise ValueError("at wss://x?api_key=dk_0123456789abcdef0123456789abcdef&a=b")
+    except ValueError:
+        log.exception("failed\\nbadly")
+
+async def main():
+    await asyncio.gather(serve(1), serve(2))
+
+asyncio.run(main())
+log.debug("not at this level")
+for name in ("uvicorn.error", "websockets", "websockets.server", "websockets.client"):
+    logging.getLogger(name).debug("GET /?api_key=abc")
+logging.getLogger("uvicorn.error").info("GET /?api_key=abc")
+logging.getLogger("uvicorn.error").error("told")
+"""
+
+
+def lines(form: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, form], capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()
+
+
+def test_each_line_is_a_json_object_that_names_session_and_request() -> None:
+    said = [json.loads(line) for line in lines("json")]
+    assert len(said) == 8
+    assert said[0].keys() == {"time", "level", "logger", "message"}
+    assert (said[0]["level"], said[0]["logger"]) == ("INFO", "dalston.test")
+    assert said[0]["message"] == "before 1"
+    for number in (1, 2):
+        own = [line for line in said if line.get("session_id") == f"sess_{number}"]
+        assert [line["request_id"] for line in own] == [f"req_{number}"] * 3
+        assert own[0]["message"] == "a line of ümlauts"
+        assert own[2]["message"] == "failed\nbadly"
+        assert own[2]["exception"].startswith("Traceback")
+    assert said[-1]["message"] == "told"
+
+
+def test_lines_for_people_name_them_too_and_nothing_twice() -> None:
+    said = lines("text")
+    assert said[0].endswith("INFO dalston.test before 1")
+    assert sum(
+        line.endswith("WARNING dalston.test a line of ümlauts [sess_1 req_1]") for line in said
+    )
+    assert sum(line.endswith("sess_2: names itself [req_2]") for line in said)
+    assert "Traceback (most recent call last):" in said
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_key_is_in_them_wherever_it_came_from(form: str) -> None:
+    text = "\n".join(lines(form))
+    assert "0123456789abcdef" not in text
+    assert "api_key=dk_…&a=b" in text
+    assert "api_key=abc" not in text
