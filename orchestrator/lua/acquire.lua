@@ -1,13 +1,14 @@
 -- Take a slot of the least loaded worker for a session, when it is its turn.
 --
 -- ARGV: session, lease seconds, variant, worker to avoid (or ""), key and its limit, address and its
--- limit (0: none), ticket, degrade ("1" or "0"), the epoch that the caller knows (or 0), then field,
--- value, ... of the session's record. The ticket is "" for who does not wait, "new" for who would, and
+-- limit (0: none), ticket, degrade ("1" or "0"), the epoch that the caller knows (or 0), until when he
+-- waits for the answer (or 0), then field, value, ... of the session's record. The ticket is "" for who does not wait, "new" for who would, and
 -- for who does already, when he came: should Redis have lost the line, he has his place again.
 --
--- Answers {"slot", worker, endpoint, epoch}; {"limit", "key" or "address"}; or {"none", reason,
--- position in line (0: not in line), when he came}. The reasons: "no_workers" none is alive,
--- "draining" all that live are going, "full" every slot is taken or wanted by others before.
+-- Answers this clock, then "slot", worker, endpoint, epoch; or "limit", "key" or "address"; or "none",
+-- reason, position in line (0: not in line), when he came; or "late": Redis hung, and nobody would
+-- use the slot. The reasons: "no_workers" none is alive, "draining" all that live are going, "full"
+-- every slot is taken or wanted by others before.
 --
 -- A session that holds a slot already is taken over: the slot passes to the new worker and the
 -- epoch goes up, after which nothing the old owner says counts.
@@ -18,8 +19,11 @@ local session, lease, variant, avoid = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV
 local key_id, key_limit = ARGV[5], tonumber(ARGV[6])
 local address, address_limit = ARGV[7], tonumber(ARGV[8])
 local ticket, degrade, known_epoch = ARGV[9], ARGV[10] == "1", tonumber(ARGV[11])
+local until_when = tonumber(ARGV[12])
 local key = session_key(session)
+local clock = string.format("%.6f", now)
 
+if until_when > 0 and now > until_when then return { clock, "late" } end
 drop_expired()
 local takeover = known_epoch > 0 or redis.call("HGET", key, "status") == "active"
 
@@ -38,8 +42,8 @@ local function reached(of, id, limit)
 end
 
 if not takeover then
-  if reached("key", key_id, key_limit) then return { "limit", "key" } end
-  if reached("address", address, address_limit) then return { "limit", "address" } end
+  if reached("key", key_id, key_limit) then return { clock, "limit", "key" } end
+  if reached("address", address, address_limit) then return { clock, "limit", "address" } end
 end
 
 -- Who could serve: the workers that take sessions, and what they have.
@@ -68,7 +72,7 @@ local function serves(worker, wanted) return worker.has[wanted] or not offered[w
 
 -- How many wait before this session, by variant.
 local came = ticket ~= "" and (redis.call("ZSCORE", queue_key(variant), session)
-  or (ticket ~= "new" and ticket) or string.format("%.6f", now))
+  or (ticket ~= "new" and ticket) or clock)
 local before = {}
 if not takeover then
   for _, wanted in ipairs(redis.call("SMEMBERS", QUEUES)) do
@@ -113,11 +117,11 @@ if not best and degrade then
 end
 
 if not best then
-  if not came or takeover then return { "none", reason, 0, "" } end
+  if not came or takeover then return { clock, "none", reason, 0, "" } end
   if not redis.call("ZSCORE", TICKETS, session) then
     -- Where there is nobody to wait for, nobody begins to wait.
     if ticket == "new" and (reason == "no_workers" or redis.call("ZCARD", TICKETS) >= LONGEST_LINE) then
-      return { "none", reason, 0, "" }
+      return { clock, "none", reason, 0, "" }
     end
     redis.call("SADD", QUEUES, variant)
     redis.call("ZADD", queue_key(variant), came, session)
@@ -134,13 +138,13 @@ if not best then
     end
     if other ~= variant and shared then position = position + waiting end
   end
-  return { "none", reason, position, came }
+  return { clock, "none", reason, position, came }
 end
 
 leave_line(session)
 uncount(session)
 local epoch = math.max(tonumber(redis.call("HGET", key, "epoch")) or 0, known_epoch) + 1
-redis.call("HSET", key, "epoch", epoch, unpack(ARGV, 12))
+redis.call("HSET", key, "epoch", epoch, unpack(ARGV, 13))
 count(session, key_id, address)
 take(session, best.id, lease)
-return { "slot", best.id, redis.call("HGET", worker_key(best.id), "endpoint"), epoch }
+return { clock, "slot", best.id, redis.call("HGET", worker_key(best.id), "endpoint"), epoch }
