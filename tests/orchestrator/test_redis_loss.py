@@ -16,7 +16,7 @@ from redis_process import REMEMBERS, RedisProcess, redis_process
 from registered import PREFIX, active, register, worker
 
 from dalston.orchestrator.redis_client import UnsupportedRedis, redis_client
-from dalston.orchestrator.slots import NoCapacity, Slot, Slots
+from dalston.orchestrator.slots import NoCapacity, Slots
 
 # What it forgot.
 
