@@ -49,6 +49,10 @@ async def deaf(_: Queued) -> None:
     """Tells nobody."""
 
 
+async def not_waiting(queued: Queued) -> None:
+    pytest.fail(f"nobody is to wait here: {queued}")
+
+
 async def waiters(client: Any) -> int:
     return await client.zcard(f"{PREFIX}tickets")
 
@@ -66,7 +70,7 @@ async def end(slots: Slots, slot: Slot) -> None:
 async def test_with_a_free_slot_every_strategy_gives_it_at_once(slots: Slots) -> None:
     await register(slots, worker("a"))
     for strategy in ("reject", "queue", "degrade"):
-        slot = await admit(slots, asks(strategy, strategy), pytest.fail)
+        slot = await admit(slots, asks(strategy, strategy), not_waiting)
         assert (slot.session_id, slot.worker_id) == (strategy, "a")
     assert await active(slots) == {"a": 3}
 
@@ -78,7 +82,7 @@ async def test_without_a_free_slot_there_is_an_answer_at_once(
     await register(slots, worker("a", 1))
     await admit(slots, asks("s1"), deaf)
     with pytest.raises(NoCapacity) as refused:
-        await admit(slots, asks("s2", strategy), pytest.fail)
+        await admit(slots, asks("s2", strategy), not_waiting)
     assert refused.value.reason == "full"
     assert await waiters(client) == 0
 
@@ -209,7 +213,7 @@ async def test_one_session_too_many_is_refused_in_every_strategy(slots: Slots, o
     await admit(slots, asks("s1", **limits), deaf)
     for strategy in ("reject", "queue", "degrade"):
         with pytest.raises(TooMany) as refused:
-            await admit(slots, asks("s2", strategy, **limits), pytest.fail)
+            await admit(slots, asks("s2", strategy, **limits), not_waiting)
         assert refused.value.of == of
 
 
@@ -220,7 +224,7 @@ async def test_without_redis_there_is_an_answer_at_once(tmp_path: Path, strategy
         redis.kill()
         began = time.monotonic()
         with pytest.raises(RedisError):
-            await admit(Slots(client), asks("s1", strategy), pytest.fail)
+            await admit(Slots(client), asks("s1", strategy), not_waiting)
         assert time.monotonic() - began < 0.5
         await client.aclose()
 
