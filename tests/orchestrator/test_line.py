@@ -119,16 +119,16 @@ async def test_a_worker_with_both_variants_goes_to_who_came_first(slots: Slots) 
 async def test_of_two_free_slots_the_one_that_those_before_cannot_use_is_taken(
     slots: Slots,
 ) -> None:
-    await register(slots, worker("both", 8), worker("fast", 1, models=["fast"]))
-    early = [await slots.acquire(f"e{n}", "accurate", {}) for n in range(8)]
-    early.append(await slots.acquire("e8", "fast", {}))
-    assert await position(slots, "a", "accurate") == 1
-    assert await position(slots, "b", "fast") == 2
+    await register(slots, worker("both", 2), worker("fast", 4, models=["fast"]))
+    early = [await slots.acquire(f"a{n}", "accurate", {}) for n in range(2)]
+    early += [await slots.acquire(f"f{n}", "fast", {}) for n in range(4)]
+    assert [await position(slots, s, "accurate") for s in "ab"] == [1, 2]
+    assert await position(slots, "c", "fast") == 3
     await end(slots, early[0])
-    await end(slots, early[8])
-    answer = await ask(slots, "b")
+    await end(slots, early[5])
+    answer = await ask(slots, "c")
     assert isinstance(answer, Slot)
-    assert answer.worker_id == "fast"
+    assert answer.worker_id == "fast"  # though it is the fuller one
     assert await served(slots, "a", "accurate")
 
 
@@ -160,6 +160,9 @@ async def test_who_asks_no_more_has_his_place_until_his_ticket_ends(
     (slot,) = await full(slots, 1)
     assert [await position(slots, s) for s in "ab"] == [1, 2]
     seconds = (await client.time())[0]
+    assert 4 <= await client.zscore(f"{PREFIX}tickets", "a") - seconds <= 6
+    await client.zadd(f"{PREFIX}tickets", {"a": seconds + 1})
+    await position(slots, "a")
     assert 4 <= await client.zscore(f"{PREFIX}tickets", "a") - seconds <= 6
     await end(slots, slot)
     assert not await served(slots, "b")

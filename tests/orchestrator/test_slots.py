@@ -216,6 +216,10 @@ async def test_an_owner_that_lives_after_all_has_its_slot_again(slots: Slots, cl
     # The worker's word will do, too.
     await slots.heartbeat(worker("a"), {"s2": other.epoch})
     assert await active(slots) == {"a": 2}
+    # And once it has ended, it has.
+    assert await slots.release("s1", slot.epoch, "ended")
+    assert await slots.renew([slot]) == {"s1"}
+    assert await active(slots) == {"a": 1}
 
 
 async def test_a_lease_that_ran_out_is_not_renewed_once_the_session_ended(slots: Slots) -> None:
