@@ -5,15 +5,13 @@ routes, what is done by the clock, and the way out.
 
 import asyncio
 import hmac
-import json
 import logging
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any
 
-import redis.asyncio
 import uvicorn
 import uvloop
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, WebSocket
@@ -28,9 +26,10 @@ from dalston.gateway.request_ids import with_request_ids
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator import logs
 from dalston.orchestrator.messages import LONGEST_FRAME, End, Error, serialize
+from dalston.orchestrator.redis_client import UnsupportedRedis, redis_client, refuse_cluster
 from dalston.orchestrator.request_ids import named, request_id
 from dalston.orchestrator.settings import LOOPBACK
-from dalston.orchestrator.slots import EVENTS, LEASE_S, Slots, WorkerRecord, redis_client
+from dalston.orchestrator.slots import LEASE_S, Slots, WorkerRecord
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             _every(RENEW_S, connections.renew),
             _every(EXPIRE_S, slots.expire),
             _every(settings.worker_silent_seconds / 5, connections.look_after),
-            _follow_events(client, connections),
+            _follow_events(slots, connections),
         )
         tasks = [asyncio.create_task(work) for work in works]
         try:
@@ -69,6 +68,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
     app = FastAPI(title="dalston", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.connections = connections
+    app.state.redis = client
 
     @app.exception_handler(AnyHTTPException)
     async def refuse(_: Request, error: AnyHTTPException) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
@@ -171,21 +171,15 @@ async def _every(seconds: float, work: Any) -> None:
             logger.warning("Redis: %s", error)
 
 
-async def _follow_events(client: "redis.asyncio.Redis", connections: Connections) -> None:
+async def _follow_events(slots: Slots, connections: Connections) -> None:
     """End sessions that an admin wants ended. Events are hints: one that is lost is no harm."""
-    while True:
-        try:
-            async with client.pubsub() as channel:  # pyright: ignore[reportUnknownMemberType]
-                await channel.subscribe(EVENTS)  # pyright: ignore[reportUnknownMemberType]
-                async for item in channel.listen():  # pyright: ignore
-                    if item["type"] != "message":
-                        continue
-                    event = json.loads(item["data"])  # pyright: ignore
-                    if event.get("type") == "session.terminate":
-                        await connections.end(event["session_id"], End("terminated"))
-        except RedisError as error:
-            logger.warning("Redis: %s", error)
-            await asyncio.sleep(1)
+
+    async def told(event: Mapping[str, str]) -> None:
+        if event.get("type") == "session.terminate":
+            await connections.end(event["session_id"], End("terminated"))
+
+    # A Redis that is back may have lost our slots.
+    await slots.follow(connections.restore, told)
 
 
 class _Server(uvicorn.Server):
@@ -201,8 +195,13 @@ async def serve(
     stop: asyncio.Event,
     listening: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Run a gateway until `stop`, then drain. `listening` is told the port. Raises KeysError."""
+    """Run a gateway until `stop`, then drain. `listening` is told the port.
+
+    Raises KeysError and UnsupportedRedis.
+    """
     app = create_app(settings)
+    with suppress(RedisError):  # it may come later than we
+        await refuse_cluster(app.state.redis)
     connections: Connections = app.state.connections
     config = uvicorn.Config(
         with_request_ids(app),
@@ -267,5 +266,8 @@ def main(settings: GatewaySettings) -> int:
         print(f"DALSTON_API_KEYS: {error}", file=sys.stderr)
         return 2
     except SystemExit:  # uvicorn's way to say that the port is taken; it has logged why
+        return 1
+    except UnsupportedRedis as error:
+        logger.error("%s", error)
         return 1
     return 0

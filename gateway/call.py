@@ -25,6 +25,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
 from dalston.gateway.relay import Relay
+from dalston.gateway.settings import GatewaySettings
+from dalston.orchestrator import request_ids
 from dalston.orchestrator.messages import (
     End,
     SessionTerminated,
@@ -69,17 +71,15 @@ class Call:
         slot: Slot,
         query: Mapping[str, str],
         record: Mapping[str, str | int],
-        *,
-        key_id: str = "",
-        outage_s: float,
-        silent_s: float,
+        settings: GatewaySettings,
     ):
         self.slot = slot
         self._websocket = websocket
         self._relay = relay
         self._slots = slots
-        self._query, self._record, self._key_id = dict(query), record, key_id
-        self._outage_s, self._silent_s = outage_s, silent_s
+        self._query, self._record = dict(query), record
+        self._outage_s, self._silent_s = settings.outage_seconds, settings.worker_silent_seconds
+        self._secret = settings.worker_secret
         self._worker: ClientConnection | None = None  # that has heard all there is
         self._link: ClientConnection | None = None  # that is being listened to
         self._probe: asyncio.Task[None] | None = None
@@ -159,6 +159,10 @@ class Call:
     def resumes(self) -> bool:
         """Whether its client can go on at another gateway."""
         return self._relay.config.ack
+
+    def save_everything(self) -> None:
+        self._relay.nothing_is_saved()
+        self._unsaved.set()
 
     def look_after(self, now: float) -> None:
         """To be called twice a second or so: a worker that is quiet is asked whether it lives."""
@@ -280,7 +284,13 @@ class Call:
         """The session's next slot. Cancelled half-way it is ours all the same, to be given back."""
         acquiring = asyncio.ensure_future(
             self._slots.acquire(
-                self._relay.session_id, self._relay.config.model, self._record, avoid=avoid
+                self._relay.session_id,
+                self._relay.config.model,
+                self._record,
+                avoid=avoid,
+                key_id=self.slot.key_id,
+                address=self.slot.address,
+                epoch=self.slot.epoch,
             )
         )
         try:
@@ -299,10 +309,16 @@ class Call:
         relay = self._relay
         snapshot = relay.stated()
         parameters = self._query | {"session_id": slot.session_id, "epoch": str(slot.epoch)}
+        parameters["request_id"] = request_ids.request_id.get()
         if snapshot:
             parameters["resume"] = "1"
         link = await connect(
             f"{slot.endpoint}/session?{urlencode(parameters)}",
+            additional_headers=(
+                {"Authorization": f"Bearer {self._secret.get_secret_value()}"}
+                if self._secret
+                else None
+            ),
             open_timeout=CONNECT_S,
             ping_interval=None,  # look_after() does it, and knows when not to
             close_timeout=1.0,
@@ -325,9 +341,10 @@ class Call:
         except BaseException:
             link.transport.abort()
             raise
+        missed = relay.missed()
         told = relay.pass_on(frame)
-        if told:
-            for known in (told, *relay.missed()):
+        for known in (told, *missed):
+            if known:
                 await self._tell(known)
         self._unsaved.set()
         return link
@@ -387,7 +404,7 @@ class Call:
             return True
         try:
             ours = await self._slots.keep(
-                self.slot.session_id, self.slot.epoch, fields, key_id=self._key_id
+                self.slot.session_id, self.slot.epoch, fields, key_id=self.slot.key_id
             )
         except (RedisError, asyncio.CancelledError) as error:
             self._relay.not_saved(fields)

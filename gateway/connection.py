@@ -5,32 +5,40 @@ looked after until the slot is given back.
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import Mapping
+from typing import get_args
 
 import msgspec
 from fastapi import WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
 
+from dalston.gateway.access import Access, Caller, Refused, check_resume, chosen_subprotocol
+from dalston.gateway.admission import Admission, admit
 from dalston.gateway.call import Call, Unreachable
 from dalston.gateway.relay import Relay
-from dalston.gateway.settings import GatewaySettings
+from dalston.gateway.settings import GatewaySettings, Overflow
+from dalston.orchestrator import request_ids
 from dalston.orchestrator.messages import (
     PROTOCOL_VERSION,
     End,
     Error,
     ErrorCode,
+    Queued,
     ServerMessage,
     SessionBegin,
     serialize,
 )
 from dalston.orchestrator.parameters import OTHER, ParameterError, session_config
-from dalston.orchestrator.slots import NoCapacity, Slots
+from dalston.orchestrator.slots import NoCapacity, Slot, Slots, TooMany
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 5  # what a caller without a slot is told to wait
-_NO_CAPACITY, _BAD_PARAMETER = 1013, 4400
+_NO_CAPACITY, _BAD_PARAMETER, _TOO_MANY = 1013, 4400, 4429
+
+_SESSION = re.compile(r"sess_[0-9a-f]{24}")
 
 _WHY_NOT = {
     "no_workers": "No realtime workers available. Try again later.",
@@ -51,8 +59,9 @@ class Refusal(Exception):
 class Connections:
     """The calls of this gateway, so that leases can be renewed, and a way to end them."""
 
-    def __init__(self, slots: Slots, settings: GatewaySettings):
+    def __init__(self, slots: Slots, access: Access, settings: GatewaySettings):
         self.slots = slots
+        self._access = access
         self.draining = False
         self._settings = settings
         self._calls: dict[str, Call] = {}
@@ -68,6 +77,12 @@ class Connections:
             if call := self._calls.get(session_id):
                 logger.warning("%s: another gateway has taken it over", session_id)
                 call.send_away("taken_over", None)
+
+    async def restore(self) -> None:
+        """Redis is back, perhaps without what it knew."""
+        for call in self._calls.values():
+            call.save_everything()
+        await self.renew()
 
     async def look_after(self) -> None:
         """To be called twice a second or so: workers that went silent are noticed."""
@@ -93,11 +108,11 @@ class Connections:
 
     async def serve(self, websocket: WebSocket) -> None:
         """One caller, from its first frame to the last."""
-        await websocket.accept()
+        await websocket.accept(chosen_subprotocol(websocket.scope["subprotocols"]))
         self._count += 1
         try:
             await self._serve(websocket)
-        except Refusal as refusal:
+        except (Refusal, Refused) as refusal:
             await _refuse(websocket, refusal)
         except (WebSocketDisconnect, RuntimeError) as gone:
             # Starlette raises RuntimeError when we write to a socket that closed meanwhile.
@@ -107,6 +122,7 @@ class Connections:
 
     async def _serve(self, websocket: WebSocket) -> None:
         query = dict(websocket.query_params)
+        caller = await self._access.caller(websocket.headers, query)
         try:
             config, _ = session_config(query)
         except ParameterError as error:
@@ -115,34 +131,38 @@ class Connections:
             raise Refusal("no_capacity", _WHY_NOT["draining"], _NO_CAPACITY)
 
         if "resume_session_id" in query:
-            relay = await self._resumed(query)
+            relay = await self._resumed(query, caller)
             if relay.end:
                 return await _tell_the_end(websocket, relay)
         else:
             relay = Relay(f"sess_{secrets.token_hex(12)}", config)
-        record = {
-            "language": relay.config.language,
-            "model": relay.config.model,
-            "client_ip": websocket.client.host if websocket.client else "",
-            "enhance_on_end": "false",
-        }
-        try:
-            slot = await self.slots.acquire(relay.session_id, relay.config.model, record)
-        except NoCapacity as error:
-            raise Refusal("no_capacity", _WHY_NOT[error.reason], _NO_CAPACITY) from None
-        except RedisError as error:
-            logger.error("Redis: %s", error)
-            sentence = "The register of workers cannot be reached. Try again later."
-            raise Refusal("no_capacity", sentence, _NO_CAPACITY) from None
+        request_ids.session_id.set(relay.session_id)
+        admission = Admission(
+            relay.session_id,
+            relay.config.model,
+            {
+                "language": relay.config.language,
+                "model": relay.config.model,
+                "client_ip": websocket.client.host if websocket.client else "",
+                "enhance_on_end": "false",
+            },
+            key_id=caller.key_id,
+            key_limit=caller.max_sessions,
+            address=websocket.client.host if websocket.client else "",
+            address_limit=self._settings.sessions_per_address,
+            strategy=self._overflow(query),
+            timeout_s=self._settings.queue_seconds,
+        )
+        slot = await self._admit(websocket, admission)
         call = Call(
             websocket,
             relay,
             self.slots,
             slot,
+            # Keys are not for workers, and what only a gateway may say is not for clients.
             {name: value for name, value in query.items() if name not in OTHER},
-            record,
-            outage_s=self._settings.outage_seconds,
-            silent_s=self._settings.worker_silent_seconds,
+            admission.record,
+            self._settings,
         )
         if before := self._calls.get(relay.session_id):
             before.send_away("taken_over", None)
@@ -156,9 +176,39 @@ class Connections:
             if self._calls.get(relay.session_id) is call:
                 del self._calls[relay.session_id]
 
-    async def _resumed(self, query: Mapping[str, str]) -> Relay:
+    def _overflow(self, query: Mapping[str, str]) -> Overflow:
+        asked = query.get("overflow", self._settings.overflow)
+        try:
+            return msgspec.convert(asked, Overflow)
+        except msgspec.ValidationError:
+            allowed = ", ".join(get_args(Overflow))
+            sentence = f"overflow={asked!r} is not allowed; it may be {allowed}"
+            raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER) from None
+
+    async def _admit(self, websocket: WebSocket, admission: Admission) -> Slot:
+        """A slot, perhaps after a wait in line, which ends when the caller vanishes."""
+
+        async def tell(position: Queued) -> None:
+            await websocket.send_text(serialize(position))
+
+        try:
+            return await admit(self.slots, admission, tell)
+        except TooMany as error:
+            sentence = f"this {error.of} has as many sessions as it may; end one first"
+            raise Refusal("rate_limit", sentence, _TOO_MANY) from None
+        except NoCapacity as error:
+            raise Refusal("no_capacity", _WHY_NOT[error.reason], _NO_CAPACITY) from None
+        except RedisError as error:
+            logger.error("Redis: %s", error)
+            sentence = "The register of workers cannot be reached. Try again later."
+            raise Refusal("no_capacity", sentence, _NO_CAPACITY) from None
+
+    async def _resumed(self, query: Mapping[str, str], caller: Caller) -> Relay:
         """The session the caller wants to go on with."""
         session_id, last = query["resume_session_id"], query.get("last_segment_id", "")
+        if not _SESSION.fullmatch(session_id):  # it becomes part of a key
+            sentence = f"resume_session_id={session_id!r} is no session"
+            raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER)
         number = -1
         if last:
             digits = last.removeprefix("seg_")
@@ -175,6 +225,7 @@ class Connections:
         if kept is None:
             sentence = f"nothing is kept of session {session_id!r}; begin a new one"
             raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER)
+        check_resume(caller, kept.get("key_id", ""))
         try:
             return Relay.resumed(session_id, kept, number)
         except (KeyError, msgspec.MsgspecError) as error:
@@ -199,10 +250,10 @@ async def _tell_the_end(websocket: WebSocket, relay: Relay) -> None:
 
 
 async def _send(websocket: WebSocket, message: ServerMessage) -> None:
-    await websocket.send_text(serialize(message))
+    await websocket.send_text(serialize(request_ids.named(message)))
 
 
-async def _refuse(websocket: WebSocket, refusal: Refusal) -> None:
+async def _refuse(websocket: WebSocket, refusal: Refusal | Refused) -> None:
     no_capacity = refusal.code == "no_capacity"
     error = Error(
         code=refusal.code,

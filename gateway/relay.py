@@ -139,6 +139,14 @@ class Relay:
         """It could not be told after all."""
         self._unsaved = {**fields, **self._unsaved}
 
+    def nothing_is_saved(self) -> None:
+        """The register has lost it all."""
+        self._unsaved = {**self.finals, "config": msgspec.json.encode(self.config).decode()}
+        if self.snapshot:
+            self._unsaved["snapshot"] = serialize(self.snapshot)
+        if self.end:
+            self._unsaved["end"] = self.end
+
     # To a worker.
 
     def stated(self) -> Snapshot | None:

@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from dalston.orchestrator.logs import Format
 from dalston.orchestrator.settings import HeaderSecret
 
+Overflow = Literal["reject", "queue", "degrade"]
+
 
 class GatewaySettings(BaseSettings):
     model_config = SettingsConfigDict(populate_by_name=True)
@@ -23,6 +25,12 @@ class GatewaySettings(BaseSettings):
     outage_seconds: float = Field(30.0, alias="OUTAGE_SECONDS", gt=0)
     worker_silent_seconds: float = Field(2.0, alias="DALSTON_WORKER_SILENT_SECONDS", gt=0)
     drain_seconds: float = Field(30.0, alias="DRAIN_SECONDS", ge=0)
+    # What a caller gets when no slot is free: an answer at once, a place in line, or a slot of a
+    # worker that has another variant only.
+    overflow: Overflow = Field("reject", alias="OVERFLOW_STRATEGY")
+    queue_seconds: float = Field(30.0, alias="DALSTON_QUEUE_SECONDS", ge=0)  # in line, at most
+    # Sessions at once, of one client address; 0 is no limit. Those of a key are limited with it.
+    sessions_per_address: int = Field(0, alias="DALSTON_SESSIONS_PER_ADDRESS", ge=0)
     # Lists and ends other people's sessions; without it nobody can.
     admin_key: HeaderSecret | None = Field(None, alias="DALSTON_ADMIN_KEY")
     # Where API keys are: redis, or a file. Without it everybody is let in.

@@ -4,20 +4,33 @@ Who has room: workers, their slots and the sessions in them, in Redis.
 Each operation is one Lua script (lua/*.lua), so it happens whole or not at all, whoever else is
 at work. A slot is held by a lease: a gateway renews the leases of its sessions, and those of a
 gateway that died come back by themselves. Epochs tell takeovers apart: the second worker of a
-session has epoch 2, and what the first still says is ignored.
+session has epoch 2, and what the first still says is ignored. Who finds no slot can wait in a line
+that all gateways share.
 """
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
 
 import redis.asyncio
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from dalston.orchestrator.redis_client import redis_client, refuse_cluster
+
+__all__ = ["redis_client"]  # a client is what Slots are made of
+
+logger = logging.getLogger(__name__)
 
 EVENTS = "dalston:realtime:events"
 LEASE_S = 30  # how long a slot outlives its owner
-CONNECTIONS = 16  # of one process; an operation takes a fraction of a millisecond
+ACQUIRE_S = 2.0  # a caller is told so soon that Redis does not answer
+AGAIN_S = 0.2  # between attempts to reach a Redis that is gone
 HEARTBEAT_S = 10  # a worker is offline after three of them (STALE in prelude.lua)
 
 Status = Literal["ready", "busy", "draining", "offline"]
@@ -29,14 +42,27 @@ class Slot:
     worker_id: str
     endpoint: str  # ws://host:port
     epoch: int
+    # Whose limits the session counts for; told again with each renewal.
+    key_id: str = ""
+    address: str = ""
 
 
 class NoCapacity(Exception):
     """There is no slot. `reason`: no_workers, draining or full."""
 
-    def __init__(self, reason: str):
+    def __init__(self, reason: str, position: int = 0, came: str = ""):
         super().__init__(reason)
         self.reason = reason
+        self.position = position  # in line, 1 is the next; 0 is not in line
+        self.came = came  # when the session came into the line, by Redis's clock
+
+
+class TooMany(Exception):
+    """A key or an address has as many sessions as it may, those in line included."""
+
+    def __init__(self, of: Literal["key", "address"]):
+        super().__init__(of)
+        self.of: Literal["key", "address"] = of
 
 
 class WorkerIdTaken(Exception):
@@ -74,20 +100,12 @@ def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def redis_client(url: str) -> "redis.asyncio.Redis":
-    """A client whose callers wait for one of a few connections; the default refuses them."""
-    pool: Any = redis.asyncio.BlockingConnectionPool
-    pool = pool.from_url(
-        url, max_connections=CONNECTIONS, timeout=5, socket_timeout=5, socket_connect_timeout=2
-    )
-    return redis.asyncio.Redis.from_pool(pool)
-
-
 class Slots:
     """All operations raise redis.RedisError when Redis cannot be reached."""
 
     def __init__(self, client: "redis.asyncio.Redis"):
         self._redis: Any = client
+        self._clock: float | None = None  # Redis's, ahead of ours
         folder = files("dalston.orchestrator") / "lua"
         prelude = (folder / "prelude.lua").read_text()
 
@@ -96,6 +114,7 @@ class Slots:
 
         self._acquire, self._renew = script("acquire"), script("renew")
         self._release, self._expire = script("release"), script("expire")
+        self._keep, self._forget, self._leave = script("keep"), script("forget"), script("leave")
         self._heartbeat, self._unregister = script("heartbeat"), script("unregister")
 
     # For gateways.
@@ -108,24 +127,63 @@ class Slots:
         *,
         avoid: str = "",
         lease_s: float = LEASE_S,
+        key_id: str = "",
+        key_limit: int = 0,
+        address: str = "",
+        address_limit: int = 0,
+        ticket: bool | str = False,
+        degrade: bool = False,
+        epoch: int = 0,
     ) -> Slot:
-        """A slot of the least loaded worker; `record` is kept with the session.
+        """A slot of the least loaded worker with the variant; `record` is kept with the session.
 
-        For a session that has a slot already it is a takeover. Raises NoCapacity.
+        Raises NoCapacity, also where others in line would take the free slots, and TooMany. With a
+        `ticket` the session stands in line itself, for as long as it asks again within five
+        seconds: True the first time, then what NoCapacity says as `came`. With `degrade` any
+        variant will do; without, another is used only if no worker has this one.
+
+        For a session that has a slot already it is a takeover, which neither waits nor counts. One
+        that knows its `epoch` says so, should Redis have lost its data.
         """
+        since = ticket if isinstance(ticket, str) else "new" if ticket else ""
+        limits = [key_id, key_limit, address, address_limit]
         fields = [item for pair in record.items() for item in pair]
-        answer = await self._acquire(args=[session_id, lease_s, variant, avoid, *fields])
-        if len(answer) == 1:
-            raise NoCapacity(_text(answer[0]))
+        # A Redis that hung works off what it was asked: nobody would use the slots.
+        until = time.monotonic() + ACQUIRE_S + self._clock if self._clock is not None else 0
+        args = [session_id, lease_s, variant, avoid, *limits, since, int(degrade), epoch, until]
+        try:
+            async with asyncio.timeout(ACQUIRE_S):
+                now, kind, *answer = await self._acquire(args=[*args, *fields])
+        except TimeoutError:
+            raise RedisTimeoutError("Redis does not answer") from None
+        self._clock = float(now) - time.monotonic()
+        if _text(kind) == "late":
+            raise RedisTimeoutError("Redis answers too late")
+        if _text(kind) == "limit":
+            raise TooMany("key" if _text(answer[0]) == "key" else "address")
+        if _text(kind) == "none":
+            reason, position, came = answer
+            raise NoCapacity(_text(reason), int(position), _text(came))
         worker, endpoint, epoch = answer
-        return Slot(session_id, _text(worker), _text(endpoint), int(epoch))
+        return Slot(session_id, _text(worker), _text(endpoint), int(epoch), key_id, address)
+
+    async def leave(self, session_id: str) -> None:
+        """Out of the line: nobody waits for this session's slot any more."""
+        await self._leave(args=[session_id])
 
     async def renew(self, slots: Sequence[Slot], lease_s: float = LEASE_S) -> set[str]:
-        """Keep the slots for another lease. Returns the sessions whose slot is ours no more."""
+        """Keep the slots for another lease, and what the sessions are continued from for as long.
+
+        Returns the sessions whose slot is ours no more. Slots that Redis has lost are taken again.
+        """
         if not slots:
             return set()
-        pairs = [item for slot in slots for item in (slot.session_id, slot.epoch)]
-        return {_text(session) for session in await self._renew(args=[lease_s, *pairs])}
+        rows = [
+            item
+            for slot in slots
+            for item in (slot.session_id, slot.epoch, slot.worker_id, slot.key_id, slot.address)
+        ]
+        return {_text(session) for session in await self._renew(args=[lease_s, *rows])}
 
     async def release(
         self, session_id: str, epoch: int, status: Literal["ended", "error"], audio_s: float = 0.0
@@ -136,6 +194,28 @@ class Slots:
     async def expire(self) -> int:
         """End leases that ran out and mark silent workers offline; the number of slots freed."""
         return int(await self._expire(args=[]))
+
+    async def keep(
+        self, session_id: str, epoch: int, fields: Mapping[str, str], key_id: str = ""
+    ) -> bool:
+        """Keep for two minutes what the session is continued from, should its client come back.
+
+        Fields add to those kept before. False, and nothing is kept, if another epoch has the
+        session.
+        """
+        rows = [item for pair in fields.items() for item in pair]
+        return bool(await self._keep(args=[session_id, epoch, key_id, *rows]))
+
+    async def kept(self, session_id: str) -> dict[str, str] | None:
+        """What was kept, and `key_id`; None if that was nothing, or too long ago."""
+        raw = await self._redis.hgetall(f"dalston:realtime:session:{session_id}:resume")
+        fields = {_text(key): _text(value) for key, value in raw.items()}
+        fields.pop("epoch", None)
+        return fields or None
+
+    async def forget(self, session_id: str, epoch: int) -> None:
+        """The session ended in order: nobody will continue it."""
+        await self._forget(args=[session_id, epoch])
 
     # For workers.
 
@@ -180,6 +260,34 @@ class Slots:
     async def announce(self, event: Mapping[str, str]) -> None:
         """Tell all gateways. A hint: who does not listen at the moment never hears it."""
         await self._redis.publish(EVENTS, json.dumps(event))
+
+    async def follow(
+        self,
+        connected: Callable[[], Awaitable[object]],
+        told: Callable[[Mapping[str, str]], Awaitable[object]] | None = None,
+    ) -> None:
+        """Listen for ever: `told` is called with each event, `connected` whenever Redis is reached.
+
+        That is at first, and after each time it was away; it may have lost all it knew. A call
+        that fails with a RedisError is made again. Raises UnsupportedRedis.
+        """
+        lost = False
+        while True:
+            try:
+                async with self._redis.pubsub() as channel:
+                    await channel.subscribe(EVENTS)
+                    async for item in channel.listen():
+                        if item["type"] == "subscribe":
+                            await refuse_cluster(self._redis)
+                            await connected()
+                            lost = False
+                        elif item["type"] == "message" and told:
+                            await told(json.loads(item["data"]))
+            except RedisError as error:
+                if not lost:
+                    logger.warning("Redis: %s", error)
+                lost = True
+                await asyncio.sleep(AGAIN_S)
 
     # For people.
 

@@ -103,15 +103,21 @@ class Worker:
                     )
                 logger.info("worker %s listens at port %d", self._settings.worker_id, port)
                 listening(port)
-                beating = asyncio.create_task(self._beat(port))
+                beating = [
+                    asyncio.create_task(self._beat(port)),
+                    # A Redis that is back has lost what it knew: it is told at once.
+                    asyncio.create_task(self._slots.follow(lambda: self._register(port))),
+                ]
                 waiting = asyncio.create_task(stop.wait())
-                await asyncio.wait([beating, waiting], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([*beating, waiting], return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
-                if not beating.done():
+                if not any(task.done() for task in beating):
                     await self._drain(port)
-                beating.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await beating
+                for task in beating:
+                    task.cancel()
+                for ended in await asyncio.gather(*beating, return_exceptions=True):
+                    if isinstance(ended, Exception):
+                        raise ended
             with contextlib.suppress(RedisError):
                 await self._slots.unregister(self._settings.worker_id, self._instance)
         finally:

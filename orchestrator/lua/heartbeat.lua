@@ -9,7 +9,7 @@
 -- epoch than the recorded one were taken over by another worker, and are not put back.
 
 local worker, instance, endpoint = ARGV[1], ARGV[2], ARGV[3]
-local lease, count = tonumber(ARGV[4]), tonumber(ARGV[5])
+local lease, served = tonumber(ARGV[4]), tonumber(ARGV[5])
 local key = worker_key(worker)
 
 local known = redis.call("HMGET", key, "instance", "endpoint", "status")
@@ -18,20 +18,12 @@ if known[1] and known[1] ~= instance and known[2] ~= endpoint
   return "taken"
 end
 
-local first_field = 6 + 2 * count
+local first_field = 6 + 2 * served
 redis.call("HSET", key, "instance", instance, "endpoint", endpoint, "heartbeat_at", now,
   "last_heartbeat", iso(now), unpack(ARGV, first_field))
 redis.call("HSETNX", key, "started_at", iso(now))
 redis.call("EXPIRE", key, RECORD_TTL)
 redis.call("SADD", WORKERS, worker)
-for i = 6, first_field - 1, 2 do
-  local session, epoch = ARGV[i], tonumber(ARGV[i + 1])
-  local known = redis.call("HMGET", session_key(session), "epoch", "status")
-  if not known[1] then
-    redis.call("HSET", session_key(session), "worker_id", worker, "epoch", epoch, "status", "active",
-      "started_at", iso(now))
-    take(session, worker, lease)
-  end
-end
+for i = 6, first_field - 1, 2 do reclaim(ARGV[i], tonumber(ARGV[i + 1]), worker, lease) end
 recount(worker)
 return "ok"

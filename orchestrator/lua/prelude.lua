@@ -4,8 +4,14 @@
 --   dalston:realtime:worker:{id}              hash, the worker's record; expires with the worker
 --   dalston:realtime:worker:{id}:sessions     set of session ids: the slots that are taken
 --   dalston:realtime:session:{id}             hash, kept for an hour after the session
+--   dalston:realtime:session:{id}:resume      hash, what a session is continued from
 --   dalston:realtime:sessions:active          set of session ids
 --   dalston:realtime:leases                   sorted set: session -> when its slot comes back
+--   dalston:realtime:key:{id}:sessions        set of session ids, those that wait included
+--   dalston:realtime:address:{ip}:sessions    the same of a client's address
+--   dalston:realtime:queues                   set of variants that sessions wait or waited for
+--   dalston:realtime:queue:{variant}          sorted set: session -> when it came into the line
+--   dalston:realtime:tickets                  sorted set: session -> until when it waits
 --   dalston:realtime:events                   channel
 --
 -- The key names share no hash tag, so none of this runs on Redis Cluster. The server's clock is
@@ -15,6 +21,8 @@
 local PREFIX = "dalston:realtime:"
 local STALE = 30           -- seconds without a heartbeat until a worker is offline
 local RECORD_TTL = 3600    -- seconds that records of the dead are kept for people to look at
+local RESUME_TTL = 120     -- seconds in which a client may come back
+local TICKET = 5           -- seconds that a place in line outlives the last question for a slot
 
 local time = redis.call("TIME")
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -22,8 +30,11 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local function worker_key(id) return PREFIX .. "worker:" .. id end
 local function slots_key(id) return PREFIX .. "worker:" .. id .. ":sessions" end
 local function session_key(id) return PREFIX .. "session:" .. id end
+local function resume_key(id) return PREFIX .. "session:" .. id .. ":resume" end
+local function queue_key(variant) return PREFIX .. "queue:" .. variant end
 local LEASES, ACTIVE = PREFIX .. "leases", PREFIX .. "sessions:active"
 local WORKERS, EVENTS = PREFIX .. "workers", PREFIX .. "events"
+local QUEUES, TICKETS = PREFIX .. "queues", PREFIX .. "tickets"
 
 -- ISO 8601 in UTC, for people (Hinnant, "chrono-compatible low-level date algorithms").
 local function iso(seconds)
@@ -54,12 +65,33 @@ local function recount(worker)
   redis.call("HSET", key, "active_sessions", active, "status", status)
 end
 
+-- Where the sessions of somebody with a limit are counted: of a "key" or of an "address".
+local function counted_in(of, id) return PREFIX .. of .. ":" .. id .. ":sessions" end
+
+-- Count a session, or one that waits to be, for its key and its address.
+local function count(session, key_id, address)
+  for of, id in pairs({ key = key_id, address = address }) do
+    if id ~= "" then
+      redis.call("HSET", session_key(session), "of_" .. of, id)
+      redis.call("SADD", counted_in(of, id), session)
+    end
+  end
+end
+
+local function uncount(session)
+  for _, of in ipairs({ "key", "address" }) do
+    local id = redis.call("HGET", session_key(session), "of_" .. of)
+    if id then redis.call("SREM", counted_in(of, id), session) end
+  end
+end
+
 -- Take the slot from a session, whoever holds it.
 local function free(session, status)
   local key = session_key(session)
   local worker = redis.call("HGET", key, "worker_id")
   redis.call("ZREM", LEASES, session)
   redis.call("SREM", ACTIVE, session)
+  uncount(session)
   if worker then
     redis.call("SREM", slots_key(worker), session)
     recount(worker)
@@ -68,19 +100,68 @@ local function free(session, status)
   end
 end
 
--- Give a slot of `worker` to a session.
+-- Give a slot of `worker` to a session, and take back the one it had.
 local function take(session, worker, lease)
+  local key = session_key(session)
+  local before = redis.call("HGET", key, "worker_id")
+  if before and before ~= worker then
+    redis.call("SREM", slots_key(before), session)
+    recount(before)
+  end
+  redis.call("HSET", key, "worker_id", worker, "status", "active")
+  redis.call("HSETNX", key, "started_at", iso(now))
+  redis.call("HDEL", key, "expired_at")
   redis.call("SADD", slots_key(worker), session)
   redis.call("SADD", ACTIVE, session)
   redis.call("ZADD", LEASES, now + lease, session)
-  redis.call("PERSIST", session_key(session))
+  redis.call("PERSIST", key)
   recount(worker)
 end
 
--- Slots whose owner has died come back.
+-- Somebody serves this session with this epoch and says so. Redis may not know it, after it lost
+-- its data, or may have thought it dead, after nobody could reach Redis for as long as a lease:
+-- then the slot is taken again. Answers whether the session has its slot.
+local function reclaim(session, epoch, worker, lease)
+  local key = session_key(session)
+  local record = redis.call("HMGET", key, "epoch", "status", "expired_at")
+  local known = tonumber(record[1])
+  if known == epoch and record[2] == "active" then return true end
+  if known and (known > epoch or (known == epoch and not record[3])) then return false end
+  redis.call("HSET", key, "epoch", epoch)
+  take(session, worker, lease)
+  return true
+end
+
+local function leave_line(session)
+  if redis.call("ZREM", TICKETS, session) == 0 then return end
+  for _, variant in ipairs(redis.call("SMEMBERS", QUEUES)) do
+    redis.call("ZREM", queue_key(variant), session)
+  end
+end
+
+-- Out of the line without a slot.
+local function give_up(session)
+  leave_line(session)
+  local key = session_key(session)
+  local record = redis.call("HMGET", key, "status", "epoch")
+  if record[1] ~= "waiting" then return end
+  uncount(session)
+  if record[2] then
+    redis.call("HSET", key, "status", "ended") -- it was a session before it waited
+  else
+    redis.call("DEL", key)
+  end
+end
+
+-- Slots whose owner has died come back, and so do places in line.
 local function drop_expired()
+  for _, session in ipairs(redis.call("ZRANGEBYSCORE", TICKETS, "-inf", now)) do give_up(session) end
   local expired = redis.call("ZRANGEBYSCORE", LEASES, "-inf", now)
-  for _, session in ipairs(expired) do free(session, "error") end
+  for _, session in ipairs(expired) do
+    free(session, "error")
+    redis.call("HSET", session_key(session), "expired_at", now)
+    redis.call("EXPIRE", session_key(session), RECORD_TTL)
+  end
   return #expired
 end
 

@@ -4,8 +4,19 @@
 -- ARGV: session, epoch, status ("ended" or "error"), seconds of audio. Answers 1 if it freed one.
 
 local session, epoch = ARGV[1], tonumber(ARGV[2])
-local record = redis.call("HMGET", session_key(session), "epoch", "status")
-if tonumber(record[1]) ~= epoch or record[2] ~= "active" then return 0 end
-redis.call("HSET", session_key(session), "audio_duration", ARGV[4])
-free(session, ARGV[3])
-return 1
+local key = session_key(session)
+local record = redis.call("HMGET", key, "epoch", "status")
+local known = tonumber(record[1])
+if known == epoch and record[2] == "active" then
+  redis.call("HSET", key, "audio_duration", ARGV[4])
+  free(session, ARGV[3])
+  return 1
+end
+if known == epoch then
+  redis.call("HDEL", key, "expired_at")
+elseif not known then
+  -- Redis lost it. A heartbeat that was on its way must not bring it back.
+  redis.call("HSET", key, "epoch", epoch, "status", ARGV[3], "audio_duration", ARGV[4])
+  redis.call("EXPIRE", key, RECORD_TTL)
+end
+return 0

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from pydantic import ValidationError
+from registered import BEGIN
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_websocket
@@ -87,7 +88,7 @@ async def a_worker(slots: Slots) -> AsyncGenerator[list[Request]]:
         assert connection.request
         asked.append(connection.request)
         with contextlib.suppress(ConnectionClosed):
-            await connection.send('{"type":"session.begin"}')
+            await connection.send(BEGIN)
             async for _ in connection:
                 pass
 

@@ -5,15 +5,19 @@ A real gateway over a real Redis, in front of workers that do what the test want
 import asyncio
 import contextlib
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from redis_process import redis_process
+from registered import BEGIN, snapshot
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_websocket
@@ -21,6 +25,7 @@ from websockets.exceptions import ConnectionClosed
 
 from dalston.gateway.app import capacity, serve
 from dalston.gateway.settings import GatewaySettings
+from dalston.orchestrator.redis_client import UnsupportedRedis
 from dalston.orchestrator.slots import Registration, Slots, WorkerRecord, redis_client
 from dalston.triton.process import free_port
 
@@ -72,12 +77,12 @@ class FakeWorker:
 
 async def echo(connection: ServerConnection) -> None:
     """Begins, tells the size of each binary frame, ends when told to."""
-    await connection.send('{"type":"session.begin"}')
+    await connection.send(BEGIN)
     async for frame in connection:
         if isinstance(frame, bytes):
             await connection.send(json.dumps({"type": "got", "bytes": len(frame)}))
         elif json.loads(frame)["type"] == "end":
-            await connection.send('{"type":"session.snapshot","position":1}')
+            await connection.send(snapshot(1))
             await connection.send(json.dumps({"type": "session.end", "said": json.loads(frame)}))
             await connection.close(1000)
 
@@ -129,6 +134,7 @@ async def gateway(redis_url: str) -> AsyncGenerator[Gateway]:
         "host": "127.0.0.1",
         "port": 0,
         "drain_seconds": 1.0,
+        "outage_seconds": 1.0,
         "admin_key": "secret",
     }
     settings = GatewaySettings(**given)
@@ -278,17 +284,19 @@ async def test_when_no_worker_can_be_reached_the_caller_is_told(gateway: Gateway
     assert await gateway.held() == 0
 
 
-async def test_a_worker_that_dies_ends_the_session_with_a_hint(gateway: Gateway) -> None:
+async def test_without_another_worker_in_time_the_session_ends_with_a_hint(gateway: Gateway) -> None:
     async def die(connection: ServerConnection) -> None:
-        await connection.send('{"type":"session.begin"}')
+        await connection.send(BEGIN)
         await connection.recv()
         connection.transport.abort()
 
     async with FakeWorker(gateway.slots, "a", die).running(), gateway.stream() as stream:
         await stream.send(bytes(3200))
         messages, code = await drained(stream)
-    assert [m["type"] for m in messages] == ["session.begin", "session.terminated"]
-    assert (messages[1]["reason"], messages[1]["recoverable"]) == ("worker_lost", True)
+    types = [m["type"] for m in messages]
+    assert types[:2] == ["session.begin", "warning"]
+    assert types[-1] == "session.terminated"
+    assert (messages[-1]["reason"], messages[-1]["recoverable"]) == ("worker_lost", True)
     assert code == 1011
     await gateway.until_held(0)
 
@@ -451,3 +459,46 @@ async def test_a_drain_ends_what_does_not_end_by_itself(gateway: Gateway) -> Non
         assert messages[-1]["said"] == {"type": "end", "reason": "server_drain"}
         await asyncio.wait_for(gateway.task, 5)
     assert await gateway.held() == 0
+
+
+# Redis.
+
+
+def settings_of(redis_url: str) -> GatewaySettings:
+    given: dict[str, Any] = {"redis_url": redis_url, "host": "127.0.0.1", "port": 0}
+    return GatewaySettings(**given)
+
+
+async def test_a_redis_cluster_is_refused_at_the_start(tmp_path: Path) -> None:
+    with redis_process(tmp_path, "--save", "", "--cluster-enabled", "yes") as cluster:
+        with pytest.raises(UnsupportedRedis, match="Cluster"):
+            await asyncio.wait_for(serve(settings_of(cluster.url), asyncio.Event()), 5)
+
+
+async def test_a_running_session_has_its_slot_again_as_soon_as_redis_is_back(
+    tmp_path: Path,
+) -> None:
+    with redis_process(tmp_path) as redis:
+        stop = asyncio.Event()
+        port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(serve(settings_of(redis.url), stop, port.set_result))
+        client = redis_client(redis.url)
+        gateway = Gateway(f"127.0.0.1:{await port}", Slots(client), client, stop, task)
+        async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as running:
+            await running.recv()
+            redis.kill()
+            began = time.monotonic()
+            async with gateway.stream() as late:
+                (error,), code = await drained(late)
+            assert (error["code"], error["retry_after"], code) == ("no_capacity", 5, 1013)
+            assert time.monotonic() - began < 1
+            await asyncio.sleep(0.5)
+            redis.start()
+            async with asyncio.timeout(1):
+                while not await gateway.slots.sessions():
+                    await asyncio.sleep(0.01)
+            await running.send(bytes(3200))
+            assert json.loads(await running.recv())["bytes"] == 3200
+        stop.set()
+        await asyncio.wait_for(task, 10)
+        await client.aclose()

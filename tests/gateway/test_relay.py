@@ -35,7 +35,6 @@ from dalston.orchestrator.messages import (
     serialize,
 )
 
-
 # Bytes; all is said again after each loss, so small frames take long.
 SIZES = st.lists(st.integers(3_000, 60_000), min_size=1, max_size=5)
 

@@ -4,62 +4,12 @@ Slots in a real Redis: who has room, and that nothing is given twice or lost.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from registered import PREFIX, active, register, worker
 
-from dalston.orchestrator.slots import (
-    EVENTS,
-    NoCapacity,
-    Registration,
-    Slot,
-    Slots,
-    WorkerIdTaken,
-    redis_client,
-)
-
-PREFIX = "dalston:realtime:"
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncGenerator[Any]:
-    client: Any = redis_client(redis_url)
-    client.connection_pool.connection_kwargs["decode_responses"] = True
-    await client.flushall()
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-def slots(client: Any) -> Slots:
-    return Slots(client)
-
-
-def worker(id: str, capacity: int = 4, **fields: Any) -> Registration:
-    given: dict[str, Any] = {
-        "worker_id": id,
-        "instance": f"{id}-process",
-        "endpoint": f"ws://{id}:9000",
-        "status": "ready",
-        "capacity": capacity,
-        "models": ["fast", "accurate"],
-        "models_loaded": ["demo"],
-        "languages": ["en", "auto"],
-        "version": "0.1.0",
-        **fields,
-    }
-    return Registration(**given)
-
-
-async def register(slots: Slots, *workers: Registration) -> None:
-    for registration in workers:
-        await slots.heartbeat(registration, {})
-
-
-async def active(slots: Slots) -> dict[str, int]:
-    return {record.worker_id: record.active_sessions for record in await slots.workers()}
-
+from dalston.orchestrator.slots import EVENTS, NoCapacity, Slot, Slots, WorkerIdTaken
 
 # Acquiring.
 
@@ -114,6 +64,25 @@ async def test_a_worker_that_has_the_variant_goes_before_an_emptier_one(slots: S
 async def test_without_the_variant_any_worker_serves_with_another(slots: Slots) -> None:
     await register(slots, worker("a", models=["fast"]))
     assert (await slots.acquire("s1", "accurate", {})).worker_id == "a"
+
+
+async def test_a_worker_without_the_variant_is_not_taken_while_another_has_it(
+    slots: Slots,
+) -> None:
+    await register(slots, worker("a", models=["fast"]), worker("b", 1))
+    await slots.acquire("s1", "accurate", {})
+    with pytest.raises(NoCapacity) as refused:
+        await slots.acquire("s2", "accurate", {})
+    assert refused.value.reason == "full"
+    assert (await slots.acquire("s2", "accurate", {}, degrade=True)).worker_id == "a"
+
+
+async def test_degrading_prefers_the_variant_asked_for(slots: Slots) -> None:
+    await register(slots, worker("a", models=["fast"]), worker("b"))
+    chosen = [
+        (await slots.acquire(f"s{n}", "accurate", {}, degrade=True)).worker_id for n in range(5)
+    ]
+    assert chosen == ["b", "b", "b", "b", "a"]
 
 
 async def test_a_worker_can_be_avoided(slots: Slots) -> None:
@@ -227,12 +196,41 @@ async def test_a_renewed_lease_outlives_its_first_end(slots: Slots) -> None:
 async def test_renewing_tells_which_slots_are_lost(slots: Slots) -> None:
     await register(slots, worker("a"), worker("b"))
     kept = await slots.acquire("kept", "fast", {})
-    expired = await slots.acquire("expired", "fast", {}, lease_s=0.05)
+    ended = await slots.acquire("ended", "fast", {})
+    await slots.release("ended", ended.epoch, "ended")
     taken = await slots.acquire("taken", "fast", {})
     await slots.acquire("taken", "fast", {}, avoid=taken.worker_id)
+    assert await slots.renew([kept, ended, taken]) == {"ended", "taken"}
+
+
+async def test_an_owner_that_lives_after_all_has_its_slot_again(slots: Slots, client: Any) -> None:
+    # Nobody could renew: Redis hung for as long as a lease.
+    await register(slots, worker("a"))
+    slot = await slots.acquire("s1", "fast", {}, lease_s=0.05)
+    other = await slots.acquire("s2", "fast", {}, lease_s=0.05)
+    await asyncio.sleep(0.1)
+    assert await slots.expire() == 2
+    assert await slots.renew([slot]) == set()
+    assert await active(slots) == {"a": 1}
+    assert await client.hget(f"{PREFIX}session:s1", "status") == "active"
+    # The worker's word will do, too.
+    await slots.heartbeat(worker("a"), {"s2": other.epoch})
+    assert await active(slots) == {"a": 2}
+    # And once it has ended, it has.
+    assert await slots.release("s1", slot.epoch, "ended")
+    assert await slots.renew([slot]) == {"s1"}
+    assert await active(slots) == {"a": 1}
+
+
+async def test_a_lease_that_ran_out_is_not_renewed_once_the_session_ended(slots: Slots) -> None:
+    await register(slots, worker("a"))
+    slot = await slots.acquire("s1", "fast", {}, lease_s=0.05)
     await asyncio.sleep(0.1)
     await slots.expire()
-    assert await slots.renew([kept, expired, taken]) == {"expired", "taken"}
+    assert not await slots.release("s1", slot.epoch, "ended")
+    assert await slots.renew([slot]) == {"s1"}
+    await slots.heartbeat(worker("a"), {"s1": slot.epoch})
+    assert await active(slots) == {"a": 0}
 
 
 # Epochs.
@@ -291,23 +289,6 @@ async def test_heartbeats_never_write_the_count(slots: Slots) -> None:
     await slots.acquire("s1", "fast", {})
     await register(slots, worker("a"))
     assert await active(slots) == {"a": 1}
-
-
-async def test_a_heartbeat_restores_a_record_that_was_lost(slots: Slots, client: Any) -> None:
-    await register(slots, worker("a"))
-    slot = await slots.acquire("s1", "fast", {})
-    await client.flushall()
-    # Before its worker has said so, nobody may take the session's slot for free.
-    with pytest.raises(NoCapacity):
-        await slots.acquire("s2", "fast", {})
-    assert await slots.renew([slot]) == set()
-    await slots.heartbeat(worker("a", 1), {"s1": slot.epoch})
-    assert await active(slots) == {"a": 1}
-    with pytest.raises(NoCapacity):
-        await slots.acquire("s2", "fast", {})
-    assert await slots.renew([slot]) == set()
-    assert await slots.release("s1", slot.epoch, "ended")
-    assert await active(slots) == {"a": 0}
 
 
 async def test_a_silent_worker_goes_offline_and_is_announced_once(

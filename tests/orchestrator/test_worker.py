@@ -5,22 +5,26 @@ A real worker with a real Triton and a real Redis.
 import asyncio
 import contextlib
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from recordings import recordings
+from redis_process import redis_process
 from speech import chunks
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from dalston.orchestrator.messages import Snapshot, parse_server
+from dalston.orchestrator.redis_client import UnsupportedRedis
 from dalston.orchestrator.settings import WorkerSettings
 from dalston.orchestrator.slots import Slots, WorkerIdTaken, redis_client
 from dalston.orchestrator.worker import Worker
@@ -423,3 +427,41 @@ async def test_a_minute_of_nothing_is_no_text(workers: Workers, kind: str) -> No
     assert texts(messages) == []
     assert messages[-1]["transcript"] == ""
     assert not [m for m in messages if m["type"] == "transcript.partial"]
+
+
+async def test_when_redis_is_back_the_worker_is_too_with_its_sessions(
+    tmp_path: Path, triton_url: str
+) -> None:
+    with redis_process(tmp_path) as redis:
+        started = Workers(redis.url, triton_url)
+        worker = await started.ready(max_sessions=2)
+        await until(lambda: worker.record("w1"), bool)
+        slot = await worker.slots.acquire("s1", "fast", {})
+        async with worker.session(f"session_id=s1&epoch={slot.epoch}&language=en") as session:
+            await session.recv()
+            for wait_s in (0.0, 0.5):
+                redis.kill()
+                await asyncio.sleep(wait_s)
+                redis.start()
+                back = time.monotonic()
+                record = await until(lambda: worker.record("w1"), bool)
+                assert time.monotonic() - back < 1
+                assert (record["status"], record["active_sessions"]) == ("ready", "1")
+            assert await worker.slots.renew([slot]) == set()
+            await session.send(SPOKEN)
+            await session.send(END)
+            messages, code = await drained(session)
+            assert code == 1000
+            assert texts(messages)
+        await until(lambda: worker.record("w1"), lambda r: r.get("active_sessions") == "0")
+        worker.stop.set()
+        await asyncio.wait_for(worker.task, 5)
+        await worker.client.aclose()
+
+
+async def test_a_redis_cluster_is_refused_at_the_start(tmp_path: Path, triton_url: str) -> None:
+    with redis_process(tmp_path, "--save", "", "--cluster-enabled", "yes") as cluster:
+        worker = await Workers(cluster.url, triton_url).start()
+        with pytest.raises(UnsupportedRedis, match="Cluster"):
+            await asyncio.wait_for(worker.task, 10)
+        await worker.client.aclose()

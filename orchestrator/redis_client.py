@@ -1,0 +1,87 @@
+"""
+The way to Redis: one server, or the one that Sentinels name.
+
+Whoever asks Redis has somebody waiting: when it is gone or hangs, that is known within seconds.
+"""
+
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError
+
+CONNECTIONS = 16  # of one process; an operation takes a fraction of a millisecond
+ANSWER_S = 1.0  # a Redis that takes longer hangs
+POOL_S = 5.0  # until one of the connections is free: many callers at once are no fault of Redis
+SENTINEL_SCHEME = "redis+sentinel"
+_SENTINEL_PORT = 26379
+
+
+class UnsupportedRedis(ValueError):
+    """This Redis, or this address of one, will not do; says why."""
+
+
+class _SentinelPool(SentinelConnectionPool, redis.asyncio.BlockingConnectionPool):
+    """Callers wait for a connection to the master, whichever server that is."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        manager: Any = self.sentinel_manager
+        await manager.aclose()
+
+
+def redis_client(url: str) -> "redis.asyncio.Redis":
+    """A client whose callers wait for one of a few connections; the default refuses them.
+
+    redis+sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/SERVICE/DB names Sentinels; user and password
+    are those of Redis. Raises UnsupportedRedis.
+    """
+    timeouts: dict[str, Any] = {
+        "socket_timeout": ANSWER_S,
+        "socket_connect_timeout": ANSWER_S,
+        # A connection from before Redis was started again breaks at first use. To ask twice does
+        # no harm: what we ask for is told by session and epoch.
+        "retry": Retry(NoBackoff(), 1, (ConnectionError,)),
+    }
+    limits: dict[str, Any] = {"max_connections": CONNECTIONS, "timeout": POOL_S, **timeouts}
+    if not url.startswith(f"{SENTINEL_SCHEME}://"):
+        pool: Any = redis.asyncio.BlockingConnectionPool
+        return redis.asyncio.Redis.from_pool(pool.from_url(url, **limits))
+    sentinels, service, master = _sentinel_address(url)
+    manager: Any = Sentinel(sentinels, sentinel_kwargs=timeouts)
+    return manager.master_for(service, connection_pool_class=_SentinelPool, **master, **limits)
+
+
+def _sentinel_address(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
+    """The Sentinels, the service they watch, and what a connection to its master needs."""
+    form = f"{SENTINEL_SCHEME}://HOST:PORT,HOST:PORT/SERVICE/DB"
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    service, _, db = parts.path.strip("/").partition("/")
+    sentinels = list[tuple[str, int]]()
+    for address in hosts.split(","):
+        host, _, port = address.partition(":")
+        if not host or not (port or str(_SENTINEL_PORT)).isdecimal():
+            raise UnsupportedRedis(f"REDIS_URL: {address!r} is no Sentinel; it is {form}")
+        sentinels.append((host, int(port or _SENTINEL_PORT)))
+    if not service or not (db or "0").isdecimal() or parse_qsl(parts.query):
+        raise UnsupportedRedis(f"REDIS_URL: an address with Sentinels is {form}")
+    user, _, password = credentials.partition(":")
+    master: dict[str, Any] = {"db": int(db or 0)}
+    if password:
+        master |= {"username": user or None, "password": password}
+    return sentinels, service, master
+
+
+async def refuse_cluster(client: "redis.asyncio.Redis") -> None:
+    """Raises UnsupportedRedis for a Redis Cluster: one script needs keys that it would spread."""
+    untyped: Any = client
+    server = await untyped.info("cluster")
+    if server.get("cluster_enabled"):
+        raise UnsupportedRedis(
+            "REDIS_URL is a Redis Cluster, which is not supported: the keys of one operation would "
+            "lie on several servers. Use one Redis, or Redis with Sentinel."
+        )

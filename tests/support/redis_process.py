@@ -1,0 +1,76 @@
+"""
+A Redis of a test's own, to be killed, stopped and started again.
+"""
+
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dalston.cli.up import redis_server
+from dalston.triton.process import die_with_parent, free_port
+
+FORGETFUL = ("--save", "")
+REMEMBERS = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
+
+
+def _port() -> int:
+    """A free one that leaves room for a cluster's second, 10,000 above."""
+    return next(port for port in iter(free_port, 0) if port < 55_000)
+
+
+@dataclass
+class RedisProcess:
+    folder: Path
+    options: tuple[str, ...] = FORGETFUL
+    port: int = field(default_factory=_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Until it listens."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = [redis_server(), *self.options, "--port", str(self.port)]
+        command += ["--bind", "127.0.0.1", "--dir", str(self.folder)]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent
+        )
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                return socket.create_connection(("127.0.0.1", self.port), 1).close()
+            except OSError:
+                assert time.monotonic() < deadline, "Redis does not start"
+                time.sleep(0.005)
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+    @contextmanager
+    def stopped(self) -> Generator[None]:
+        """It hangs: connections are taken, nothing is answered."""
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def redis_process(folder: Path, *options: str) -> Generator[RedisProcess]:
+    redis = RedisProcess(folder, options or FORGETFUL)
+    try:
+        redis.start()
+        yield redis
+    finally:
+        redis.kill()

@@ -1,0 +1,65 @@
+"""
+Workers as Redis sees them: what they said of themselves. And as gateways see them: what they say
+first, and what they need no more.
+"""
+
+from typing import Any
+
+from dalston.orchestrator.messages import (
+    PROTOCOL_VERSION,
+    SessionBegin,
+    SessionConfig,
+    Snapshot,
+    serialize,
+)
+from dalston.orchestrator.slots import Registration, Slots
+
+PREFIX = "dalston:realtime:"
+BEGIN = serialize(
+    SessionBegin(
+        session_id="s", protocol_version=PROTOCOL_VERSION, config=SessionConfig(), warnings=[]
+    )
+)
+
+
+def snapshot(position: int, next_segment: int = 0) -> str:
+    """Of a session that needs nothing before `position`."""
+    return serialize(
+        Snapshot(
+            session_id="s",
+            epoch=1,
+            position=position,
+            replay_from=position,
+            controls=0,
+            config=SessionConfig(),
+            detected_language=None,
+            next_segment=next_segment,
+            speech_samples=0,
+            segments=[],
+        )
+    )
+
+
+def worker(id: str, capacity: int = 4, **fields: Any) -> Registration:
+    given: dict[str, Any] = {
+        "worker_id": id,
+        "instance": f"{id}-process",
+        "endpoint": f"ws://{id}:9000",
+        "status": "ready",
+        "capacity": capacity,
+        "models": ["fast", "accurate"],
+        "models_loaded": ["demo"],
+        "languages": ["en", "auto"],
+        "version": "0.1.0",
+        **fields,
+    }
+    return Registration(**given)
+
+
+async def register(slots: Slots, *workers: Registration) -> None:
+    for registration in workers:
+        await slots.heartbeat(registration, {})
+
+
+async def active(slots: Slots) -> dict[str, int]:
+    return {record.worker_id: record.active_sessions for record in await slots.workers()}
