@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,12 +231,13 @@ class Server:
 
     def _stubs(self) -> dict[str, list[psutil.Process]]:
         """Living stub processes by model. Their command line names the model's file."""
-        assert self._process
         living = {model: list[psutil.Process]() for model in self.models}
+        if self._process is None:
+            return living
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self._process.pid).children():
-                # A zombie has no command line: it raises, and is not counted.
-                with contextlib.suppress(psutil.Error, IndexError):
+                # One that has died has no command line, or raises: it is not counted.
+                with contextlib.suppress(psutil.Error, ValueError):
                     program, path = child.cmdline()[:2]
                     if program.endswith(STUB):
                         living[Path(path).parts[-3]].append(child)
@@ -288,6 +289,7 @@ class Server:
         if len(recent) >= RELOADS:
             raise ServerError(f"{model} keeps dying")
         logger.error("%s is dead; it is loaded again", model)
+        segments = self._shared_memory()
         try:
             unload = service_pb2.RepositoryModelUnloadRequest(model_name=model)
             await stub.RepositoryModelUnload(unload, timeout=UNLOADING_S)
@@ -296,6 +298,7 @@ class Server:
             await probe(stub, model)
         except grpc.aio.AioRpcError as error:
             raise ServerError(f"{model} cannot be loaded again: {error.details()}") from None
+        self._remove_shared_memory(segments)
         logger.info("%s answers again", model)
 
     async def _stop(self, patience_s: float = EXIT_TIMEOUT_S + 1) -> None:
@@ -314,14 +317,29 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-        self._remove_shared_memory()
+        self._remove_shared_memory(self._shared_memory())
         if self._guard:
             self._guard.kill()
             await self._guard.communicate()
 
-    def _remove_shared_memory(self) -> None:
-        for path in _SHARED_MEMORY.glob(f"{self._shm}*"):
-            path.unlink(missing_ok=True)
+    def _shared_memory(self) -> list[Path]:
+        return list(_SHARED_MEMORY.glob(f"{self._shm}*"))
+
+    def _remove_shared_memory(self, segments: Iterable[Path]) -> None:
+        """Those that no process of ours holds: a stub that is killed leaves its own behind."""
+        family = [self._process.pid] if self._process else []
+        family += [stub.pid for stubs in self._stubs().values() for stub in stubs]
+        held = "".join(_maps(pid) for pid in family)
+        for path in segments:
+            if str(path) not in held:
+                path.unlink(missing_ok=True)
+
+
+def _maps(pid: int) -> str:
+    """What is mapped into a process."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/maps").read_text()
+    return ""
 
 
 def _has_gpu() -> bool:
