@@ -260,7 +260,6 @@ async def test_a_killed_server_is_started_again_and_takes_its_stubs_along(everyt
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_stopped_stub_is_killed_and_loaded_again(everything: Ports):
-    (before,) = processes(everything)
     old, memory = stubs(everything, "whisper_fast"), shared_memory(os.getpid())
     for process in old:
         process.suspend()
@@ -274,7 +273,6 @@ async def test_a_stopped_stub_is_killed_and_loaded_again(everything: Ports):
     await until(lambda: not any(alive(process) for process in old))
     await until(lambda: len(stubs(everything, "whisper_fast")) == len(old))
     await until_answers(everything)
-    assert processes(everything) == [before]
     # What the dead held in memory is given back.
     await until(lambda: len(shared_memory(os.getpid())) <= len(memory), 5)
 
