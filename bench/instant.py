@@ -34,6 +34,9 @@ _ONE = np.array([1.0], "<f4").tobytes()
 
 
 class Instant(service_pb2_grpc.GRPCInferenceServiceServicer):
+    async def ServerLive(self, request: Any, context: Any) -> Any:
+        return service_pb2.ServerLiveResponse(live=True)
+
     async def ModelReady(self, request: Any, context: Any) -> Any:
         return service_pb2.ModelReadyResponse(ready=True)
 

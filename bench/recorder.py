@@ -8,6 +8,7 @@ import atexit
 import pickle
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from asked import Asked
 
 from dalston.cli import main as cli
-from dalston.orchestrator import worker
+from dalston.orchestrator import fleet
 from dalston.orchestrator.inference import Triton
 from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
 
@@ -27,17 +28,23 @@ class RecordingTriton(Triton):
         ASKED.speech.append((time.monotonic(), request))
         return await super().speech_probabilities(request)
 
-    async def _whisper(self, request: TranscriptRequest, answered: Any, full_window: bool) -> Any:
+    async def _whisper(
+        self,
+        request: TranscriptRequest,
+        deadline_s: float,
+        full_window: bool = False,
+        over: Callable[[], None] = lambda: None,
+    ) -> Any:
         # Without what points back into the session.
         plain = replace(request, newest=None)
         ASKED.transcripts.append((time.monotonic(), plain, full_window))
-        return await super()._whisper(request, answered, full_window)
+        return await super()._whisper(request, deadline_s, full_window, over)
 
 
 def main() -> int:
     out = Path(sys.argv[1])
     atexit.register(lambda: out.write_bytes(pickle.dumps(ASKED)))
-    worker.Triton = RecordingTriton
+    fleet.Triton = RecordingTriton
     sys.argv[1:] = ["worker"]
     return cli.main()
 

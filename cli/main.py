@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--host", default="127.0.0.1", help="address the gateway listens at")
     up.add_argument("--port", type=int, default=8000, help="port of the gateway (8000)")
     up.add_argument("--workers", type=int, default=1, help="how many workers (1)")
+    up.add_argument("--tritons", type=int, default=1, help="how many Tritons (1)")
 
     demo = add("demo", "start the stack, stream a recording to it, show the text, stop", _demo)
     add_stack_options(demo)
@@ -163,7 +164,7 @@ def _up(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         return _missing("local", error)
     choice = models.Choice(args.profile, args.checkpoint, args.silero)
-    return up.main(choice, args.data_dir, args.host, args.port, args.workers)
+    return up.main(choice, args.data_dir, args.host, args.port, args.workers, args.tritons)
 
 
 def _demo(args: argparse.Namespace) -> int:

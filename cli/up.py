@@ -98,11 +98,17 @@ def redis_server() -> str:
 
 
 def parts(
-    repository: Path, run: Path, host: str, port: int, workers: int, drain_s: float
+    repository: Path,
+    run: Path,
+    host: str,
+    port: int,
+    workers: int,
+    drain_s: float,
+    tritons: int = 1,
 ) -> list[Part]:
     """The processes in the order they are started."""
     run.mkdir(parents=True, exist_ok=True)
-    redis_port, grpc, http, metrics = (free_port() for _ in range(4))
+    redis_port = free_port()
     redis_url = f"redis://127.0.0.1:{redis_port}"
     dalston = [sys.executable, "-m", "dalston.cli.main"]
     # Other programs of this machine reach the workers' ports too.
@@ -114,12 +120,17 @@ def parts(
         return Part(name, command, environment, log, stop_s)
 
     redis = [redis_server(), "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(run)]
-    triton = [*dalston, "triton", "--repository", str(repository), "--run-dir", str(run)]
-    triton += ["--grpc-port", str(grpc), "--http-port", str(http), "--metrics-port", str(metrics)]
-    stack = [
-        part("redis", [*redis, "--save", "", "--appendonly", "no"], {}, 3),
-        part("triton", triton, {}, 8),
-    ]
+    stack = [part("redis", [*redis, "--save", "", "--appendonly", "no"], {}, 3)]
+    triton_urls = list[str]()
+    for number in range(1, tritons + 1):
+        name = "triton" if number == 1 else f"triton-{number}"
+        folder = run / name  # each makes files of the same names
+        folder.mkdir(exist_ok=True)
+        grpc, http, metrics = (str(free_port()) for _ in range(3))
+        triton = [*dalston, "triton", "--repository", str(repository), "--run-dir", str(folder)]
+        triton += ["--grpc-port", grpc, "--http-port", http, "--metrics-port", metrics]
+        stack.append(part(name, triton, {}, 8))
+        triton_urls.append(f"127.0.0.1:{grpc}")
     for number in range(1, workers + 1):
         worker_port = free_port()
         environment = secret | {
@@ -132,7 +143,7 @@ def parts(
             # them cost nothing.
             "DALSTON_HEARTBEAT_SECONDS": "2",
             "DRAIN_SECONDS": str(drain_s),
-            "TRITON_URLS": f"127.0.0.1:{grpc}",
+            "TRITON_URLS": ",".join(triton_urls),
             "DALSTON_VAD_MODEL": str(repository / "silero_vad" / "1" / "silero.onnx"),
         }
         stack.append(part(f"worker-{number}", [*dalston, "worker"], environment, drain_s + 7))
@@ -161,9 +172,10 @@ async def running(stack: list[Part], url: str) -> AsyncGenerator[asyncio.Task[No
         await asyncio.gather(watching, return_exceptions=True)
         gateways = [part for part in stack if part.name == "gateway"]
         workers = [part for part in stack if part.name.startswith("worker")]
-        rest = [part for part in reversed(stack) if part not in gateways + workers]
+        tritons = [part for part in stack if part.name.startswith("triton")]
+        rest = [part for part in reversed(stack) if part not in gateways + workers + tritons]
         # The gateway lets its sessions end before workers are told.
-        for group in (gateways, workers, *([part] for part in rest)):
+        for group in (gateways, workers, tritons, rest):
             await asyncio.gather(*(part.stop() for part in group))
 
 
@@ -235,12 +247,14 @@ def prepare(choice: Choice, data_dir: Path | None) -> tuple[Path, Path]:
     return folder / "model_repository", folder / "run"
 
 
-async def _up(choice: Choice, data_dir: Path | None, host: str, port: int, workers: int) -> None:
+async def _up(
+    choice: Choice, data_dir: Path | None, host: str, port: int, workers: int, tritons: int
+) -> None:
     check_free(host, port)
     repository, run = prepare(choice, data_dir)
     drain_s = float(os.environ.get("DRAIN_SECONDS", "30"))
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-    stack = parts(repository, run, host, port, workers, drain_s)
+    stack = parts(repository, run, host, port, workers, drain_s, tritons)
 
     async def serve() -> None:
         async with running(stack, url) as watching:
@@ -266,10 +280,12 @@ async def _up(choice: Choice, data_dir: Path | None, host: str, port: int, worke
         await serving
 
 
-def main(choice: Choice, data_dir: Path | None, host: str, port: int, workers: int) -> int:
+def main(
+    choice: Choice, data_dir: Path | None, host: str, port: int, workers: int, tritons: int
+) -> int:
     """Run the stack until it is told to stop; the exit status."""
     try:
-        asyncio.run(_up(choice, data_dir, host, port, workers))
+        asyncio.run(_up(choice, data_dir, host, port, workers, tritons))
     except (StackError, ModelError, OSError) as error:
         console.print(f"[red]{error}[/red]")
         return 1

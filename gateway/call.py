@@ -42,6 +42,8 @@ BEGIN_S = 5.0  # and to begin the session
 FIRST_WORKER_S = 4.0  # to look for a worker that answers, before the client is sent away
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
 SAVE_AGAIN_S = 1.0
+# Workers lost without a snapshot in between: audio that kills whoever hears it is told to no more.
+MOST_LOSSES = 8
 # Audio that is held, in seconds of it: an utterance, silence before a snapshot, and being behind.
 HELD_S = 120
 # A frame between gateway and worker: the client's largest, or a snapshot.
@@ -87,6 +89,7 @@ class Call:
         self._telling = False  # the client has not taken the last message yet
         self._progress = asyncio.Event()  # fewer frames are held, or a worker is there
         self._unsaved = asyncio.Event()
+        self._over = False
         self._leave: asyncio.Future[tuple[SessionTerminated, int]] = (
             asyncio.get_running_loop().create_future()
         )
@@ -100,26 +103,26 @@ class Call:
             asyncio.create_task(work) for work in (self._upstream(), self._serve(), self._save())
         ]
         upstream, serving, saving = tasks
+        asking = [upstream, serving]
         try:
             await asyncio.wait(
                 [upstream, serving, self._leave], return_when=asyncio.FIRST_COMPLETED
             )
             if self._leave.done():
-                await self._stop([upstream, serving])
+                await self._stop(asking)
                 message, code = self._leave.result()
-                await self._save_now()
+                await self._save_now()  # before the client asks for it elsewhere
                 await self._websocket.send_text(serialize(message))
                 await self._websocket.close(code)
             elif serving.done():
                 await serving  # raises what it raised
         finally:
-            await self._stop(tasks)
-            if saving.done() and not saving.cancelled() and (error := saving.exception()):
-                logger.error("%s: %r", self._relay.session_id, error)
-            if self._link:
-                self._link.transport.abort()
-            # Shielded: a client that vanishes cancels us, and the slot must come back all the same.
-            await asyncio.shield(self._go())
+            await self._stop(asking)
+            # Not cancelled: redis-py swallows that at times, and what is half said is to be saved.
+            self._over = True
+            self._unsaved.set()
+            # Shielded: a server that stops cancels us, and the slot must come back all the same.
+            await asyncio.shield(self._go(saving))
 
     async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
         if self._probe:
@@ -128,8 +131,8 @@ class Call:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _go(self) -> None:
-        await self._save_now()
+    async def _go(self, saving: asyncio.Task[None]) -> None:
+        await saving
         try:
             await self._slots.release(self.slot.session_id, self.slot.epoch, self._status)
         except RedisError as error:
@@ -220,6 +223,7 @@ class Call:
         relay, slot = self._relay, self.slot
         within = FIRST_WORKER_S
         avoid = ""
+        losses, since = 0, relay.snapshot
         while True:
             try:
                 link = await self._attach(slot, avoid, within)
@@ -236,6 +240,10 @@ class Call:
                 self._status = "error" if code == _INTERNAL else "ended"
                 code = 1000 if relay.end and code in (_ABNORMAL, _SERVICE_RESTART) else code
                 return await self._websocket.close(code, link.close_reason or None)
+            losses = losses + 1 if relay.snapshot is since else 1
+            since = relay.snapshot
+            if losses > MOST_LOSSES:
+                return await self._give_up()
             within, slot, avoid = self._outage_s, None, self.slot.worker_id
             if code == _SERVICE_RESTART:
                 logger.info("%s: %s drains", relay.session_id, avoid)
@@ -391,10 +399,10 @@ class Call:
 
     async def _save(self) -> None:
         """Keep what another gateway needs to go on, whenever there is more of it."""
-        while True:
+        while not self._over:
             await self._unsaved.wait()
             self._unsaved.clear()
-            if not await self._save_now():
+            if not await self._save_now() and not self._over:
                 await asyncio.sleep(SAVE_AGAIN_S)
                 self._unsaved.set()
 
@@ -406,10 +414,8 @@ class Call:
             ours = await self._slots.keep(
                 self.slot.session_id, self.slot.epoch, fields, key_id=self.slot.key_id
             )
-        except (RedisError, asyncio.CancelledError) as error:
+        except RedisError as error:
             self._relay.not_saved(fields)
-            if isinstance(error, asyncio.CancelledError):
-                raise
             logger.warning("%s: not saved: %s", self.slot.session_id, error)
             return False
         if not ours:

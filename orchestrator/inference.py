@@ -1,18 +1,12 @@
 """
-The models, as coroutines: Triton over gRPC. The only file that imports tritonclient.
-
-Calls are unary with deadlines, never streams: this server's streaming crashes under load. Nor are
-they cancelled: a cancellation that meets the answer on its way crashes it too (docs/log.md). The
-generated stubs are used directly; the client class around them builds the same messages with
-three times the work, ten times a second for every stream.
+The models of one Triton, as coroutines. fleet.py makes one of several.
 
 Finals are asked for at once. Partials wait here while as many are under way as keep the models
 busy, so that a final finds few of them before it, and the first of an utterance before others;
 Triton's own priorities would do some of this too, but stall its batcher (docs/log.md).
 """
 
-import asyncio
-import contextlib
+import secrets
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -20,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import grpc.aio
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
+from dalston.orchestrator.channel import CallFailed, Channel
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TimedWord, TranscriptRequest
 from dalston.orchestrator.turns import Turns
 from dalston.triton.contract import STAGES, VAD_MODEL, VARIANTS, whisper_model
@@ -31,11 +25,8 @@ from dalston.triton.contract import STAGES, VAD_MODEL, VARIANTS, whisper_model
 SPEECH_DEADLINE_S = 10.0
 PARTIAL_DEADLINE_S = 5.0  # another is due long before
 FINAL_DEADLINE_S = 60.0
-# 30 s of audio are 960 KB; answers are small.
-_CHANNEL_OPTIONS = [
-    ("grpc.max_send_message_length", 4 << 20),
-    ("grpc.max_receive_message_length", 4 << 20),
-]
+PROBE_DEADLINE_S = 10.0  # behind a queue of finals
+_SILENCE = bytes(2 * 1600)  # 0.1 s
 
 # The outputs a partial needs; a final also wants words and scores.
 _PARTIAL_OUTPUTS = ("TEXT", "TOKENS", "TOKEN_ENDS", "LANGUAGE", "LANGUAGE_PROBABILITY")
@@ -56,13 +47,20 @@ _DTYPES = {"INT32": np.dtype("<i4"), "FP32": np.dtype("<f4"), "BOOL": np.dtype("
 class InferenceError(Exception):
     """A model did not answer. `retryable`: it may, if asked again."""
 
-    def __init__(self, sentence: str, retryable: bool):
+    def __init__(
+        self, sentence: str, retryable: bool, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
+    ):
         super().__init__(sentence)
         self.retryable = retryable
+        self.code = code
 
 
 class SequenceLost(Exception):
     """The VAD no longer knows this sequence, or never will: it has to be started again."""
+
+    def __init__(self, sentence: str, code: grpc.StatusCode = grpc.StatusCode.NOT_FOUND):
+        super().__init__(sentence)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -74,21 +72,25 @@ class LoadedVariant:
     partials_in_flight: int  # at most, of one worker
 
 
-def _nobody_waits() -> None:
-    pass
-
-
 class Triton:
     """Both models behind one server's URL, "host:port" of its gRPC."""
 
     def __init__(self, url: str):
-        self._channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
-        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._channel = Channel(url)
+        self._waiting = 0  # partials, for their turn
         # By variant, as large as the variant was when it was first seen.
         self._partials: dict[str, Turns] = {}
 
     async def close(self) -> None:
         await self._channel.close()
+
+    @property
+    def url(self) -> str:
+        return self._channel.url
+
+    @property
+    def pending(self) -> int:
+        return self._waiting + self._channel.pending
 
     async def variants(self) -> Mapping[str, LoadedVariant]:
         """The Whisper variants that are ready. Raises InferenceError if the VAD is not, or none."""
@@ -100,7 +102,7 @@ class Triton:
                 if not await self._ready(whisper_model(variant)):
                     continue
                 request = service_pb2.ModelConfigRequest(name=whisper_model(variant))
-                config = (await self._stub.ModelConfig(request, timeout=5)).config
+                config = (await self._channel.ask("ModelConfig", request)).config
                 parameters = {k: v.string_value for k, v in config.parameters.items()}
                 loaded[variant] = LoadedVariant(
                     parameters["checkpoint_id"],
@@ -108,17 +110,37 @@ class Triton:
                     _partials_in_flight(config),
                 )
                 self._partials.setdefault(variant, Turns(loaded[variant].partials_in_flight))
-        except grpc.aio.AioRpcError as error:
-            raise InferenceError(_sentence(error), retryable=True) from None
+        except CallFailed as error:
+            raise InferenceError(_sentence(error), retryable=True, code=error.code) from None
         if not loaded:
             raise InferenceError("no Whisper model is ready", retryable=True)
         return loaded
 
     async def _ready(self, model: str) -> bool:
         request = service_pb2.ModelReadyRequest(name=model)
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            return (await self._stub.ModelReady(request, timeout=5)).ready
+        try:
+            return (await self._channel.ask("ModelReady", request)).ready
+        except CallFailed as error:
+            if error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise  # that is the server, and what else is asked of it would tell the same
         return False
+
+    async def probe(self, model: str) -> None:
+        """Whether a model works, by asking it something small. Raises InferenceError."""
+        if model != VAD_MODEL:
+            (variant,) = (name for name in VARIANTS if whisper_model(name) == model)
+            request = TranscriptRequest(0, "partial", _SILENCE, "en", variant)  # pyright: ignore[reportArgumentType]
+            await self._whisper(request, PROBE_DEADLINE_S)
+            return
+        sequence = f"probe.{secrets.token_hex(8)}"
+        try:
+            for request in (
+                SpeechRequest(sequence, bytes(1024), start=True),
+                SpeechRequest(sequence, b"", end=True),
+            ):
+                await self.speech_probabilities(request)
+        except SequenceLost as error:
+            raise InferenceError(str(error), retryable=True, code=error.code) from None
 
     async def speech_probabilities(self, request: SpeechRequest) -> list[float]:
         """The probability of each whole frame. Raises SequenceLost."""
@@ -128,38 +150,42 @@ class Triton:
         call.parameters["sequence_end"].bool_param = request.end
         _add(call, "AUDIO", "INT16", [1, len(request.audio) // 2], request.audio)
         try:
-            response = await self._infer(call, SPEECH_DEADLINE_S)
-        except grpc.aio.AioRpcError as error:
+            response = await self._channel.infer(call, SPEECH_DEADLINE_S)
+        except CallFailed as error:
             # Whatever it was, this part of the audio was or was not heard: nobody knows.
-            raise SequenceLost(_sentence(error)) from None
+            raise SequenceLost(_sentence(error), error.code) from None
         content = response.raw_output_contents[0]
         return list(struct.unpack(f"<{len(content) // 4}f", content))
 
     async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
         """For a variant of `variants`. Raises InferenceError."""
-        final = request.kind == "final"
-        answered: Callable[[], None] = _nobody_waits
-        if not final:
+        if request.kind == "partial":
             turns = self._partials[request.variant]
-            await turns.take(request.urgent)
-            answered = turns.give_back
+            self._waiting += 1
+            try:
+                await turns.take(request.urgent)
+            finally:
+                self._waiting -= 1
             request = request.newest() if request.newest else request
-        asked = time.perf_counter()
-        outputs = await self._whisper(request, answered, full_window=False)
-        if not final:
+            outputs = await self._whisper(request, PARTIAL_DEADLINE_S, over=turns.give_back)
             return _hypothesis(outputs, {})
+        asked = time.perf_counter()
+        outputs = await self._whisper(request, FINAL_DEADLINE_S)
         spent = outputs["STAGE_SECONDS"]
         if bool(outputs["SUSPECT"][0]):
             # Right-sized windows can harm a stock checkpoint: once more as it was trained.
-            outputs = await self._whisper(request, answered, full_window=True)
+            outputs = await self._whisper(request, FINAL_DEADLINE_S, full_window=True)
             spent = spent + outputs["STAGE_SECONDS"]
         elsewhere = time.perf_counter() - asked - float(spent.sum())
         return _hypothesis(outputs, dict(zip(STAGES, spent.tolist(), strict=True), queue=elsewhere))
 
     async def _whisper(
-        self, request: TranscriptRequest, answered: Callable[[], None], full_window: bool
+        self,
+        request: TranscriptRequest,
+        deadline_s: float,
+        full_window: bool = False,
+        over: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        final = request.kind == "final"
         call = service_pb2.ModelInferRequest(model_name=whisper_model(request.variant))
         prefix = np.array(request.prefix, "<i4").tobytes()
         draft = np.array(request.draft, "<i4").tobytes()
@@ -170,35 +196,20 @@ class Triton:
         _add(call, "DRAFT", "INT32", [1, len(request.draft)], draft)
         _add(call, "WORDS", "BOOL", [1, 1], bytes([request.words]))
         _add(call, "FULL_WINDOW", "BOOL", [1, 1], bytes([full_window]))
-        for name in _FINAL_OUTPUTS if final else _PARTIAL_OUTPUTS:
+        for name in _FINAL_OUTPUTS if request.kind == "final" else _PARTIAL_OUTPUTS:
             call.outputs.add(name=name)
         try:
-            deadline = FINAL_DEADLINE_S if final else PARTIAL_DEADLINE_S
-            response = await self._infer(call, deadline, answered)
-        except grpc.aio.AioRpcError as error:
-            retryable = error.code() not in (
+            response = await self._channel.infer(call, deadline_s, over)
+        except CallFailed as error:
+            retryable = error.code not in (
                 grpc.StatusCode.INVALID_ARGUMENT,
                 grpc.StatusCode.UNIMPLEMENTED,
             )
-            raise InferenceError(_sentence(error), retryable) from None
+            raise InferenceError(_sentence(error), retryable, error.code) from None
         return {
             output.name: _value(output.datatype, content)
             for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
         }
-
-    async def _infer(
-        self, call: Any, deadline: float, answered: Callable[[], None] = _nobody_waits
-    ) -> Any:
-        """The answer. If nobody waits for it any more, it comes all the same and is dropped."""
-
-        def over(answer: asyncio.Future[Any]) -> None:
-            answered()
-            if not answer.cancelled():
-                answer.exception()  # else asyncio complains that nobody asked
-
-        answer = asyncio.ensure_future(self._stub.ModelInfer(call, timeout=deadline))
-        answer.add_done_callback(over)
-        return await asyncio.shield(answer)
 
 
 def _partials_in_flight(config: Any) -> int:
@@ -255,5 +266,5 @@ def _hypothesis(outputs: dict[str, Any], stages: Mapping[str, float]) -> Hypothe
     )
 
 
-def _sentence(error: grpc.aio.AioRpcError) -> str:
-    return f"Triton: {error.details() or error.code().name}"
+def _sentence(error: CallFailed) -> str:
+    return f"Triton: {error}"

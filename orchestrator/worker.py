@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import hmac
 import http
-import itertools
 import json
 import logging
 import re
@@ -30,12 +29,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from dalston.orchestrator import logs, request_ids
+from dalston.orchestrator.fleet import Fleet
 from dalston.orchestrator.handler import CloseCode, Limits, Models, handle
-from dalston.orchestrator.inference import InferenceError, LoadedVariant, SequenceLost, Triton
+from dalston.orchestrator.inference import InferenceError, LoadedVariant
+from dalston.orchestrator.memory import Memory
 from dalston.orchestrator.messages import Error, ErrorCode, Snapshot, serialize
 from dalston.orchestrator.parameters import ParameterError, choose_variant, session_config
 from dalston.orchestrator.request_ids import named
-from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
 from dalston.orchestrator.session import Session
 from dalston.orchestrator.settings import LOOPBACK, WorkerSettings
 from dalston.orchestrator.slots import (
@@ -52,16 +52,13 @@ logger = logging.getLogger(__name__)
 # The library closes above this; the handler refuses what is above its own, smaller limit with a
 # message. A snapshot of a four hour session fits.
 LONGEST_MESSAGE = 16 << 20  # bytes
-# Models that answered so recently need no probe.
-PROBE_AFTER_S = 25.0
-_SILENCE = bytes(2 * 1600)  # 0.1 s
 
 
 class Worker:
     def __init__(self, settings: WorkerSettings):
         self._settings = settings
-        self._tritons = [Triton(url) for url in settings.triton_urls]
-        self._next_triton = itertools.cycle(self._tritons)
+        self._tritons = Fleet(settings.triton_urls, self._out_of_memory)
+        self._memory = Memory(settings.max_sessions)
         self._redis = redis_client(settings.redis_url)
         self._slots = Slots(self._redis)
         self._instance = secrets.token_hex(8)
@@ -69,7 +66,6 @@ class Worker:
         self._direct: set[str] = set()  # of these, the ones without a gateway
         self._variants: Mapping[str, LoadedVariant] = {}
         self._unhealthy: str | None = "starting"
-        self._answered = 0.0  # clock of the last transcript
         self._draining = asyncio.Event()  # no new sessions
         self._ending = asyncio.Event()  # running ones end
         self._local_vad = None
@@ -122,8 +118,7 @@ class Worker:
                 await self._slots.unregister(self._settings.worker_id, self._instance)
         finally:
             await self._redis.aclose()
-            for triton in self._tritons:
-                await triton.close()
+            await self._tritons.close()
 
     async def _drain(self, port: int) -> None:
         """No new sessions; those that run have drain_seconds to end by themselves."""
@@ -167,7 +162,7 @@ class Worker:
             endpoint=self._settings.advertised(port),
             # A worker whose models fail takes no sessions either.
             status="draining" if self._draining.is_set() or self._unhealthy else "ready",
-            capacity=self._settings.max_sessions,
+            capacity=self._memory.sessions,
             models=list(self._variants),
             models_loaded=sorted({loaded.model_id for loaded in self._variants.values()}),
             languages=[*sorted(languages), "auto"],
@@ -183,26 +178,8 @@ class Worker:
     async def _look_after_models(self) -> None:
         """Whether sessions would work: by asking the models, not whether they are ready."""
         try:
-            served = [await triton.variants() for triton in self._tritons]
-            # A session may go to any of them.
-            self._variants = {
-                variant: loaded
-                for variant, loaded in served[0].items()
-                if all(variant in others for others in served)
-            }
-            if not self._variants:
-                raise InferenceError("no Whisper model is on every Triton", retryable=True)
-            for triton in self._tritons:
-                probe = SpeechRequest(f"probe.{self._instance}", bytes(1024), start=True)
-                await triton.speech_probabilities(probe)
-                await triton.speech_probabilities(SpeechRequest(probe.sequence, b"", end=True))
-                if time.monotonic() - self._answered < PROBE_AFTER_S:
-                    continue
-                for variant in self._variants:
-                    await triton.transcribe(
-                        TranscriptRequest(0, "partial", _SILENCE, "en", variant)  # pyright: ignore[reportArgumentType]
-                    )
-        except (InferenceError, SequenceLost) as error:
+            self._variants = await self._tritons.variants()
+        except InferenceError as error:
             if self._unhealthy != str(error):
                 logger.warning("not healthy: %s", error)
             self._unhealthy = str(error)
@@ -210,6 +187,10 @@ class Worker:
             if self._unhealthy:
                 logger.info("healthy: %s", ", ".join(self._variants))
             self._unhealthy = None
+
+    def _out_of_memory(self) -> None:
+        if self._memory.ran_out(len(self._sessions)):
+            logger.warning("a model ran out of memory: %d sessions at most", self._memory.sessions)
 
     async def _gpu_memory(self) -> tuple[str | None, str | None]:
         """Used and total, as "4.2GB", of Triton's first GPU."""
@@ -269,7 +250,7 @@ class Worker:
         return {
             "status": "healthy",
             "active_sessions": len(self._sessions),
-            "capacity": self._settings.max_sessions,
+            "capacity": self._memory.sessions,
             "models": sorted(self._variants),
         }
 
@@ -299,7 +280,7 @@ class Worker:
             await connection.send(serialize(named(error)))
             await connection.close(close_code, reason)
 
-        full = len(self._sessions) >= self._settings.max_sessions
+        full = len(self._sessions) >= self._memory.sessions
         if full or self._draining.is_set() or not self._variants:
             sentence = "this worker takes no more sessions"
             return await refuse("no_capacity", sentence, 1013, "Server at capacity")
@@ -330,15 +311,8 @@ class Worker:
             snapshot=snapshot,
             partial_every=round(self._settings.partial_seconds * SAMPLE_RATE),
         )
-        triton = next(self._next_triton)
-
-        async def transcribe(request: TranscriptRequest):
-            hypothesis = await triton.transcribe(request)
-            self._answered = time.monotonic()
-            return hypothesis
-
-        vad = self._local_vad or triton
-        models = Models(vad.speech_probabilities, transcribe)
+        vad = self._local_vad or self._tritons
+        models = Models(vad.speech_probabilities, self._tritons.transcribe)
         settings = self._settings
         limits = Limits(settings.idle_seconds, settings.session_seconds, settings.outage_seconds)
         self._sessions[session_id] = epoch

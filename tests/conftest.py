@@ -1,9 +1,12 @@
 import asyncio
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
@@ -51,12 +54,11 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     process.wait(10)
 
 
-@pytest.fixture(scope="session")
-def triton_url(model_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """The gRPC address of a real Triton with every model, for all tests that do it no harm."""
-    grpc_port, folder = free_port(), tmp_path_factory.mktemp("triton")
+@contextmanager
+def _triton(repository: Path, folder: Path) -> Generator[str]:
+    grpc_port = free_port()
     command = [sys.executable, "-m", "dalston.cli.main", "triton", "--run-dir", str(folder)]
-    command += ["--repository", str(model_repository), "--grpc-port", str(grpc_port)]
+    command += ["--repository", str(repository), "--grpc-port", str(grpc_port)]
     command += ["--http-port", str(free_port()), "--metrics-port", str(free_port())]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
@@ -72,3 +74,33 @@ def triton_url(model_repository: Path, tmp_path_factory: pytest.TempPathFactory)
     yield url
     process.terminate()
     process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def triton_url(model_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """The gRPC address of a real Triton with every model, for all tests that do it no harm."""
+    with _triton(model_repository, tmp_path_factory.mktemp("triton")) as url:
+        yield url
+
+
+@dataclass(frozen=True)
+class FailingTriton:
+    """A real one, whose whisper_fast answers with the error that stands in a file, if there is
+    one."""
+
+    url: str
+    error: Path
+
+
+@pytest.fixture(scope="module")
+def failing_triton(
+    model_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[FailingTriton]:
+    repository = tmp_path_factory.mktemp("failing")
+    shutil.copytree(model_repository / "silero_vad", repository / "silero_vad")
+    whisper = repository / "whisper_fast"
+    (whisper / "1").mkdir(parents=True)
+    shutil.copy(model_repository / "whisper_fast" / "config.pbtxt", whisper)
+    shutil.copy(_ROOT / "tests" / "support" / "failing_model.py", whisper / "1" / "model.py")
+    with _triton(repository, tmp_path_factory.mktemp("triton")) as url:
+        yield FailingTriton(url, whisper / "error")

@@ -3,8 +3,8 @@ The tritonserver process: start it, watch it, stop it.
 
 Health is an inference. A model whose stub process has died stays "ready" for ever and fails every
 request, so stubs are watched as processes, and models that answered nothing for a while are asked
-something. A dead stub is cured by unloading and loading its model; what that does not cure, by a
-new server.
+something. A process that is stopped is as good as dead, and killed. A dead stub is cured by
+unloading and loading its model; what that does not cure, by a new server.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 _SHARED_MEMORY = Path("/dev/shm")
 
 STARTING_S = 600.0  # large checkpoints take minutes to load
+UNLOADING_S = 10.0  # it waits for what is under way
 WATCH_EVERY_S = 0.5
 PROBE_EVERY_S = 10.0
 # After so many reloads of one model within this time, a new server is the better cure.
@@ -90,6 +91,7 @@ class Server:
         self._guard: asyncio.subprocess.Process | None = None
         self._was_ready = False
         self._reloads: dict[str, list[float]] = {}
+        self._stopped = set[int]()  # process ids
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start, watch and restart the server until `stop`; then stop it.
@@ -110,7 +112,8 @@ class Server:
                 failure = serving.exception()
                 if not isinstance(failure, ServerError) or not self._was_ready:
                     await serving  # raises
-                await self._stop()
+                # Of no use any more: waiting for it would only keep its callers waiting.
+                await self._stop(0)
                 if time.monotonic() - began > LASTED_S:
                     wait = RESTART_FIRST_S
                 logger.error("%s; a new server in %.1f s", failure, wait)
@@ -141,7 +144,7 @@ class Server:
         async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             await self._wait_until_ready(stub)
-            stubs = self._stubs()
+            stubs = {model: len(processes) for model, processes in self._stubs().items()}
             for model in self.models:
                 await probe(stub, model)
             self._was_ready = True
@@ -150,11 +153,15 @@ class Server:
             next_probe = time.monotonic() + PROBE_EVERY_S
             while True:
                 await asyncio.sleep(WATCH_EVERY_S)
-                self._check_process()
-                dead = {model for model, count in stubs.items() if self._stubs()[model] < count}
+                self._check_processes()
+                living = self._stubs()
+                dead = {model for model, count in stubs.items() if len(living[model]) < count}
                 if not dead and time.monotonic() >= next_probe:
                     dead = await self._silent(stub, answered)
                     next_probe = time.monotonic() + PROBE_EVERY_S
+                    # One that hangs would keep its model from being unloaded.
+                    for process in (process for model in dead for process in living[model]):
+                        _kill(process)
                 for model in sorted(dead):
                     await self._reload(stub, model)
 
@@ -203,29 +210,43 @@ class Server:
                         f"Stop what does, or give another --{name}-port."
                     ) from None
 
-    def _check_process(self) -> None:
+    def _check_processes(self) -> None:
+        """Raises ServerError if the server is dead, or stopped. Kills stubs that are stopped.
+
+        Those who are stopped have to be so twice: it may be over in a moment.
+        """
         assert self._process
         if (code := self._process.returncode) is not None:
             how = f"signal {-code}" if code < 0 else f"exit status {code}"
             raise ServerError(f"tritonserver has died ({how})")
+        stubs = [process for processes in self._stubs().values() for process in processes]
+        stopped = {pid for pid in (self._process.pid, *(s.pid for s in stubs)) if _is_stopped(pid)}
+        still, self._stopped = stopped & self._stopped, stopped
+        if self._process.pid in still:
+            raise ServerError("tritonserver is stopped (SIGSTOP)")
+        for process in stubs:
+            if process.pid in still:
+                logger.error("a model's process is stopped (SIGSTOP); it is killed")
+                _kill(process)
 
-    def _stubs(self) -> dict[str, int]:
+    def _stubs(self) -> dict[str, list[psutil.Process]]:
         """Living stub processes by model. Their command line names the model's file."""
-        assert self._process
-        living = dict.fromkeys(self.models, 0)
+        living = {model: list[psutil.Process]() for model in self.models}
+        if self._process is None:
+            return living
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self._process.pid).children():
-                # A zombie has no command line: it raises, and is not counted.
-                with contextlib.suppress(psutil.Error, IndexError):
+                # One that has died has no command line, or raises: it is not counted.
+                with contextlib.suppress(psutil.Error, ValueError):
                     program, path = child.cmdline()[:2]
                     if program.endswith(STUB):
-                        living[Path(path).parts[-3]] += 1
+                        living[Path(path).parts[-3]].append(child)
         return living
 
     async def _wait_until_ready(self, stub: Any) -> None:
         began, told = time.monotonic(), ""
         while time.monotonic() - began < STARTING_S:
-            self._check_process()
+            self._check_processes()
             ready = [model for model in self.models if await _is_ready(stub, model)]
             line = f"models loaded: {', '.join(ready) or 'none yet'}"
             if line != told:
@@ -237,7 +258,12 @@ class Server:
         raise ServerError(f"tritonserver was not ready after {STARTING_S:g} s")
 
     async def _silent(self, stub: Any, answered: dict[str, int]) -> set[str]:
-        """Models that have answered nothing since we last looked, and do not when asked."""
+        """Models that have answered nothing since we last looked, and do not when asked.
+
+        Raises ServerError if it is the server.
+        """
+        if not await _is_live(stub) and not await _is_live(stub):
+            raise ServerError("tritonserver does not answer")
         silent = set[str]()
         for model in self.models:
             try:
@@ -248,8 +274,11 @@ class Server:
                     await probe(stub, model)
                     count += 1
                 answered[model] = count
-            except (ServerError, grpc.aio.AioRpcError) as error:
-                logger.warning("%s does not answer: %s", model, error)
+            except ServerError as error:
+                logger.warning("does not answer: %s", error)
+                silent.add(model)
+            except grpc.aio.AioRpcError as error:
+                logger.warning("%s does not answer: %s", model, error.details())
                 silent.add(model)
         return silent
 
@@ -260,43 +289,80 @@ class Server:
         if len(recent) >= RELOADS:
             raise ServerError(f"{model} keeps dying")
         logger.error("%s is dead; it is loaded again", model)
+        segments = self._shared_memory()
         try:
             unload = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-            await stub.RepositoryModelUnload(unload, timeout=30)
+            await stub.RepositoryModelUnload(unload, timeout=UNLOADING_S)
             load = service_pb2.RepositoryModelLoadRequest(model_name=model)
             await stub.RepositoryModelLoad(load, timeout=STARTING_S)
             await probe(stub, model)
         except grpc.aio.AioRpcError as error:
             raise ServerError(f"{model} cannot be loaded again: {error.details()}") from None
+        self._remove_shared_memory(segments)
         logger.info("%s answers again", model)
 
-    async def _stop(self) -> None:
+    async def _stop(self, patience_s: float = EXIT_TIMEOUT_S + 1) -> None:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        try:
-            await asyncio.wait_for(process.wait(), EXIT_TIMEOUT_S + 1)
-        except TimeoutError:
-            logger.warning("tritonserver does not stop; it is killed")
+        if patience_s:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), patience_s)
+            except TimeoutError:
+                logger.warning("tritonserver does not stop; it is killed")
         # The stubs too: killed in the middle of a request, a server leaves them behind, and they
         # wait for it for ever with the model in their memory.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-        self._remove_shared_memory()
+        self._remove_shared_memory(self._shared_memory())
         if self._guard:
             self._guard.kill()
             await self._guard.communicate()
 
-    def _remove_shared_memory(self) -> None:
-        for path in _SHARED_MEMORY.glob(f"{self._shm}*"):
-            path.unlink(missing_ok=True)
+    def _shared_memory(self) -> list[Path]:
+        return list(_SHARED_MEMORY.glob(f"{self._shm}*"))
+
+    def _remove_shared_memory(self, segments: Iterable[Path]) -> None:
+        """Those that no process of ours holds: a stub that is killed leaves its own behind."""
+        family = [self._process.pid] if self._process else []
+        family += [stub.pid for stubs in self._stubs().values() for stub in stubs]
+        held = "".join(_maps(pid) for pid in family)
+        for path in segments:
+            if str(path) not in held:
+                path.unlink(missing_ok=True)
+
+
+def _maps(pid: int) -> str:
+    """What is mapped into a process."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/maps").read_text()
+    return ""
 
 
 def _has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists()
+
+
+def _is_stopped(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    return False
+
+
+def _kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
+async def _is_live(stub: Any) -> bool:
+    try:
+        await stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
+    except grpc.aio.AioRpcError:
+        return False
+    return True
 
 
 async def _is_ready(stub: Any, model: str) -> bool:

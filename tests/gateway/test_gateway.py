@@ -284,7 +284,9 @@ async def test_when_no_worker_can_be_reached_the_caller_is_told(gateway: Gateway
     assert await gateway.held() == 0
 
 
-async def test_without_another_worker_in_time_the_session_ends_with_a_hint(gateway: Gateway) -> None:
+async def test_without_another_worker_in_time_the_session_ends_with_a_hint(
+    gateway: Gateway,
+) -> None:
     async def die(connection: ServerConnection) -> None:
         await connection.send(BEGIN)
         await connection.recv()

@@ -405,6 +405,57 @@ async def test_the_vad_can_run_in_the_worker_with_the_same_result(
     assert results[0]
 
 
+async def said(session: ClientConnection) -> Any:
+    """Speak, and flush: the final, or the error in its place."""
+    await session.send(SPOKEN)
+    await session.send('{"type":"flush"}')
+    async with asyncio.timeout(40):
+        while True:
+            message = json.loads(await session.recv())
+            if message["type"] in ("transcript.final", "error"):
+                return message
+
+
+async def test_a_final_that_a_model_fails_on_is_an_error_and_the_session_goes_on(
+    workers: Workers, failing_triton: Any
+) -> None:
+    worker = await workers.ready(triton_urls=[failing_triton.url])
+    async with worker.session("language=en") as session:
+        assert (await said(session))["text"] == "all is well"
+        failing_triton.error.write_text("index 7 is out of bounds for axis 0")
+        error = await said(session)
+        assert error["type"] == "error"
+        assert "index 7 is out of bounds" in error["message"]
+        assert error["recoverable"]
+        failing_triton.error.unlink()
+        assert (await said(session))["text"] == "all is well"
+
+
+async def test_a_model_without_memory_lowers_the_capacity_and_its_final_comes_later(
+    workers: Workers, failing_triton: Any
+) -> None:
+    worker = await workers.ready(
+        max_sessions=8, triton_urls=[failing_triton.url], heartbeat_seconds=0.1
+    )
+    async with worker.session("language=en") as session, worker.session(), worker.session():
+        failing_triton.error.write_text("CUDA failed with error out of memory")
+        final = asyncio.create_task(said(session))
+        await until(lambda: worker.record("w1"), lambda record: record.get("capacity") == "2")
+        # Those that run go on; new ones are refused.
+        async with worker.session() as another:
+            assert (await drained(another))[1] == 1013
+        assert not final.done()
+        failing_triton.error.unlink()
+        assert (await final)["text"] == "all is well"
+
+
+async def test_one_triton_of_two_is_enough(workers: Workers, triton_url: str) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    worker = await workers.ready(triton_urls=[nobody, triton_url])
+    async with worker.session("language=en") as session:
+        assert (await said(session))["text"]
+
+
 @pytest.mark.parametrize("kind", ["silence", "noise", "tones"])
 async def test_a_minute_of_nothing_is_no_text(workers: Workers, kind: str) -> None:
     worker = await workers.ready()

@@ -44,11 +44,12 @@ class Stack:
             time.sleep(0.02)
 
 
-def start_stack(data_dir: Path, workers: int, **environment: str) -> Stack:
+def start_stack(data_dir: Path, workers: int, tritons: int = 1, **environment: str) -> Stack:
     """`dalston up` in a process of its own, ready."""
     port = free_port()
     command = [sys.executable, "-m", "dalston.cli.main", "up", "--port", str(port)]
     command += ["--data-dir", str(data_dir), "--workers", str(workers)]
+    command += ["--tritons", str(tritons)]
     process = subprocess.Popen(
         command, env=os.environ | environment, preexec_fn=die_with_parent, start_new_session=True
     )

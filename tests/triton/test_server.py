@@ -259,6 +259,40 @@ async def test_a_killed_server_is_started_again_and_takes_its_stubs_along(everyt
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_a_stopped_stub_is_killed_and_loaded_again(everything: Ports):
+    old, memory = stubs(everything, "whisper_fast"), shared_memory(os.getpid())
+    for process in old:
+        process.suspend()
+    async with grpc.aio.insecure_channel(address(everything)) as channel:
+        stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        began = time.monotonic()
+        code, sentence = await answer(stub, transcription("en"))
+    # Its callers are not kept waiting.
+    assert time.monotonic() - began < 10
+    assert (code, "not healthy" in sentence) == (grpc.StatusCode.INTERNAL, True)
+    await until(lambda: not any(alive(process) for process in old))
+    await until(lambda: len(stubs(everything, "whisper_fast")) == len(old))
+    await until_answers(everything)
+    # What the dead held in memory is given back.
+    await until(lambda: len(shared_memory(os.getpid())) <= len(memory), 5)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_stopped_server_is_killed_and_nothing_of_it_stays(everything: Ports):
+    (before,) = processes(everything)
+    old = [before, *(stub for model in MODELS for stub in stubs(everything, model))]
+    memory = set(shared_memory(os.getpid()))
+    assert memory
+    began = time.monotonic()
+    before.suspend()
+    await until(lambda: processes(everything) not in ([], [before]))
+    assert time.monotonic() - began < 10
+    assert not any(alive(process) for process in old)
+    await until_answers(everything)
+    assert not memory & set(shared_memory(os.getpid()))
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_sequence_is_over_when_nobody_waited_for_a_chunk_of_it(everything: Ports):
     async with grpc.aio.insecure_channel(address(everything)) as channel:
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -344,6 +378,25 @@ async def test_a_model_that_keeps_dying_gets_a_new_server(
         stubs(ports, "silero_vad")[0].kill()
         await until(lambda: times("silero_vad keeps dying; a new server"))
         await until(lambda: not alive(before))
+        await until_answers(ports)
+
+
+async def test_a_model_that_cannot_be_loaded_again_gets_new_servers_until_it_can(
+    vad_repository: Path, tmp_path: Path, ports: Ports, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "dalston.triton.server")
+    repository = tmp_path / "repository"
+    shutil.copytree(vad_repository, repository)
+    network = repository / "silero_vad" / "1" / "silero.onnx"
+    async with running(repository, tmp_path, ports):
+        (before,) = processes(ports)
+        network.rename(tmp_path / "silero.onnx")
+        stubs(ports, "silero_vad")[0].kill()
+        await until(lambda: "silero_vad cannot be loaded again" in caplog.text)
+        await until(lambda: not alive(before))
+        # Nor can a new one load it: they are started again and again, less and less often.
+        await until(lambda: "a new server in 1.0 s" in caplog.text)
+        (tmp_path / "silero.onnx").rename(network)
         await until_answers(ports)
 
 

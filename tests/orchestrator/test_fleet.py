@@ -1,0 +1,326 @@
+"""
+Several Tritons as one. The servers are small, the sockets real.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+import pytest
+from small_triton import SmallTriton, Wire, end, final, more, partial, serving, start
+
+from dalston.orchestrator import channel, fleet
+from dalston.orchestrator.fleet import Fleet
+from dalston.orchestrator.inference import InferenceError, SequenceLost
+from dalston.triton.process import free_port
+
+AWAY = (grpc.StatusCode.UNAVAILABLE, "Server is stopping")
+BROKEN = (grpc.StatusCode.INTERNAL, "index 7 is out of bounds")
+NO_MEMORY = (grpc.StatusCode.INTERNAL, "CUDA failed with error out of memory")
+TEXT = "and that is what it is"
+
+
+@asynccontextmanager
+async def fleet_of(*tritons: SmallTriton) -> AsyncGenerator[Fleet]:
+    async with AsyncExitStack() as stack:
+        ports = [await stack.enter_async_context(serving(triton)) for triton in tritons]
+        fleet = Fleet([f"127.0.0.1:{port}" for port in ports])
+        stack.push_async_callback(fleet.close)
+        await fleet.variants()
+        yield fleet
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is noticed in half a second."""
+    monkeypatch.setattr(channel, "ASK_AFTER_S", 0.1)
+    monkeypatch.setattr(channel, "LIVE_DEADLINE_S", 0.2)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+# --- who is asked ---------------------------------------------------------------------------------
+
+
+async def test_transcripts_go_to_the_server_with_the_fewest_under_way():
+    slow, fast = SmallTriton(), SmallTriton()
+    async with fleet_of(slow, fast) as fleet:
+        slow.answering.clear()
+        waiting = asyncio.create_task(fleet.transcribe(final()))
+        await until(lambda: slow.transcripts == 1)
+        for _ in range(5):
+            assert (await fleet.transcribe(final())).text == TEXT
+        assert (slow.transcripts, fast.transcripts) == (1, 5)
+        fast.answering.clear()
+        more = [asyncio.create_task(fleet.transcribe(final())) for _ in range(5)]
+        await until(lambda: slow.transcripts + fast.transcripts == 11)
+        assert (slow.transcripts, fast.transcripts) == (3, 8)
+        slow.answering.set()
+        fast.answering.set()
+        await asyncio.gather(waiting, *more)
+
+
+async def test_a_sequence_stays_where_it_was_started_and_the_next_is_started_elsewhere():
+    one, other = SmallTriton(), SmallTriton()
+    async with fleet_of(one, other) as fleet:
+        for sequence in ("a", "b"):
+            assert len(await fleet.speech_probabilities(start(sequence))) == 1
+        for sequence in ("a", "b", "b", "a"):
+            await fleet.speech_probabilities(more(sequence))
+        await fleet.speech_probabilities(end("b"))
+        await fleet.speech_probabilities(start("c"))
+    assert one.sequences == [("a", "start"), ("a", ""), ("a", "")]
+    assert other.sequences == [("b", "start"), ("b", ""), ("b", ""), ("b", "end"), ("c", "start")]
+
+
+async def test_a_lost_sequence_cannot_go_on_and_the_next_starts_on_a_server_that_works():
+    one, other = SmallTriton(), SmallTriton()
+    async with fleet_of(one, other) as fleet:
+        await fleet.speech_probabilities(start("a"))
+        one.failure = AWAY
+        with pytest.raises(SequenceLost, match="is stopping"):
+            await fleet.speech_probabilities(more("a"))
+        with pytest.raises(SequenceLost, match="was not started"):
+            await fleet.speech_probabilities(more("a"))
+        for sequence in ("a2", "b", "c"):
+            await fleet.speech_probabilities(start(sequence))
+    assert [sequence for sequence, _ in other.sequences] == ["a2", "b", "c"]
+
+
+async def test_a_sequence_that_was_forgotten_is_no_reason_to_avoid_the_server():
+    one, other = SmallTriton(), SmallTriton()
+    async with fleet_of(one, other) as fleet:
+        await fleet.speech_probabilities(start("a"))
+        one.failures = [(grpc.StatusCode.NOT_FOUND, "no state for the sequence 'a'")]
+        with pytest.raises(SequenceLost, match="no state"):
+            await fleet.speech_probabilities(more("a"))
+        await fleet.speech_probabilities(start("a2"))
+    assert one.sequences[-1] == ("a2", "start")
+
+
+# --- who is asked next ----------------------------------------------------------------------------
+
+
+async def test_a_final_that_fails_is_asked_of_another_at_once():
+    one, other = SmallTriton(), SmallTriton()
+    async with fleet_of(one, other) as fleet:
+        one.failures = [AWAY]
+        began = time.monotonic()
+        assert (await fleet.transcribe(final())).text == TEXT
+        assert time.monotonic() - began < 0.5
+    assert (one.transcripts, other.transcripts) == (1, 1)
+
+
+async def test_a_server_that_fails_is_avoided_until_it_answers_a_probe():
+    one, other = SmallTriton(), SmallTriton()
+    async with fleet_of(one, other) as fleet:
+        one.failure = AWAY
+        for _ in range(4):
+            await fleet.transcribe(final())
+        assert (one.transcripts, other.transcripts) == (1, 4)
+        one.failure = None
+        await asyncio.sleep(1.2)
+        other.answering.clear()
+        waiting = asyncio.create_task(fleet.transcribe(final()))
+        assert (await fleet.transcribe(final())).text == TEXT
+        other.answering.set()
+        await waiting
+    assert one.transcripts >= 2
+
+
+async def test_a_dead_server_is_done_without_and_found_when_it_is_back():
+    one, other, port = SmallTriton(), SmallTriton(), free_port()
+    async with serving(other) as there:
+        fleet = Fleet([f"127.0.0.1:{port}", f"127.0.0.1:{there}"])
+        async with serving(one, port):
+            await fleet.variants()
+            await fleet.transcribe(final())
+        for _ in range(4):
+            assert (await fleet.transcribe(final())).text == TEXT
+        assert set(await fleet.variants()) == {"fast", "accurate"}
+        async with serving(one, port):
+            asked = one.transcripts
+            async with asyncio.timeout(5):
+                while one.transcripts == asked:
+                    await fleet.transcribe(final())
+                    await asyncio.sleep(0.05)
+        await fleet.close()
+
+
+async def test_a_partial_that_fails_is_not_asked_again_and_the_next_goes_elsewhere():
+    one, other = SmallTriton(), SmallTriton()
+    async with fleet_of(one, other) as fleet:
+        one.failure = AWAY
+        with pytest.raises(InferenceError, match="is stopping"):
+            await fleet.transcribe(partial())
+        assert (await fleet.transcribe(partial())).text == TEXT
+    assert (one.transcripts, other.transcripts) == (1, 1)
+
+
+async def test_what_can_never_succeed_is_asked_once():
+    one, other = SmallTriton(), SmallTriton()
+    async with fleet_of(one, other) as fleet:
+        one.failures = [(grpc.StatusCode.INVALID_ARGUMENT, "31.00 s of audio, 30 s at most")]
+        with pytest.raises(InferenceError, match="31.00 s") as failed:
+            await fleet.transcribe(final())
+    assert not failed.value.retryable
+    assert (one.transcripts, other.transcripts) == (1, 0)
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_what_models_that_work_fail_on_again_and_again_is_given_up(servers: int):
+    tritons = [SmallTriton() for _ in range(servers)]
+    async with fleet_of(*tritons) as fleet:
+        for triton in tritons:
+            triton.failures = [BROKEN] * 3
+        with pytest.raises(InferenceError, match="out of bounds") as failed:
+            await fleet.transcribe(final())
+        assert not failed.value.retryable
+        for triton in tritons:
+            triton.failures = ()
+        assert (await fleet.transcribe(final())).text == TEXT
+
+
+async def test_a_model_that_answers_probes_with_errors_too_is_worth_another_try_later():
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        triton.failure = (grpc.StatusCode.INTERNAL, "Stub process 'x' is not healthy.")
+        with pytest.raises(InferenceError, match="not healthy") as failed:
+            await fleet.transcribe(final())
+        assert failed.value.retryable
+
+
+async def test_while_nobody_works_a_request_waits_for_the_first_that_does():
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        triton.failure = AWAY
+        with pytest.raises(InferenceError):
+            await fleet.transcribe(final())
+        with pytest.raises(InferenceError, match="does not answer|fails|stopping"):
+            await fleet.variants()
+        waiting = asyncio.create_task(fleet.transcribe(final()))
+        await asyncio.sleep(0.3)
+        triton.failure = None
+        async with asyncio.timeout(2):
+            assert (await waiting).text == TEXT
+
+
+async def test_if_nobody_works_for_long_they_are_asked_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(fleet, "RETURN_S", 0.1)
+    triton = SmallTriton()
+    async with fleet_of(triton) as several:
+        triton.failure = AWAY
+        for asked in (1, 2, 3):
+            with pytest.raises(InferenceError, match="is stopping") as failed:
+                await several.transcribe(final())
+            assert failed.value.retryable
+            assert triton.transcripts == asked
+
+
+async def test_a_model_without_memory_says_so_and_another_is_asked():
+    one, other = SmallTriton(), SmallTriton()
+    times = list[float]()
+    async with serving(one) as here, serving(other) as there:
+        urls = [f"127.0.0.1:{port}" for port in (here, there)]
+        fleet = Fleet(urls, lambda: times.append(time.monotonic()))
+        await fleet.variants()
+        one.failures = [NO_MEMORY]
+        assert (await fleet.transcribe(final())).text == TEXT
+        assert len(times) == 1
+        one.failures = other.failures = [NO_MEMORY] * 2
+        with pytest.raises(InferenceError, match="out of memory") as failed:
+            await fleet.transcribe(final())
+        assert failed.value.retryable
+        await fleet.close()
+
+
+# --- silence --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_silent_server_is_noticed_and_its_finals_are_asked_of_another(
+    caplog: pytest.LogCaptureFixture,
+):
+    caplog.set_level(logging.INFO)
+    one, other = SmallTriton(), SmallTriton()
+    async with fleet_of(one, other) as fleet:
+        await fleet.speech_probabilities(start("a"))
+        one.living.clear()
+        listening = asyncio.create_task(fleet.speech_probabilities(more("a")))
+        began = time.monotonic()
+        assert (await fleet.transcribe(final())).text == TEXT
+        assert time.monotonic() - began < 2
+        with pytest.raises(SequenceLost, match="is silent"):
+            await listening
+        await fleet.speech_probabilities(start("a2"))
+        assert other.sequences == [("a2", "start")]
+        assert set(await fleet.variants()) == {"fast", "accurate"}
+        one.living.set()
+        await until(lambda: "is heard again" in caplog.text)
+        # What was asked before the silence is not cancelled: it is answered, and dropped.
+        assert one.cancelled == 0
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_slow_server_is_no_silent_one():
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        triton.answering.clear()
+        waiting = asyncio.create_task(fleet.transcribe(final()))
+        await asyncio.sleep(1.5)
+        assert not waiting.done()
+        triton.answering.set()
+        assert (await waiting).text == TEXT
+    assert triton.transcripts == 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_connection_that_was_lost_without_a_word_is_made_anew():
+    triton = SmallTriton()
+    async with serving(triton) as port:
+        wire = Wire(port)
+        async with wire as through:
+            fleet = Fleet([f"127.0.0.1:{through}"])
+            await fleet.variants()
+            wire.cut()
+            with pytest.raises(InferenceError, match="is silent") as failed:
+                await fleet.transcribe(final())
+            assert failed.value.retryable
+            async with asyncio.timeout(5):
+                assert (await fleet.transcribe(final())).text == TEXT
+            await fleet.close()
+
+
+async def test_what_nobody_waits_for_any_more_is_not_cancelled():
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        triton.answering.clear()
+        waiting = asyncio.create_task(fleet.transcribe(final()))
+        await until(lambda: triton.transcripts == 1)
+        waiting.cancel()
+        await asyncio.sleep(0.1)
+        triton.answering.set()
+        await fleet.transcribe(final())
+        assert triton.cancelled == 0
+
+
+# --- what is served -------------------------------------------------------------------------------
+
+
+async def test_nobody_there_is_an_error_with_a_sentence():
+    fleet = Fleet([f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"])
+    with pytest.raises(InferenceError, match="Triton: "):
+        await fleet.variants()
+    with pytest.raises(InferenceError, match="no Triton has whisper_fast") as failed:
+        await fleet.transcribe(final())
+    assert failed.value.retryable
+    await fleet.close()

@@ -1,0 +1,140 @@
+"""
+Small servers that speak Triton's protocol over real sockets, and fail when they are told to.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+from instant import Instant
+from tritonclient.grpc import service_pb2_grpc
+
+from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
+from dalston.triton.contract import VAD_MODEL
+
+PROBE = 3200  # bytes of audio: what the orchestrator probes Whisper with
+
+
+class SmallTriton(Instant):
+    def __init__(self) -> None:
+        # What requests fail with, probes too; until it is None again.
+        self.failure: tuple[grpc.StatusCode, str] | None = None
+        # What only requests of callers fail with, in this order.
+        self.failures: Sequence[tuple[grpc.StatusCode, str]] = ()
+        self.answering = asyncio.Event()  # else every answer waits, but for whether it lives
+        self.answering.set()
+        self.living = asyncio.Event()  # else that one too
+        self.living.set()
+        self.transcripts = 0  # asked by callers
+        self.sequences = list[tuple[str, str]]()  # and "start", "end" or ""
+        self.cancelled = 0
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:
+        await self.living.wait()
+        return await super().ServerLive(request, context)
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:
+        await self.living.wait()
+        return await super().ModelReady(request, context)
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:
+        probe = len(request.raw_input_contents[0]) == PROBE
+        if request.model_name == VAD_MODEL:
+            sequence = request.parameters["sequence_id"].string_param
+            probe = sequence.startswith("probe.")
+            flags = [f for f in ("start", "end") if request.parameters[f"sequence_{f}"].bool_param]
+            if not probe:
+                self.sequences.append((sequence, " ".join(flags)))
+        elif not probe:
+            self.transcripts += 1
+        try:
+            await self.living.wait()
+            await self.answering.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        failure = self.failure
+        if not probe and self.failures:
+            failure, *self.failures = self.failures
+        if failure:
+            await context.abort(*failure)
+        return await super().ModelInfer(request, context)
+
+
+@asynccontextmanager
+async def serving(triton: SmallTriton, port: int = 0) -> AsyncGenerator[int]:
+    """It listens; the port."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)  # pyright: ignore
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(None)
+
+
+class Wire:
+    """A TCP connection's way to a port, which can lose everything without a word."""
+
+    def __init__(self, port: int):
+        self._to = port
+        self._connections = self._lost = 0  # so far; those up to this one
+        self._tasks = set[asyncio.Task[None]]()
+
+    def cut(self) -> None:
+        """What is connected hears nothing any more; new connections are fine."""
+        self._lost = self._connections
+
+    async def __aenter__(self) -> int:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        return self._server.sockets[0].getsockname()[1]
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        number = self._connections
+        there, back = await asyncio.open_connection("127.0.0.1", self._to)
+
+        async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            try:
+                while data := await source.read(1 << 16):
+                    if number > self._lost:
+                        sink.write(data)
+            except ConnectionError:
+                pass
+            finally:
+                sink.close()
+
+        for pair in ((reader, back), (there, writer)):
+            task = asyncio.create_task(carry(*pair))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+
+def final(variant: Any = "fast") -> TranscriptRequest:
+    return TranscriptRequest(1, "final", bytes(6400), "en", variant)
+
+
+def partial(variant: Any = "fast") -> TranscriptRequest:
+    return TranscriptRequest(1, "partial", bytes(6400), "en", variant)
+
+
+def start(sequence: str) -> SpeechRequest:
+    return SpeechRequest(sequence, bytes(1024), start=True)
+
+
+def more(sequence: str) -> SpeechRequest:
+    return SpeechRequest(sequence, bytes(1024))
+
+
+def end(sequence: str) -> SpeechRequest:
+    return SpeechRequest(sequence, b"", end=True)
