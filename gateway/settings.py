@@ -17,4 +17,9 @@ class GatewaySettings(BaseSettings):
     drain_seconds: float = Field(30.0, alias="DRAIN_SECONDS", ge=0)
     # Lists and ends other people's sessions; without it nobody can.
     admin_key: SecretStr | None = Field(None, alias="DALSTON_ADMIN_KEY")
+    # A client may send so many seconds of audio in a second, beyond a burst; held down to that for
+    # so long, it is refused.
+    audio_rate: float = Field(1.5, alias="DALSTON_AUDIO_RATE", ge=1)
+    audio_burst_seconds: float = Field(60.0, alias="DALSTON_AUDIO_BURST_SECONDS", gt=0)
+    audio_held_seconds: float = Field(60.0, alias="DALSTON_AUDIO_HELD_SECONDS", ge=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")

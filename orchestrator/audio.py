@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from dalston.orchestrator.messages import Encoding
+from dalston.orchestrator.messages import SAMPLE_BYTES, Encoding
 from dalston.triton.contract import SAMPLE_RATE
 
-_WIDTH: dict[Encoding, int] = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}  # bytes
 # Resampled audio is fed in blocks of this, so that the numbers do not depend on how the client
 # happened to cut its frames.
 _BLOCKS_PER_SECOND = 100
@@ -50,7 +49,7 @@ class AudioStream:
         self._encoding = encoding
         self._rate = sample_rate
         self._channels = channels
-        self._frame_bytes = _WIDTH[encoding] * channels
+        self._frame_bytes = SAMPLE_BYTES[encoding] * channels
         # 16 kHz mono s16le is what the models take: it is stored as it comes.
         self._verbatim = (encoding, sample_rate, channels) == ("pcm_s16le", SAMPLE_RATE, 1)
         self._raw = bytearray()  # received and perhaps needed again

@@ -33,6 +33,7 @@ ErrorCode = Literal[
 ]
 EndReason = Literal["client_end", "idle_timeout", "max_duration", "server_drain", "terminated"]
 Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
+SAMPLE_BYTES: dict[Encoding, int] = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
 
 # What settings may be; everything outside is refused with a sentence.
 SampleRate = Annotated[int, Meta(ge=8_000, le=48_000)]  # Hertz

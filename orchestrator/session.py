@@ -114,6 +114,7 @@ class Session:
         self._markers: deque[Marker] = deque()
         self._text_frames = self._controls = snapshot.controls if snapshot else 0
         self._cursor = snapshot.position if snapshot else 0
+        self._heard = self._cursor  # the furthest it has been
         self._origin = self._cursor  # of the last restart
         self._floor = start  # no utterance begins before it
         self._told_invalid = self._told_late = False
@@ -129,6 +130,8 @@ class Session:
         self._next_segment = snapshot.next_segment if snapshot else 0
         self._segments_stated = len(self._decoding.segments)
         self._speech = snapshot.speech_samples if snapshot else 0
+        # There is more to do than the models can: of partials only the first of each utterance.
+        self.sparing = False
 
         self._outbox.say(
             SessionBegin(
@@ -160,6 +163,27 @@ class Session:
     def decided(self) -> int:
         """How many of them the cursor has passed."""
         return self._cursor
+
+    @property
+    def heard(self) -> int:
+        """How many were searched for speech. (A cut takes the cursor back.)"""
+        return self._heard
+
+    @property
+    def processed(self) -> int:
+        """Before it nothing waits any more: it is decided, and every final due there is told."""
+        overdue = self._decoding.overdue
+        return self._heard if overdue is None else overdue
+
+    @property
+    def config(self) -> SessionConfig:
+        return self._config
+
+    @property
+    def last_transcript(self) -> float | None:
+        """Where the last final that was told ends, in seconds."""
+        segments = self._decoding.segments
+        return segments[-1].end if segments else None
 
     # What comes in.
 
@@ -229,6 +253,7 @@ class Session:
             if self._fed <= self._cursor:
                 continue  # decided before: the new sequence only had to hear it
             self._cursor = self._fed
+            self._heard = max(self._heard, self._cursor)
             if self._decide(probability, start):
                 break  # restarted: what follows is asked again, in a new sequence
         self._advance()
@@ -296,6 +321,7 @@ class Session:
                 if end - self._fed < VAD_FRAME:
                     self._markers.popleft()
                     self._cursor = end
+                    self._heard = max(self._heard, end)
                     self._take_effect(marker)
             elif self._audio.position(marker.frame) - self._fed >= VAD_FRAME:
                 if ending is None:
@@ -471,6 +497,7 @@ class Session:
             and utterance.number >= 0
             and self._config.interim_results
             and self._endpointer.silence is None  # else nothing new was said
+            and not (self.sparing and utterance.shown)
             and self._decoding.partial_due(utterance, self._cursor)
         ):
             audio = self._audio.read(utterance.shown_from, self._cursor)
@@ -506,6 +533,7 @@ class Session:
                 utterance,
                 end,
                 last,
+                self._heard,
                 self._audio.read(utterance.start, last),
                 self._config,
                 self._decoding.generation,

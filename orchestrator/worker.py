@@ -30,6 +30,7 @@ from websockets.http11 import Request, Response
 
 from dalston.orchestrator.handler import CloseCode, Limits, Models, handle
 from dalston.orchestrator.inference import InferenceError, LoadedVariant, SequenceLost, Triton
+from dalston.orchestrator.lag import Lag, LagLimits
 from dalston.orchestrator.messages import Error, ErrorCode, Snapshot, serialize
 from dalston.orchestrator.parameters import ParameterError, choose_variant, session_config
 from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
@@ -49,6 +50,10 @@ logger = logging.getLogger(__name__)
 # The library closes above this; the handler refuses what is above its own, smaller limit with a
 # message. A snapshot of a four hour session fits.
 LONGEST_MESSAGE = 16 << 20  # bytes
+# Frames that the library holds of each connection while the session does not read.
+FRAMES_HELD = 4
+# For a client that did not read, to read what was said last.
+CLOSE_S = 2.0
 # Models that answered so recently need no probe.
 PROBE_AFTER_S = 25.0
 _SILENCE = bytes(2 * 1600)  # 0.1 s
@@ -64,6 +69,7 @@ class Worker:
         self._instance = secrets.token_hex(8)
         self._sessions: dict[str, int] = {}  # id -> epoch
         self._direct: set[str] = set()  # of these, the ones without a gateway
+        self._lags: dict[str, Lag] = {}
         self._variants: Mapping[str, LoadedVariant] = {}
         self._unhealthy: str | None = "starting"
         self._answered = 0.0  # clock of the last transcript
@@ -91,6 +97,8 @@ class Worker:
                 process_request=self._answer_http,
                 compression=None,
                 max_size=LONGEST_MESSAGE,
+                max_queue=FRAMES_HELD,
+                open_timeout=self._settings.handshake_seconds,
             ) as server:
                 port = _port(server)
                 logger.info("worker %s listens at port %d", self._settings.worker_id, port)
@@ -272,7 +280,9 @@ class Worker:
             await connection.close(close_code, reason)
 
         full = len(self._sessions) >= self._settings.max_sessions
-        if full or self._draining.is_set() or not self._variants:
+        # A session that runs has to go on somewhere.
+        overloaded = "resume" not in query and any(lag.overloaded for lag in self._lags.values())
+        if full or overloaded or self._draining.is_set() or not self._variants:
             sentence = "this worker takes no more sessions"
             return await refuse("no_capacity", sentence, 1013, "Server at capacity")
         try:
@@ -282,11 +292,16 @@ class Worker:
             epoch = msgspec.convert(query.get("epoch", "1"), int, strict=False)
             snapshot = None
             if query.get("resume"):
-                snapshot = msgspec.json.decode(await connection.recv(), type=Snapshot)
+                async with asyncio.timeout(self._settings.handshake_seconds):
+                    first = await connection.recv()
+                snapshot = msgspec.json.decode(first, type=Snapshot)
         except ParameterError as error:
             return await refuse(error.code, str(error), 4400, str(error)[:120])
         except msgspec.MsgspecError as error:
             return await refuse("invalid_message", str(error), 4400, "no epoch, or no snapshot")
+        except TimeoutError:
+            sentence = f"no snapshot came for {self._settings.handshake_seconds:g} s"
+            return await refuse("session_timeout", sentence, CloseCode.TIMEOUT, sentence)
 
         session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
         loaded = self._variants[variant]
@@ -311,27 +326,62 @@ class Worker:
         vad = self._local_vad or triton
         models = Models(vad.speech_probabilities, transcribe)
         settings = self._settings
-        limits = Limits(settings.idle_seconds, settings.session_seconds, settings.outage_seconds)
+        limits = Limits(
+            settings.idle_seconds,
+            settings.session_seconds,
+            settings.outage_seconds,
+            settings.reader_seconds,
+        )
+        lag_limits = LagLimits(
+            settings.lag_warning_seconds,
+            settings.lag_limit_seconds,
+            settings.lag_held_seconds,
+            settings.outage_seconds,
+        )
+        lag = self._lags[session_id] = Lag(
+            lag_limits, session.received, asyncio.get_running_loop().time()
+        )
+
+        async def send(text: str) -> None:
+            try:
+                await connection.send(text)
+            except ConnectionClosed as gone:
+                raise ConnectionError(str(gone)) from None
+
         self._sessions[session_id] = epoch
         if "session_id" not in query:
             self._direct.add(session_id)
         code = CloseCode.INTERNAL
         try:
             frames = _frames(connection)
-            code = await handle(session, frames, connection.send, models, limits, self._ending)
+            code = await handle(session, frames, send, models, limits, self._ending, lag)
         except Exception:
             logger.exception("%s failed", session_id)
             sentence = "something went wrong in the server"
             error = Error(code="internal_error", message=sentence, recoverable=False)
-            with contextlib.suppress(ConnectionClosed):
-                await connection.send(serialize(error))
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await send(serialize(error))
         finally:
             self._sessions.pop(session_id, None)
+            self._lags.pop(session_id, None)
             self._direct.discard(session_id)
-            await connection.close(code or CloseCode.NORMAL)
+            # Who does not read had its time.
+            slow = code == CloseCode.SLOW_READER
+            patience = CLOSE_S if slow else settings.reader_seconds
+            await _close(connection, code or CloseCode.NORMAL, patience)
             status = "error" if code == CloseCode.INTERNAL else "ended"
             with contextlib.suppress(RedisError):  # the lease ends without us
                 await self._slots.release(session_id, epoch, status, session.received / SAMPLE_RATE)
+
+
+async def _close(connection: ServerConnection, code: int, patience: float) -> None:
+    """Alone, the library would wait for ever for a client that does not read."""
+    try:
+        async with asyncio.timeout(patience):
+            await connection.close(code)
+    except TimeoutError:
+        connection.transport.abort()
 
 
 async def _frames(connection: ServerConnection) -> AsyncIterator[str | bytes]:
