@@ -45,8 +45,9 @@ from dalston.triton.contract import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
-# Audio that was received and is not yet decided, before reading stops.
-MAX_BACKLOG_S = 30.0
+# Audio, or messages in the line of it, that were received and are not yet decided, before reading
+# stops.
+MAX_BACKLOG_S, MAX_MESSAGES = 30.0, 256
 # Messages the client has not read. Partials are dropped above the first, the session ends above
 # the others: a final is a few hundred bytes, so this is hours of speech.
 PARTIALS_WAITING, MESSAGES_WAITING, CHARACTERS_WAITING = 64, 4096, 2 << 20
@@ -155,7 +156,8 @@ async def handle(
             start(request)
         for message in session.messages():
             tell(message)
-        if (session.received - session.decided) / SAMPLE_RATE < MAX_BACKLOG_S:
+        backlog_s = (session.received - session.decided) / SAMPLE_RATE
+        if backlog_s < MAX_BACKLOG_S and session.messages_waiting < MAX_MESSAGES:
             caught_up.set()
         else:
             caught_up.clear()

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 import msgspec
 
@@ -102,6 +103,7 @@ class Session:
         self._languages = languages  # that the variant knows
         self.state = State.LISTENING
         self._config = snapshot.config if snapshot else config
+        self._config_to_come = self._config  # once every message in the line has taken effect
         self._rules = thresholds(self._config)
         self._outbox = Outbox()
         self._decoding = Decoding(variant, self._outbox, snapshot, partial_every)
@@ -176,6 +178,11 @@ class Session:
         return self._heard if overdue is None else overdue
 
     @property
+    def messages_waiting(self) -> int:
+        """How many client messages wait in the line for the VAD to answer."""
+        return len(self._markers) if self._waiting else 0
+
+    @property
     def config(self) -> SessionConfig:
         return self._config
 
@@ -212,7 +219,8 @@ class Session:
             case State.LISTENING, Configure():
                 # Accepted at once, in force where it stands among the audio.
                 self._mark(message)
-                self._outbox.say_at_once(ConfigUpdated(self._config_to_come()))
+                self._config_to_come = configured(self._config_to_come, message)
+                self._outbox.say_at_once(ConfigUpdated(self._config_to_come))
                 self._advance()
             case State.LISTENING, Flush() | Commit():
                 self._mark(Flush())
@@ -289,15 +297,13 @@ class Session:
         self, message: Configure | Flush | Clear | End, reason: EndReason = "client_end"
     ) -> None:
         frame = self._audio.received_frames
+        last = self._markers[-1] if self._markers else None
+        if last and last.frame == frame and isinstance(message, Configure):
+            # Two at the same place are one: however many come, they take no room.
+            if isinstance(last.message, Configure):
+                message = merged(last.message, message)
+                self._markers.pop()
         self._markers.append(Marker(message, frame, self._text_frames, reason))
-
-    def _config_to_come(self) -> SessionConfig:
-        """The settings once every message in the line has taken effect."""
-        config = self._config
-        for marker in self._markers:
-            if isinstance(marker.message, Configure):
-                config = configured(config, marker.message)
-        return config
 
     def _advance(self) -> None:
         """Ask for the next probabilities, or let a message take effect, as far as it goes."""
@@ -584,7 +590,14 @@ def thresholds(config: SessionConfig) -> Thresholds:
 
 
 def configured(config: SessionConfig, change: Configure) -> SessionConfig:
-    changes = {
+    return msgspec.structs.replace(config, **changes(change))
+
+
+def merged(first: Configure, then: Configure) -> Configure:
+    return msgspec.structs.replace(first, **changes(then))
+
+
+def changes(change: Configure) -> dict[str, Any]:
+    return {
         name: value for name, value in msgspec.structs.asdict(change).items() if value is not None
     }
-    return msgspec.structs.replace(config, **changes)

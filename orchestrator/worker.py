@@ -16,7 +16,7 @@ import secrets
 import signal
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from urllib.parse import parse_qsl, urlsplit
 
@@ -28,6 +28,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from dalston.orchestrator import peer
 from dalston.orchestrator.handler import CloseCode, Limits, Models, handle
 from dalston.orchestrator.inference import InferenceError, LoadedVariant, SequenceLost, Triton
 from dalston.orchestrator.lag import Lag, LagLimits
@@ -341,19 +342,13 @@ class Worker:
         lag = self._lags[session_id] = Lag(
             lag_limits, session.received, asyncio.get_running_loop().time()
         )
-
-        async def send(text: str) -> None:
-            try:
-                await connection.send(text)
-            except ConnectionClosed as gone:
-                raise ConnectionError(str(gone)) from None
-
+        send = peer.sender(connection)
         self._sessions[session_id] = epoch
         if "session_id" not in query:
             self._direct.add(session_id)
         code = CloseCode.INTERNAL
         try:
-            frames = _frames(connection)
+            frames = peer.frames(connection)
             code = await handle(session, frames, send, models, limits, self._ending, lag)
         except Exception:
             logger.exception("%s failed", session_id)
@@ -369,26 +364,10 @@ class Worker:
             # Who does not read had its time.
             slow = code == CloseCode.SLOW_READER
             patience = CLOSE_S if slow else settings.reader_seconds
-            await _close(connection, code or CloseCode.NORMAL, patience)
+            await peer.close(connection, code or CloseCode.NORMAL, patience)
             status = "error" if code == CloseCode.INTERNAL else "ended"
             with contextlib.suppress(RedisError):  # the lease ends without us
                 await self._slots.release(session_id, epoch, status, session.received / SAMPLE_RATE)
-
-
-async def _close(connection: ServerConnection, code: int, patience: float) -> None:
-    """Alone, the library would wait for ever for a client that does not read."""
-    try:
-        async with asyncio.timeout(patience):
-            await connection.close(code)
-    except TimeoutError:
-        connection.transport.abort()
-
-
-async def _frames(connection: ServerConnection) -> AsyncIterator[str | bytes]:
-    """Until the other side closes, in order or not."""
-    with contextlib.suppress(ConnectionClosed):
-        async for frame in connection:
-            yield frame
 
 
 def _port(server: Server) -> int:

@@ -18,6 +18,7 @@ from speech import Vad, chunks, pcm, recognise, say, silence
 from dalston.orchestrator.handler import (
     CHARACTERS_WAITING,
     MAX_BACKLOG_S,
+    MAX_MESSAGES,
     MESSAGES_WAITING,
     PARTIALS_WAITING,
     Limits,
@@ -154,6 +155,24 @@ async def test_reading_stops_when_the_session_is_far_behind_and_goes_on_later() 
     answer.set()
     assert await ended(task) == 1000
     assert peer.told[-1]["total_duration"] == MAX_BACKLOG_S + 20
+
+
+async def test_reading_stops_when_too_many_messages_wait_and_goes_on_later() -> None:
+    peer = Peer()
+    answer = asyncio.Event()
+
+    async def slow(request: SpeechRequest) -> list[float]:
+        await answer.wait()
+        return peer.vad.probabilities(request)
+
+    peer.speech = slow
+    task = peer.start()
+    peer.say(bytes(32_000), *['{"type":"flush"}'] * 1000, SPOKEN, END)
+    await asyncio.sleep(0.3)
+    assert peer.read == MAX_MESSAGES + 1
+    answer.set()
+    assert await ended(task) == 1000
+    assert peer.finals() == ["wb wc wd"]
 
 
 async def test_a_client_that_leaves_in_the_middle_of_a_word_leaves_nothing_behind() -> None:

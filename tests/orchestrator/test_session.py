@@ -609,3 +609,22 @@ def test_sparing_the_models_leaves_the_first_partial_of_an_utterance() -> None:
     asked = [request.kind for request in driver.asked]
     assert asked == ["partial", "final"] * 2
     assert set(shown) == {"seg_0000", "seg_0001"}
+
+
+# Messages that wait.
+
+
+def test_settings_that_are_changed_twice_at_one_place_take_one_place_in_the_line() -> None:
+    session = new_session()
+    session.receive_audio(audio(0.5))
+    assert session.messages_waiting == 0
+    for _ in range(1000):
+        session.receive_message(Configure(vad_threshold=0.6))
+        session.receive_message(Configure(language="es"))
+    assert session.messages_waiting == 1
+    updated = [m.config for m in session.messages() if isinstance(m, ConfigUpdated)]
+    assert (updated[0].vad_threshold, updated[0].language) == (0.6, "en")
+    assert (updated[1].vad_threshold, updated[1].language) == (0.6, "es")
+    session.receive_message(Flush())
+    session.receive_message(Configure(language="en"))
+    assert session.messages_waiting == 3

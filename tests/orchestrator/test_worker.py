@@ -382,8 +382,9 @@ async def speak(session: ClientConnection, audio: bytes) -> None:
 
 
 async def test_a_session_that_lags_too_much_is_closed_with_4010(workers: Workers) -> None:
-    limits = {"lag_warning_seconds": 0.001, "lag_limit_seconds": 0.002, "lag_held_seconds": 0.0}
-    worker = await workers.ready(**limits)
+    worker = await workers.ready(
+        lag_warning_seconds=0.001, lag_limit_seconds=0.002, lag_held_seconds=0.0
+    )
     async with worker.session("session_id=sess_x&language=en") as session:
         speaking = asyncio.create_task(speak(session, SPOKEN))
         messages, code = await drained(session)
