@@ -7,6 +7,7 @@ import asyncio
 import hmac
 import logging
 import signal
+import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 RENEW_S = LEASE_S / 4
 EXPIRE_S = 5.0
+DEAF_MS = 30_000  # without an acknowledgement of what was sent
 LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
 # Above this uvicorn closes by itself; frames between the two are refused with a sentence.
 LONGEST_MESSAGE = 16 * LONGEST_FRAME
@@ -238,7 +240,11 @@ async def serve(
 
     leaving = asyncio.create_task(leave())
     try:
-        await server.serve()
+        listener = config.bind_socket()
+        # Inherited by every connection: one whose client takes nothing, or is gone without a word,
+        # ends by itself, and what was meant for it is dropped.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAF_MS)
+        await server.serve([listener])
     finally:
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)

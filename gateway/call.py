@@ -24,11 +24,14 @@ from redis.exceptions import RedisError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
+from dalston.gateway.pace import Pace, PaceLimits, TooFast
 from dalston.gateway.relay import Relay
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator import request_ids
 from dalston.orchestrator.messages import (
     End,
+    Error,
+    ServerMessage,
     SessionTerminated,
     Warn,
     serialize,
@@ -42,6 +45,7 @@ BEGIN_S = 5.0  # and to begin the session
 FIRST_WORKER_S = 4.0  # to look for a worker that answers, before the client is sent away
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
 SAVE_AGAIN_S = 1.0
+LAST_WORDS_S = 2.0  # for a client to take them
 # Workers lost without a snapshot in between: audio that kills whoever hears it is told to no more.
 MOST_LOSSES = 8
 # Audio that is held, in seconds of it: an utterance, silence before a snapshot, and being behind.
@@ -49,6 +53,7 @@ HELD_S = 120
 # A frame between gateway and worker: the client's largest, or a snapshot.
 LONGEST_MESSAGE = 16 << 20  # bytes
 _GOING_AWAY, _INTERNAL, _SERVICE_RESTART, _ABNORMAL = 1001, 1011, 1012, 1006
+_SLOW_READER, _RATE_LIMIT = 4011, 4029
 _LAST_WORDS = ('{"type":"error"', '{"type":"session.terminated"')
 
 
@@ -90,7 +95,16 @@ class Call:
         self._progress = asyncio.Event()  # fewer frames are held, or a worker is there
         self._unsaved = asyncio.Event()
         self._over = False
-        self._leave: asyncio.Future[tuple[SessionTerminated, int]] = (
+        now = asyncio.get_running_loop().time()
+        limits = PaceLimits(
+            settings.audio_rate, settings.audio_burst_seconds, settings.audio_held_seconds
+        )
+        self._pace = Pace(limits, relay.config, now)
+        if relay.resume_offset_ms is not None:
+            self._pace.exempt(HELD_S)
+        self._reader_s = settings.reader_seconds
+        # What the client is told last, and the code to close with, when it is us who end the call.
+        self._leave: asyncio.Future[tuple[ServerMessage, int]] = (
             asyncio.get_running_loop().create_future()
         )
         self._status: Literal["ended", "error"] = (
@@ -112,8 +126,10 @@ class Call:
                 await self._stop(asking)
                 message, code = self._leave.result()
                 await self._save_now()  # before the client asks for it elsewhere
-                await self._websocket.send_text(serialize(message))
-                await self._websocket.close(code)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LAST_WORDS_S):
+                        await self._websocket.send_text(serialize(request_ids.named(message)))
+                        await self._websocket.close(code)
             elif serving.done():
                 await serving  # raises what it raised
         finally:
@@ -150,13 +166,15 @@ class Call:
 
     def send_away(self, reason: str, hint: str | None) -> None:
         """Leave the session to another gateway. Without a hint the client is to forget it."""
+        session = self._relay.session_id
+        message = SessionTerminated(
+            session_id=session, reason=reason, recoverable=hint is not None, recovery_hint=hint
+        )
+        self._end_with(message, _GOING_AWAY)
+
+    def _end_with(self, message: ServerMessage, code: int) -> None:
         if not self._leave.done():
-            session = self._relay.session_id
-            recoverable = hint is not None
-            message = SessionTerminated(
-                session_id=session, reason=reason, recoverable=recoverable, recovery_hint=hint
-            )
-            self._leave.set_result((message, _GOING_AWAY))
+            self._leave.set_result((message, code))
 
     @property
     def resumes(self) -> bool:
@@ -201,6 +219,14 @@ class Call:
             if self._worker:
                 with contextlib.suppress(ConnectionClosed):  # it is told to the next
                     await self._worker.send(frame)
+            if isinstance(frame, bytes):
+                try:
+                    wait = self._pace.receive(len(frame), asyncio.get_running_loop().time())
+                except TooFast as error:
+                    message = Error(code="rate_limit", message=str(error), recoverable=False)
+                    return self._end_with(message, _RATE_LIMIT)
+                if wait:
+                    await asyncio.sleep(wait)
             while relay.held_bytes > most:
                 self._progress.clear()
                 await self._progress.wait()
@@ -208,7 +234,14 @@ class Call:
     async def _tell(self, frame: str) -> None:
         self._telling = True
         try:
-            await self._websocket.send_text(frame)
+            async with asyncio.timeout(self._reader_s):
+                await self._websocket.send_text(frame)
+        except TimeoutError:
+            # It may still take these words; if not, TCP_USER_TIMEOUT (app.py) ends the connection.
+            sentence = "what is sent is not read"
+            message = Error(code="slow_reader", message=sentence, recoverable=False)
+            self._end_with(message, _SLOW_READER)
+            raise WebSocketDisconnect(_SLOW_READER) from None
         except WebSocketDisconnect:
             raise
         except RuntimeError as error:  # Starlette's word for a socket that closed meanwhile
@@ -418,7 +451,9 @@ class Call:
             self._relay.not_saved(fields)
             logger.warning("%s: not saved: %s", self.slot.session_id, error)
             return False
-        if not ours:
+        if ours:
+            self._relay.saved(fields)
+        else:
             self.send_away("taken_over", None)
         return True
 

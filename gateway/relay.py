@@ -67,6 +67,7 @@ class Relay:
         self._dropped = 0  # frames that are held no more
         self._received = 0  # bytes
         self._needed = 0  # bytes before it are not
+        self._saved_from = 0  # position that a session resumed now begins at
         self._texts = 0  # frames the worker has counted
         self._pings = 0  # that were not answered
         # Since the snapshot, and of these how many a worker that repeats has still to say.
@@ -90,6 +91,7 @@ class Relay:
             relay.snapshot = msgspec.json.decode(kept["snapshot"], type=Snapshot)
             replay_from = relay.snapshot.replay_from
             relay.config = relay.snapshot.config
+        relay._saved_from = replay_from
         relay.resume_offset_ms = replay_from / (SAMPLE_RATE // 1000)
         relay._received = relay.config.frame(replay_from) * relay.config.frame_bytes
         relay._needed = relay._received
@@ -134,6 +136,11 @@ class Relay:
     @property
     def has_unsaved(self) -> bool:
         return bool(self._unsaved)
+
+    def saved(self, fields: Mapping[str, str]) -> None:
+        """Another gateway can go on from there: the client may forget what is before."""
+        if "snapshot" in fields:
+            self._saved_from = msgspec.json.decode(fields["snapshot"], type=Snapshot).replay_from
 
     def not_saved(self, fields: Mapping[str, str]) -> None:
         """It could not be told after all."""
@@ -210,11 +217,12 @@ class Relay:
             self._state(frame)
             return None
         if frame.startswith(_ACK):
-            received = msgspec.json.decode(frame, type=Ack).received
-            if received < self._acked:
+            ack = msgspec.json.decode(frame, type=Ack)
+            if ack.received < self._acked:
                 return None  # another worker has not heard it all yet
-            self._acked = received
-            return frame
+            self._acked = ack.received
+            finalised = min(ack.finalised, self._saved_from / SAMPLE_RATE)
+            return serialize(msgspec.structs.replace(ack, finalised=finalised))
         if frame.startswith(_BEGIN):
             return self._pass_begin(frame)
         if frame.startswith(_PONG):

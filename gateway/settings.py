@@ -37,6 +37,14 @@ class GatewaySettings(BaseSettings):
     api_keys: Literal["redis"] | Path | None = Field(None, alias="DALSTON_API_KEYS")
     # What workers want to be shown: theirs of the same name.
     worker_secret: HeaderSecret | None = Field(None, alias="DALSTON_WORKER_SECRET")
+    # A client that takes no message for so long is let go; less than a worker's, which would seem
+    # lost otherwise.
+    reader_seconds: float = Field(10.0, alias="DALSTON_CLIENT_READER_SECONDS", gt=0)
+    # A client may send so many seconds of audio in a second, beyond a burst; held down to that for
+    # so long, it is refused.
+    audio_rate: float = Field(1.5, alias="DALSTON_AUDIO_RATE", ge=1)
+    audio_burst_seconds: float = Field(60.0, alias="DALSTON_AUDIO_BURST_SECONDS", gt=0)
+    audio_held_seconds: float = Field(60.0, alias="DALSTON_AUDIO_HELD_SECONDS", ge=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
     log_format: Format = Field("text", alias="DALSTON_LOG_FORMAT")
 

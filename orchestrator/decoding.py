@@ -81,6 +81,7 @@ class Ended:
     utterance: Utterance
     end: int  # of its speech
     last: int  # of its final's audio
+    due: int  # where it was known that it ended
     audio: bytes  # [utterance.start, last)
     config: SessionConfig  # at its end
     generation: int
@@ -122,6 +123,11 @@ class Decoding:
             self.overlap_words = list(snapshot.overlap_words)
             if snapshot.detected_language:
                 self._detected[0] = snapshot.detected_language
+
+    @property
+    def overdue(self) -> int | None:
+        """The position at which the oldest final was due that is not told yet."""
+        return self._ended[0].due if self._ended else None
 
     def detected(self, generation: int) -> str | None:
         return self._detected.get(generation)

@@ -4,7 +4,8 @@ The asyncio loop around one session: the only place where a session meets the mo
 Knows neither WebSockets nor Triton: frames, `send` and the models are passed in. Reading never
 waits for a model; it stops only when the session is MAX_BACKLOG_S behind, and then the client's
 own connection slows it down. Writing has a queue of its own, so a client that reads slowly delays
-nobody else; when it is full, partials are dropped first.
+nobody else; when it is full, partials are dropped first. A session that is too far behind what
+was said gets fewer partials, then a warning, and at last ends: orchestrator/lag.py.
 """
 
 import asyncio
@@ -14,8 +15,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
 from dalston.orchestrator.inference import InferenceError, SequenceLost
+from dalston.orchestrator.lag import Lag, Verdict
 from dalston.orchestrator.messages import (
     LONGEST_FRAME,
+    Ack,
     EndReason,
     Error,
     Final,
@@ -23,10 +26,12 @@ from dalston.orchestrator.messages import (
     Partial,
     ServerMessage,
     SessionEnd,
+    SessionTerminated,
+    Snapshot,
+    Warn,
     parse,
     serialize,
 )
-from dalston.orchestrator.request_ids import named
 from dalston.orchestrator.requests import (
     Cancel,
     Hypothesis,
@@ -40,11 +45,20 @@ from dalston.triton.contract import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
-# Audio that was received and is not yet decided, before reading stops.
-MAX_BACKLOG_S = 30.0
+# Audio, or messages in the line of it, that were received and are not yet decided, before reading
+# stops.
+MAX_BACKLOG_S, MAX_MESSAGES = 30.0, 256
 # Messages the client has not read. Partials are dropped above the first, the session ends above
-# the second: a final is a few hundred bytes, so this is hours of speech.
-PARTIALS_WAITING, MESSAGES_WAITING = 64, 4096
+# the others: a final is a few hundred bytes, so this is hours of speech.
+PARTIALS_WAITING, MESSAGES_WAITING, CHARACTERS_WAITING = 64, 4096, 2 << 20
+# What is said last to a client that perhaps does not read.
+LAST_WORDS_S = 1.0
+# How often lag is measured. Above so much of it an utterance gets no second partial.
+MEASURE_EVERY_S, SPARING_S = 0.25, 1.0
+ACK_EVERY_S = 1.0
+# The VAD answers in milliseconds. If it has not for so long, nothing does, and that is no
+# overload; it is less than what is warned of.
+NO_ANSWER_S = 2.5
 # Retries wait longer each time, up to the last; after outage_s of failures the session gives up.
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 2.0
 
@@ -57,6 +71,7 @@ class CloseCode:
     TOO_BIG = 1009
     INTERNAL = 1011
     TIMEOUT = 4008
+    LAG = 4010
     SLOW_READER = 4011
 
 
@@ -65,6 +80,7 @@ class Limits:
     idle_s: float = 30.0  # without a frame from the client
     session_s: float = 4 * 3600.0
     outage_s: float = 30.0  # of failing models
+    reader_s: float = 15.0  # for a message to leave
 
 
 @dataclass(frozen=True)
@@ -82,17 +98,22 @@ async def handle(
     models: Models,
     limits: Limits,
     draining: asyncio.Event,
+    lag: Lag,
 ) -> int | None:
     """Run the session to its end; the code to close with, or None if the client has gone."""
     loop = asyncio.get_running_loop()
     finished: asyncio.Future[int | None] = loop.create_future()
     tasks: set[asyncio.Task[None]] = set()
     asked: dict[int, asyncio.Task[None]] = {}  # transcripts under way, by request
-    outgoing: asyncio.Queue[ServerMessage | None] = asyncio.Queue(MESSAGES_WAITING)
+    outgoing: asyncio.Queue[str | None] = asyncio.Queue()
+    unread = 0  # characters in it
+    finalised = session.received  # where a session goes on that is given the last snapshot told
     caught_up = asyncio.Event()
     last_frame = loop.time()
     close_code: int = CloseCode.NORMAL
-    failing_since: float | None = None
+    failing_since: float | None = None  # the VAD
+    speech_asked: float | None = None  # and not answered yet
+    retrying: set[int] = set()  # finals that failed
     spans = Spans()
 
     def spawn(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -111,12 +132,23 @@ async def handle(
             finished.set_result(code)
 
     def tell(message: ServerMessage | None) -> None:
-        if isinstance(message, Partial) and outgoing.qsize() >= PARTIALS_WAITING:
+        nonlocal unread, finalised
+        if isinstance(message, Partial | Ack) and outgoing.qsize() >= PARTIALS_WAITING:
             return
-        try:
-            outgoing.put_nowait(message)
-        except asyncio.QueueFull:
-            finish(CloseCode.SLOW_READER)
+        if outgoing.qsize() >= MESSAGES_WAITING or unread >= CHARACTERS_WAITING:
+            return finish(CloseCode.SLOW_READER)
+        if message is None:
+            return outgoing.put_nowait(None)
+        if isinstance(message, SessionEnd):
+            message.stats.final_stages_ms = spans.means_ms()
+        began = loop.time()
+        text = serialize(message)
+        if isinstance(message, Final):
+            spans.add("serialisation", loop.time() - began)
+        elif isinstance(message, Snapshot):
+            finalised = message.replay_from
+        outgoing.put_nowait(text)
+        unread += len(text)
 
     def pump() -> None:
         """Carry what the session wants to where it belongs."""
@@ -124,7 +156,8 @@ async def handle(
             start(request)
         for message in session.messages():
             tell(message)
-        if (session.received - session.decided) / SAMPLE_RATE < MAX_BACKLOG_S:
+        backlog_s = (session.received - session.decided) / SAMPLE_RATE
+        if backlog_s < MAX_BACKLOG_S and session.messages_waiting < MAX_MESSAGES:
             caught_up.set()
         else:
             caught_up.clear()
@@ -140,6 +173,7 @@ async def handle(
             case TranscriptRequest():
                 asked[request.id] = spawn(ask_transcript(request))
             case Cancel():
+                retrying.discard(request.id)
                 if task := asked.pop(request.id, None):
                     task.cancel()
 
@@ -148,12 +182,13 @@ async def handle(
             await models.speech_probabilities(request)
 
     async def ask_speech(request: SpeechRequest) -> None:
-        nonlocal failing_since
-        asked = loop.time()
+        nonlocal failing_since, speech_asked
+        asked = speech_asked = loop.time()
         spans.left(session.decided, asked)
         try:
             probabilities = await models.speech_probabilities(request)
         except SequenceLost as error:
+            speech_asked = None
             failing_since = failing_since or loop.time()
             failing_s = loop.time() - failing_since
             if failing_s > limits.outage_s:
@@ -162,7 +197,7 @@ async def handle(
             await asyncio.sleep(min(RETRY_FIRST_S + failing_s / 4, RETRY_LAST_S))
             session.receive_speech_lost()
         else:
-            failing_since = None
+            failing_since = speech_asked = None
             spans.add("vad", loop.time() - asked)
             session.receive_probabilities(probabilities)
         pump()
@@ -177,12 +212,15 @@ async def handle(
                 give_up = loop.time() - began + wait > limits.outage_s
                 if request.kind == "partial" or not error.retryable or give_up:
                     asked.pop(request.id, None)
+                    retrying.discard(request.id)
                     session.receive_failure(request.id, str(error))
                     break
+                retrying.add(request.id)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, RETRY_LAST_S)
             else:
                 asked.pop(request.id, None)
+                retrying.discard(request.id)
                 answered = loop.time()
                 elapsed_ms = round((answered - began) * 1000)
                 session.receive_hypothesis(request.id, hypothesis, elapsed_ms)
@@ -223,19 +261,52 @@ async def handle(
         finish(None)  # the client has gone
 
     async def write() -> None:
-        while (message := await outgoing.get()) is not None:
-            if isinstance(message, SessionEnd):
-                message.stats.final_stages_ms = spans.means_ms()
-            began = loop.time()
-            text = serialize(named(message))
-            if isinstance(message, Final):
-                spans.add("serialisation", loop.time() - began)
-            await send(text)
-        finish(close_code)
+        nonlocal unread
+        try:
+            while (text := await outgoing.get()) is not None:
+                unread -= len(text)
+                async with asyncio.timeout(limits.reader_s):
+                    await send(text)
+        except TimeoutError:
+            finish(CloseCode.SLOW_READER)
+        except ConnectionError:
+            finish(None)  # the client has gone
+        else:
+            finish(close_code)
+
+    async def measure() -> None:
+        """How far the session is: told to a client that asked for acks, and followed by less work,
+        a warning or the end if it is too far behind."""
+        nonlocal close_code
+        acked, next_ack = None, loop.time() + ACK_EVERY_S
+        while session.state is State.LISTENING:
+            now = loop.time()
+            unanswered = speech_asked is not None and now - speech_asked >= NO_ANSWER_S
+            failing = unanswered or failing_since is not None or bool(retrying)
+            verdict = lag.measure(session.received, session.processed, failing, now)
+            session.sparing = lag.seconds > SPARING_S
+            if verdict is Verdict.WARN:
+                tell(lag_warning(lag))
+            elif verdict is Verdict.EXCEEDED:
+                close_code = CloseCode.LAG
+                for message in lag_exceeded(lag, session):
+                    tell(message)
+                return tell(None)
+            if session.config.ack and now >= next_ack:
+                ack = Ack(
+                    session.received / SAMPLE_RATE,
+                    session.heard / SAMPLE_RATE,
+                    finalised / SAMPLE_RATE,
+                )
+                if ack != acked:
+                    acked, next_ack = ack, now + ACK_EVERY_S
+                    tell(ack)
+            await asyncio.sleep(MEASURE_EVERY_S)
 
     async def watch() -> None:
         """End the session when nothing comes any more, or for too long, or on a drain."""
-        last_moment = loop.time() + limits.session_s
+        # What it lasted in another worker counts.
+        last_moment = loop.time() + limits.session_s - session.decided / SAMPLE_RATE
         while session.state is State.LISTENING:
             now = loop.time()
             # While reading is stopped the client cannot be blamed for silence.
@@ -255,22 +326,58 @@ async def handle(
                     until = min(last_moment, idle_from + limits.idle_s) - now
                     await asyncio.wait_for(draining.wait(), until)
 
-    try:
-        for work in (read(), write(), watch()):
-            spawn(work)
-        pump()
-        return await finished
-    except (InferenceError, SequenceLost) as error:
-        logger.error("%s: given up: %s", session.id, error)
-        failure = Error(code="internal_error", message=str(error), recoverable=False)
-        with contextlib.suppress(ConnectionError):
-            await send(serialize(named(failure)))
-        return CloseCode.INTERNAL
-    finally:
+    async def stop() -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def say_last(error: Error) -> None:
+        await stop()
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await send(serialize(error))
+
+    try:
+        for work in (read(), write(), watch(), measure()):
+            spawn(work)
+        pump()
+        code = await finished
+        if code == CloseCode.SLOW_READER:
+            sentence = "what is sent is not read"
+            await say_last(Error(code="slow_reader", message=sentence, recoverable=False))
+        return code
+    except (InferenceError, SequenceLost) as error:
+        logger.error("%s: given up: %s", session.id, error)
+        await say_last(Error(code="internal_error", message=str(error), recoverable=False))
+        return CloseCode.INTERNAL
+    finally:
+        await stop()
         session.abandon()
         for request in session.requests():
             if isinstance(request, SpeechRequest) and request.end:
                 await end_sequence(request)
+
+
+def lag_warning(lag: Lag) -> Warn:
+    return Warn(
+        code="processing_lag",
+        message="Processing lag is above threshold",
+        lag_seconds=round(lag.seconds, 2),
+        warning_threshold_seconds=lag.limits.warning_s,
+        hard_threshold_seconds=lag.limits.limit_s,
+    )
+
+
+def lag_exceeded(lag: Lag, session: Session) -> list[ServerMessage]:
+    """What a session says last that is too far behind."""
+    sentence = f"{lag.seconds:.1f} s behind; a session ends above {lag.limits.limit_s:g} s"
+    told = session.last_transcript
+    return [
+        Error(code="lag_exceeded", message=sentence, recoverable=False),
+        SessionTerminated(
+            session_id=session.id,
+            reason="lag_exceeded",
+            recoverable=False,
+            last_transcript_offset_ms=None if told is None else round(told * 1000),
+        ),
+    ]

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 import msgspec
 
@@ -102,6 +103,7 @@ class Session:
         self._languages = languages  # that the variant knows
         self.state = State.LISTENING
         self._config = snapshot.config if snapshot else config
+        self._config_to_come = self._config  # once every message in the line has taken effect
         self._rules = thresholds(self._config)
         self._outbox = Outbox()
         self._decoding = Decoding(variant, self._outbox, snapshot, partial_every)
@@ -114,6 +116,7 @@ class Session:
         self._markers: deque[Marker] = deque()
         self._text_frames = self._controls = snapshot.controls if snapshot else 0
         self._cursor = snapshot.position if snapshot else 0
+        self._heard = self._cursor  # the furthest it has been
         self._origin = self._cursor  # of the last restart
         self._floor = start  # no utterance begins before it
         self._told_invalid = self._told_late = False
@@ -129,6 +132,8 @@ class Session:
         self._next_segment = snapshot.next_segment if snapshot else 0
         self._segments_stated = len(self._decoding.segments)
         self._speech = snapshot.speech_samples if snapshot else 0
+        # There is more to do than the models can: of partials only the first of each utterance.
+        self.sparing = False
 
         self._outbox.say(
             SessionBegin(
@@ -161,6 +166,32 @@ class Session:
         """How many of them the cursor has passed."""
         return self._cursor
 
+    @property
+    def heard(self) -> int:
+        """How many were searched for speech. (A cut takes the cursor back.)"""
+        return self._heard
+
+    @property
+    def processed(self) -> int:
+        """Before it nothing waits any more: it is decided, and every final due there is told."""
+        overdue = self._decoding.overdue
+        return self._heard if overdue is None else overdue
+
+    @property
+    def messages_waiting(self) -> int:
+        """How many client messages wait in the line for the VAD to answer."""
+        return len(self._markers) if self._waiting else 0
+
+    @property
+    def config(self) -> SessionConfig:
+        return self._config
+
+    @property
+    def last_transcript(self) -> float | None:
+        """Where the last final that was told ends, in seconds."""
+        segments = self._decoding.segments
+        return segments[-1].end if segments else None
+
     # What comes in.
 
     def receive_audio(self, data: bytes) -> None:
@@ -188,7 +219,8 @@ class Session:
             case State.LISTENING, Configure():
                 # Accepted at once, in force where it stands among the audio.
                 self._mark(message)
-                self._outbox.say_at_once(ConfigUpdated(self._config_to_come()))
+                self._config_to_come = configured(self._config_to_come, message)
+                self._outbox.say_at_once(ConfigUpdated(self._config_to_come))
                 self._advance()
             case State.LISTENING, Flush() | Commit():
                 self._mark(Flush())
@@ -229,6 +261,7 @@ class Session:
             if self._fed <= self._cursor:
                 continue  # decided before: the new sequence only had to hear it
             self._cursor = self._fed
+            self._heard = max(self._heard, self._cursor)
             if self._decide(probability, start):
                 break  # restarted: what follows is asked again, in a new sequence
         self._advance()
@@ -264,15 +297,13 @@ class Session:
         self, message: Configure | Flush | Clear | End, reason: EndReason = "client_end"
     ) -> None:
         frame = self._audio.received_frames
+        last = self._markers[-1] if self._markers else None
+        if last and last.frame == frame and isinstance(message, Configure):
+            # Two at the same place are one: however many come, they take no room.
+            if isinstance(last.message, Configure):
+                message = merged(last.message, message)
+                self._markers.pop()
         self._markers.append(Marker(message, frame, self._text_frames, reason))
-
-    def _config_to_come(self) -> SessionConfig:
-        """The settings once every message in the line has taken effect."""
-        config = self._config
-        for marker in self._markers:
-            if isinstance(marker.message, Configure):
-                config = configured(config, marker.message)
-        return config
 
     def _advance(self) -> None:
         """Ask for the next probabilities, or let a message take effect, as far as it goes."""
@@ -296,6 +327,7 @@ class Session:
                 if end - self._fed < VAD_FRAME:
                     self._markers.popleft()
                     self._cursor = end
+                    self._heard = max(self._heard, end)
                     self._take_effect(marker)
             elif self._audio.position(marker.frame) - self._fed >= VAD_FRAME:
                 if ending is None:
@@ -471,6 +503,7 @@ class Session:
             and utterance.number >= 0
             and self._config.interim_results
             and self._endpointer.silence is None  # else nothing new was said
+            and not (self.sparing and utterance.shown)
             and self._decoding.partial_due(utterance, self._cursor)
         ):
             audio = self._audio.read(utterance.shown_from, self._cursor)
@@ -506,6 +539,7 @@ class Session:
                 utterance,
                 end,
                 last,
+                self._heard,
                 self._audio.read(utterance.start, last),
                 self._config,
                 self._decoding.generation,
@@ -556,7 +590,14 @@ def thresholds(config: SessionConfig) -> Thresholds:
 
 
 def configured(config: SessionConfig, change: Configure) -> SessionConfig:
-    changes = {
+    return msgspec.structs.replace(config, **changes(change))
+
+
+def merged(first: Configure, then: Configure) -> Configure:
+    return msgspec.structs.replace(first, **changes(then))
+
+
+def changes(change: Configure) -> dict[str, Any]:
+    return {
         name: value for name, value in msgspec.structs.asdict(change).items() if value is not None
     }
-    return msgspec.structs.replace(config, **changes)

@@ -68,6 +68,14 @@ class WorkerSettings(BaseSettings):
     heartbeat_seconds: float = Field(HEARTBEAT_S, alias="DALSTON_HEARTBEAT_SECONDS", gt=0, le=20)
     idle_seconds: float = Field(30.0, alias="DALSTON_IDLE_SECONDS", gt=0)
     session_seconds: float = Field(4 * 3600.0, alias="DALSTON_SESSION_SECONDS", gt=0)
+    # So far behind a session is warned; so far, for so long, it ends.
+    lag_warning_seconds: float = Field(3.0, alias="DALSTON_LAG_WARNING_SECONDS", gt=0)
+    lag_limit_seconds: float = Field(5.0, alias="DALSTON_LAG_LIMIT_SECONDS", gt=0)
+    lag_held_seconds: float = Field(2.0, alias="DALSTON_LAG_HELD_SECONDS", ge=0)
+    # A message may be so long on its way to a client that does not read.
+    reader_seconds: float = Field(15.0, alias="DALSTON_READER_SECONDS", gt=0)
+    # For the opening handshake, and for the snapshot of a session that goes on here.
+    handshake_seconds: float = Field(10.0, alias="DALSTON_HANDSHAKE_SECONDS", gt=0)
     outage_seconds: float = Field(30.0, alias="OUTAGE_SECONDS", gt=0)
     drain_seconds: float = Field(30.0, alias="DRAIN_SECONDS", ge=0)
     # What gateways show before a session; without it whoever reaches the port may have one.

@@ -16,7 +16,7 @@ import secrets
 import signal
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from urllib.parse import parse_qsl, urlsplit
 
@@ -28,10 +28,11 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from dalston.orchestrator import logs, request_ids
+from dalston.orchestrator import logs, peer, request_ids
 from dalston.orchestrator.fleet import Fleet
 from dalston.orchestrator.handler import CloseCode, Limits, Models, handle
 from dalston.orchestrator.inference import InferenceError, LoadedVariant
+from dalston.orchestrator.lag import Lag, LagLimits
 from dalston.orchestrator.memory import Memory
 from dalston.orchestrator.messages import Error, ErrorCode, Snapshot, serialize
 from dalston.orchestrator.parameters import ParameterError, choose_variant, session_config
@@ -52,6 +53,10 @@ logger = logging.getLogger(__name__)
 # The library closes above this; the handler refuses what is above its own, smaller limit with a
 # message. A snapshot of a four hour session fits.
 LONGEST_MESSAGE = 16 << 20  # bytes
+# Frames that the library holds of each connection while the session does not read.
+FRAMES_HELD = 4
+# For a client that did not read, to read what was said last.
+CLOSE_S = 2.0
 
 
 class Worker:
@@ -64,6 +69,7 @@ class Worker:
         self._instance = secrets.token_hex(8)
         self._sessions: dict[str, int] = {}  # id -> epoch
         self._direct: set[str] = set()  # of these, the ones without a gateway
+        self._lags: dict[str, Lag] = {}
         self._variants: Mapping[str, LoadedVariant] = {}
         self._unhealthy: str | None = "starting"
         self._draining = asyncio.Event()  # no new sessions
@@ -90,6 +96,8 @@ class Worker:
                 process_request=self._answer_http,
                 compression=None,
                 max_size=LONGEST_MESSAGE,
+                max_queue=FRAMES_HELD,
+                open_timeout=self._settings.handshake_seconds,
             ) as server:
                 port = _port(server)
                 if self._settings.secret is None and self._settings.host not in LOOPBACK:
@@ -281,7 +289,9 @@ class Worker:
             await connection.close(close_code, reason)
 
         full = len(self._sessions) >= self._memory.sessions
-        if full or self._draining.is_set() or not self._variants:
+        # A session that runs has to go on somewhere.
+        overloaded = "resume" not in query and any(lag.overloaded for lag in self._lags.values())
+        if full or overloaded or self._draining.is_set() or not self._variants:
             sentence = "this worker takes no more sessions"
             return await refuse("no_capacity", sentence, 1013, "Server at capacity")
         try:
@@ -291,11 +301,16 @@ class Worker:
             epoch = msgspec.convert(query.get("epoch", "1"), int, strict=False)
             snapshot = None
             if query.get("resume"):
-                snapshot = msgspec.json.decode(await connection.recv(), type=Snapshot)
+                async with asyncio.timeout(self._settings.handshake_seconds):
+                    first = await connection.recv()
+                snapshot = msgspec.json.decode(first, type=Snapshot)
         except ParameterError as error:
             return await refuse(error.code, str(error), 4400, str(error)[:120])
         except msgspec.MsgspecError as error:
             return await refuse("invalid_message", str(error), 4400, "no epoch, or no snapshot")
+        except TimeoutError:
+            sentence = f"no snapshot came for {self._settings.handshake_seconds:g} s"
+            return await refuse("session_timeout", sentence, CloseCode.TIMEOUT, sentence)
 
         session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
         request_ids.session_id.set(session_id)
@@ -314,34 +329,47 @@ class Worker:
         vad = self._local_vad or self._tritons
         models = Models(vad.speech_probabilities, self._tritons.transcribe)
         settings = self._settings
-        limits = Limits(settings.idle_seconds, settings.session_seconds, settings.outage_seconds)
+        limits = Limits(
+            settings.idle_seconds,
+            settings.session_seconds,
+            settings.outage_seconds,
+            settings.reader_seconds,
+        )
+        lag_limits = LagLimits(
+            settings.lag_warning_seconds,
+            settings.lag_limit_seconds,
+            settings.lag_held_seconds,
+            settings.outage_seconds,
+        )
+        lag = self._lags[session_id] = Lag(
+            lag_limits, session.received, asyncio.get_running_loop().time()
+        )
+        send = peer.sender(connection)
         self._sessions[session_id] = epoch
         if "session_id" not in query:
             self._direct.add(session_id)
         code = CloseCode.INTERNAL
         try:
-            frames = _frames(connection)
-            code = await handle(session, frames, connection.send, models, limits, self._ending)
+            frames = peer.frames(connection)
+            code = await handle(session, frames, send, models, limits, self._ending, lag)
         except Exception:
             logger.exception("%s failed", session_id)
             sentence = "something went wrong in the server"
             error = Error(code="internal_error", message=sentence, recoverable=False)
-            with contextlib.suppress(ConnectionClosed):
-                await connection.send(serialize(named(error)))
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await send(serialize(named(error)))
         finally:
             self._sessions.pop(session_id, None)
+            self._lags.pop(session_id, None)
             self._direct.discard(session_id)
-            await connection.close(code or CloseCode.NORMAL)
+            # Who does not read had its time.
+            slow = code == CloseCode.SLOW_READER
+            patience = CLOSE_S if slow else settings.reader_seconds
+            await peer.close(connection, code or CloseCode.NORMAL, patience)
             status = "error" if code == CloseCode.INTERNAL else "ended"
             with contextlib.suppress(RedisError):  # the lease ends without us
                 await self._slots.release(session_id, epoch, status, session.received / SAMPLE_RATE)
-
-
-async def _frames(connection: ServerConnection) -> AsyncIterator[str | bytes]:
-    """Until the other side closes, in order or not."""
-    with contextlib.suppress(ConnectionClosed):
-        async for frame in connection:
-            yield frame
 
 
 def _port(server: Server) -> int:

@@ -8,12 +8,17 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from speech import Vad, chunks, pcm, recognise, say, silence
 
 from dalston.orchestrator.handler import (
+    CHARACTERS_WAITING,
     MAX_BACKLOG_S,
+    MAX_MESSAGES,
     MESSAGES_WAITING,
     PARTIALS_WAITING,
     Limits,
@@ -21,7 +26,8 @@ from dalston.orchestrator.handler import (
     handle,
 )
 from dalston.orchestrator.inference import InferenceError, SequenceLost
-from dalston.orchestrator.messages import LONGEST_FRAME, SessionConfig
+from dalston.orchestrator.lag import Lag, LagLimits
+from dalston.orchestrator.messages import LONGEST_FRAME, SessionConfig, Snapshot
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptRequest
 from dalston.orchestrator.session import Session
 
@@ -33,7 +39,9 @@ class Peer:
     """A client and models, all of them willing unless a test says otherwise."""
 
     limits: Limits = field(default_factory=lambda: Limits(idle_s=5.0, outage_s=2.0))
+    lag_limits: LagLimits = field(default_factory=LagLimits)
     config: SessionConfig = field(default_factory=lambda: SessionConfig(language="en"))
+    snapshot: Snapshot | None = None
     frames: asyncio.Queue[str | bytes | None] = field(default_factory=asyncio.Queue)
     told: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     draining: asyncio.Event = field(default_factory=asyncio.Event)
@@ -59,15 +67,27 @@ class Peer:
         return recognise(request.audio, request.language)
 
     def start(self) -> asyncio.Task[int | None]:
-        session = Session("sess_1", self.config, "fast", languages={"en"})
+        session = Session("sess_1", self.config, "fast", languages={"en"}, snapshot=self.snapshot)
         models = Models(self.speech, self.transcribe)
+        lag = Lag(self.lag_limits, session.received, asyncio.get_running_loop().time())
+        frames = self.received()
         return asyncio.create_task(
-            handle(session, self.received(), self.send, models, self.limits, self.draining)
+            handle(session, frames, self.send, models, self.limits, self.draining, lag)
         )
 
     def say(self, *frames: str | bytes | None) -> None:
         for frame in frames:
             self.frames.put_nowait(frame)
+
+    async def speak(self, audio: bytes, rate: int = 16_000) -> None:
+        """In real time; 16 bit."""
+        begun = asyncio.get_running_loop().time()
+        for number, frame in enumerate(chunks(audio, [rate // 5])):
+            await asyncio.sleep(begun + 0.1 * number - asyncio.get_running_loop().time())
+            self.say(frame)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [message for message in self.told if message["type"] == kind]
 
     def kinds(self) -> list[str]:
         return [message["type"] for message in self.told]
@@ -135,6 +155,24 @@ async def test_reading_stops_when_the_session_is_far_behind_and_goes_on_later() 
     answer.set()
     assert await ended(task) == 1000
     assert peer.told[-1]["total_duration"] == MAX_BACKLOG_S + 20
+
+
+async def test_reading_stops_when_too_many_messages_wait_and_goes_on_later() -> None:
+    peer = Peer()
+    answer = asyncio.Event()
+
+    async def slow(request: SpeechRequest) -> list[float]:
+        await answer.wait()
+        return peer.vad.probabilities(request)
+
+    peer.speech = slow
+    task = peer.start()
+    peer.say(bytes(32_000), *['{"type":"flush"}'] * 1000, SPOKEN, END)
+    await asyncio.sleep(0.3)
+    assert peer.read == MAX_MESSAGES + 1
+    answer.set()
+    assert await ended(task) == 1000
+    assert peer.finals() == ["wb wc wd"]
 
 
 async def test_a_client_that_leaves_in_the_middle_of_a_word_leaves_nothing_behind() -> None:
@@ -389,17 +427,88 @@ async def test_a_slow_reader_loses_partials_first() -> None:
     assert peer.kinds().count("transcript.partial") <= PARTIALS_WAITING
 
 
-async def test_a_reader_that_never_reads_is_let_go() -> None:
-    peer = Peer()
+def read_until(peer: Peer, count: int) -> None:
+    """From then on the client does not read."""
+
+    async def send(text: str) -> None:
+        if len(peer.told) < count or "slow_reader" in text:
+            peer.told.append(json.loads(text))
+        else:
+            await asyncio.Event().wait()
+
+    vars(peer)["send"] = send
+
+
+async def test_a_reader_that_never_reads_is_let_go_with_the_reason() -> None:
+    peer = Peer(limits=Limits(reader_s=60))
+    read_until(peer, 1)
+    task = peer.start()
+    peer.say(*['{"type":"ping"}'] * (MESSAGES_WAITING + 10))
+    assert await ended(task) == 4011
+    assert peer.kinds() == ["session.begin", "error"]
+    assert (peer.told[1]["code"], peer.told[1]["recoverable"]) == ("slow_reader", False)
+
+
+async def test_a_reader_of_long_messages_is_let_go_after_fewer_of_them() -> None:
+    peer = Peer(limits=Limits(reader_s=60))
+    read_until(peer, 1)
+    task = peer.start()
+    # The answer repeats what it does not understand.
+    wrong = json.dumps({"type": "x" * 10_000})
+    peer.say(*[wrong] * (CHARACTERS_WAITING // 10_000 + 2))
+    assert await ended(task) == 4011
+    assert peer.read < MESSAGES_WAITING
+
+
+async def test_a_message_that_does_not_leave_in_time_is_enough() -> None:
+    peer = Peer(limits=Limits(reader_s=0.3))
+    read_until(peer, 1)
+    task = peer.start()
+    peer.say('{"type":"ping"}')
+    assert await ended(task) == 4011
+    assert peer.told[-1]["code"] == "slow_reader"
+
+
+async def test_a_reader_that_cannot_even_be_told_so_is_let_go() -> None:
+    peer = Peer(limits=Limits(reader_s=0.3))
 
     async def never(_: str) -> None:
         await asyncio.Event().wait()
 
     vars(peer)["send"] = never
+    assert await ended(peer.start()) == 4011
+
+
+async def test_an_end_that_is_not_read_does_not_keep_the_session() -> None:
+    peer = Peer(limits=Limits(reader_s=0.3))
+    read_until(peer, 1)
     task = peer.start()
-    pings = ['{"type":"ping"}'] * (MESSAGES_WAITING + 10)
-    peer.say(*pings)
+    peer.say(END)
     assert await ended(task) == 4011
+
+
+async def test_a_reader_that_takes_a_while_is_let_read() -> None:
+    peer = Peer(limits=Limits(reader_s=0.5))
+
+    async def slow(text: str) -> None:
+        await asyncio.sleep(0.1)
+        peer.told.append(json.loads(text))
+
+    peer.send = slow
+    task = peer.start()
+    peer.say(*['{"type":"ping"}'] * 10, END)
+    assert await ended(task) == 1000
+    assert peer.kinds().count("pong") == 10
+
+
+async def test_a_client_that_is_gone_when_it_is_written_to_has_left() -> None:
+    peer = Peer()
+
+    async def gone(_: str) -> None:
+        raise ConnectionResetError
+
+    vars(peer)["send"] = gone
+    assert await ended(peer.start()) is None
 
 
 async def test_a_bug_in_the_models_is_raised_not_swallowed() -> None:
@@ -413,3 +522,256 @@ async def test_a_bug_in_the_models_is_raised_not_swallowed() -> None:
     peer.say(*chunks(SPOKEN, [3200]))
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(task, 20)
+
+
+# Lag. Limits are a tenth of the usual ones, so that the tests are short.
+
+LAG = LagLimits(warning_s=0.5, limit_s=1.0, held_s=0.5, outage_s=3.0)
+
+
+@pytest.mark.parametrize("rate", [8_000, 24_000, 44_100, 48_000])
+async def test_who_is_heard_in_time_has_no_lag_at_any_sample_rate(rate: int) -> None:
+    peer = Peer(lag_limits=LAG, config=SessionConfig(language="en", sample_rate=rate, ack=True))
+    task = peer.start()
+    await peer.speak(pcm(say([1, 2, 3, 4, 5], rate)), rate)
+    peer.say(END)
+    assert await ended(task) == 1000
+    assert not peer.of("warning")
+    (first, *_) = peer.of("ack")
+    assert first["received"] == pytest.approx(1.1, abs=0.2)
+    assert first["received"] - first["processed"] < 0.25
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
+async def test_a_vad_that_is_too_slow_is_warned_of_and_ends_the_session(rate: int) -> None:
+    peer = Peer(lag_limits=LAG, config=SessionConfig(language="en", sample_rate=rate))
+
+    async def slow(request: SpeechRequest) -> list[float]:
+        await asyncio.sleep(2 * len(request.audio) / 32_000)
+        return peer.vad.probabilities(request)
+
+    peer.speech = slow
+    task = peer.start()
+    speaking = asyncio.create_task(peer.speak(bytes(2 * rate * 10), rate))
+    assert await asyncio.wait_for(task, 20) == 4010
+    speaking.cancel()
+    (warning,) = peer.of("warning")
+    assert warning["code"] == "processing_lag"
+    assert 0.5 <= warning["lag_seconds"] <= 1.0
+    assert (warning["warning_threshold_seconds"], warning["hard_threshold_seconds"]) == (0.5, 1.0)
+    error, terminated = peer.told[-2:]
+    assert (error["type"], error["code"], error["recoverable"]) == ("error", "lag_exceeded", False)
+    assert terminated == {
+        "type": "session.terminated",
+        "session_id": "sess_1",
+        "reason": "lag_exceeded",
+        "recoverable": False,
+    }
+
+
+async def test_finals_that_are_overdue_are_lag_though_everything_is_heard() -> None:
+    peer = Peer(lag_limits=LAG)
+    finals = 0
+
+    async def slow(request: TranscriptRequest) -> Hypothesis:
+        nonlocal finals
+        if request.kind == "final" and (finals := finals + 1) > 1:
+            await asyncio.Event().wait()
+        return recognise(request.audio)
+
+    peer.transcribe = slow
+    task = peer.start()
+    speaking = asyncio.create_task(peer.speak(SPOKEN + SPOKEN + bytes(32_000 * 5)))
+    assert await asyncio.wait_for(task, 20) == 4010
+    speaking.cancel()
+    assert peer.finals() == ["wb wc wd"]
+    # The first was told whole, and where it ended is told at last.
+    end = peer.of("transcript.final")[0]["end"]
+    assert peer.told[-1]["last_transcript_offset_ms"] == pytest.approx(1000 * end)
+
+
+async def test_a_long_utterance_is_no_lag_before_its_final_is_due() -> None:
+    peer = Peer(lag_limits=LAG)
+    task = peer.start()
+    await peer.speak(pcm(say([k % 12 for k in range(7)])))
+    peer.say(END)
+    assert await ended(task) == 1000
+    assert not peer.of("warning")
+
+
+async def test_when_a_session_is_behind_an_utterance_gets_one_partial() -> None:
+    peer = Peer(lag_limits=LagLimits(warning_s=60, limit_s=60))
+    partials = 0
+
+    async def behind(request: SpeechRequest) -> list[float]:
+        # 1.5 s late at first, and no faster than real time from then on.
+        await asyncio.sleep(1.5 if request.start else len(request.audio) / 32_000)
+        return peer.vad.probabilities(request)
+
+    async def counted(request: TranscriptRequest) -> Hypothesis:
+        nonlocal partials
+        partials += request.kind == "partial"
+        return recognise(request.audio)
+
+    peer.speech, peer.transcribe = behind, counted
+    task = peer.start()
+    await peer.speak(pcm(say([k % 12 for k in range(12)])))  # 3.84 s: seven partials else
+    peer.say(END)
+    assert await ended(task) == 1000
+    assert partials == 1
+
+
+async def test_an_outage_is_no_lag_and_what_was_said_meanwhile_is_told_late_but_whole() -> None:
+    peer = Peer(lag_limits=LAG, limits=Limits(outage_s=10.0))
+    back = asyncio.get_running_loop().time() + 2.5
+
+    async def away(request: SpeechRequest) -> list[float]:
+        if not request.end and asyncio.get_running_loop().time() < back:
+            raise SequenceLost("Triton: connection refused")
+        return peer.vad.probabilities(request)
+
+    peer.speech = away
+    task = peer.start()
+    await peer.speak(SPOKEN + SPOKEN)
+    peer.say(END)
+    assert await ended(task) == 1000
+    assert peer.finals() == ["wb wc wd", "wb wc wd"]
+    assert not peer.of("warning")
+
+
+async def test_finals_that_are_asked_for_again_are_no_lag() -> None:
+    peer = Peer(lag_limits=LAG, limits=Limits(outage_s=10.0))
+    back = asyncio.get_running_loop().time() + 4
+
+    async def away(request: TranscriptRequest) -> Hypothesis:
+        if asyncio.get_running_loop().time() < back:
+            raise InferenceError("Triton: unavailable", retryable=True)
+        return recognise(request.audio)
+
+    peer.transcribe = away
+    task = peer.start()
+    await peer.speak(SPOKEN + bytes(32_000 * 2))
+    peer.say(END)
+    assert await ended(task) == 1000
+    assert peer.finals() == ["wb wc wd"]
+    assert not peer.of("warning")
+
+
+# Acks.
+
+
+async def test_without_being_asked_for_there_are_no_acks() -> None:
+    peer = Peer()
+    task = peer.start()
+    await peer.speak(SPOKEN)
+    peer.say(END)
+    assert await ended(task) == 1000
+    assert not peer.of("ack")
+
+
+async def test_acks_come_every_second_and_are_never_ahead_of_the_snapshot_before() -> None:
+    peer = Peer(config=SessionConfig(language="en", ack=True))
+    task = peer.start()
+    await peer.speak(SPOKEN + SPOKEN)
+    peer.say(END)
+    assert await ended(task) == 1000
+    acks = peer.of("ack")
+    assert len(acks) in (3, 4)
+    stated = 0.0
+    for message in peer.told:
+        if message["type"] == "session.snapshot":
+            stated = message["replay_from"] / 16_000
+        elif message["type"] == "ack":
+            assert message["finalised"] == stated
+            assert message["finalised"] <= message["processed"] <= message["received"]
+    assert acks[-1]["finalised"] > 1
+    assert peer.kinds()[-1] == "session.end"
+
+
+async def test_an_ack_does_not_wait_for_a_final() -> None:
+    peer = Peer(config=SessionConfig(language="en", ack=True))
+    answer = asyncio.Event()
+
+    async def slow(request: TranscriptRequest) -> Hypothesis:
+        await answer.wait()
+        return recognise(request.audio)
+
+    peer.transcribe = slow
+    task = peer.start()
+    peer.say(SPOKEN)
+    await peer.until("ack")
+    assert not peer.finals()
+    assert peer.of("ack")[0]["finalised"] == 0
+    answer.set()
+    peer.say(END)
+    assert await ended(task) == 1000
+
+
+async def test_a_client_that_sends_nothing_gets_no_second_ack() -> None:
+    peer = Peer(config=SessionConfig(language="en", ack=True))
+    task = peer.start()
+    peer.say(bytes(32_000))
+    await asyncio.sleep(2.8)
+    peer.say(END)
+    assert await ended(task) == 1000
+    assert len(peer.of("ack")) == 1
+
+
+async def test_a_session_that_goes_on_is_final_up_to_its_snapshot() -> None:
+    first = Peer()
+    task = first.start()
+    first.say(SPOKEN, END)
+    assert await ended(task) == 1000
+    (told,) = first.of("session.snapshot")
+    told.pop("type")
+    snapshot = msgspec.convert(told, Snapshot)
+    snapshot = msgspec.structs.replace(
+        snapshot, config=msgspec.structs.replace(snapshot.config, ack=True)
+    )
+    second = Peer(snapshot=snapshot)
+    task = second.start()
+    second.say(SPOKEN[2 * snapshot.replay_from :] + bytes(16_000))
+    await second.until("ack")
+    assert second.of("ack")[0]["finalised"] == snapshot.replay_from / 16_000
+    second.say(END)
+    assert await ended(task) == 1000
+
+
+async def test_what_a_session_lasted_elsewhere_counts() -> None:
+    snapshot = Snapshot(
+        session_id="sess_1",
+        epoch=1,
+        position=3600 * 16_000,
+        replay_from=3600 * 16_000,
+        controls=0,
+        config=SessionConfig(language="en"),
+        detected_language=None,
+        next_segment=0,
+        speech_samples=0,
+        segments=[],
+    )
+    peer = Peer(limits=Limits(session_s=3600.3), snapshot=snapshot)
+    assert await ended(peer.start()) == 4008
+    assert peer.told[-1]["reason"] == "max_duration"
+
+
+@settings(max_examples=5, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(sizes=st.lists(st.integers(1_000, 40_000), min_size=1, max_size=4))
+def test_however_it_is_cut_the_finals_of_a_session_with_acks_are_the_same(
+    sizes: list[int],
+) -> None:
+    async def finals(ack: bool, frames: list[bytes], seconds: float) -> list[Any]:
+        peer = Peer(config=SessionConfig(language="en", ack=ack, word_timestamps=True))
+        task = peer.start()
+        for frame in frames:
+            peer.say(frame)
+            await asyncio.sleep(seconds / len(frames))
+        peer.say(END)
+        assert await ended(task) == 1000
+        assert bool(peer.of("ack")) is ack
+        assert peer.kinds()[-1] == "session.end"
+        return [message | {"processing_ms": 0} for message in peer.of("transcript.final")]
+
+    usual = asyncio.run(finals(False, [SPOKEN + SPOKEN], 0))
+    assert [final["text"] for final in usual] == ["wb wc wd", "wb wc wd"]
+    assert asyncio.run(finals(True, chunks(SPOKEN + SPOKEN, sizes), 1.4)) == usual

@@ -4,7 +4,7 @@ The arrows of the diagram in session.py, and the ones that are refused.
 
 import numpy as np
 import pytest
-from speech import Driver, Step, chunks, pcm, recognise, say, silence
+from speech import RATE, Driver, Step, Vad, chunks, pcm, recognise, say, silence
 
 from dalston.orchestrator.messages import (
     Clear,
@@ -558,3 +558,73 @@ def test_the_answer_to_a_cancelled_request_is_ignored() -> None:
         driver.session.receive_failure(request.id, "late")
     assert driver.session.messages() == []
     assert len(driver.messages) == before
+
+
+# What is processed.
+
+
+def test_an_utterance_that_goes_on_holds_nothing_up() -> None:
+    driver = session_after(audio(0.5, list(range(12))))
+    assert driver.session.received - driver.session.processed < RATE // 5
+
+
+def test_a_final_that_is_not_told_yet_holds_up_from_where_it_was_due() -> None:
+    session = new_session(interim_results=False)
+    vad = Vad()
+    session.receive_audio(audio([1, 2, 3], 3.0))
+    final: TranscriptRequest | None = None
+    while requests := session.requests():
+        for request in requests:
+            if isinstance(request, SpeechRequest) and not request.end:
+                session.receive_probabilities(vad.probabilities(request))
+            elif isinstance(request, TranscriptRequest):
+                final = request
+    session.messages()
+    assert final
+    assert session.heard / RATE == pytest.approx(3.96, abs=0.2)
+    # Half a second of silence behind three words.
+    assert session.processed / RATE == pytest.approx(0.96 + 0.5, abs=0.1)
+    session.receive_hypothesis(final.id, recognise(final.audio))
+    session.messages()
+    assert session.processed == session.heard
+
+
+def test_a_cut_is_not_heard_less_for_being_heard_twice() -> None:
+    driver = Driver(new_session())
+    heard = [0]
+    for frame in chunks(audio([k % 12 for k in range(110)]), [3200]):
+        driver.step(frame)
+        assert driver.session.heard >= heard[-1]
+        heard.append(driver.session.heard)
+    assert len(finals(driver)) == 1
+    assert driver.session.received - driver.session.processed < RATE // 5
+
+
+def test_sparing_the_models_leaves_the_first_partial_of_an_utterance() -> None:
+    driver = Driver(new_session())
+    driver.session.sparing = True
+    for frame in chunks(audio([1, 2, 3, 4, 5, 6], 1.0, [1, 2, 3, 4, 5, 6], 1.0), [3200]):
+        driver.step(frame)
+    shown = [m.segment_id for m in driver.messages if isinstance(m, Partial)]
+    asked = [request.kind for request in driver.asked]
+    assert asked == ["partial", "final"] * 2
+    assert set(shown) == {"seg_0000", "seg_0001"}
+
+
+# Messages that wait.
+
+
+def test_settings_that_are_changed_twice_at_one_place_take_one_place_in_the_line() -> None:
+    session = new_session()
+    session.receive_audio(audio(0.5))
+    assert session.messages_waiting == 0
+    for _ in range(1000):
+        session.receive_message(Configure(vad_threshold=0.6))
+        session.receive_message(Configure(language="es"))
+    assert session.messages_waiting == 1
+    updated = [m.config for m in session.messages() if isinstance(m, ConfigUpdated)]
+    assert (updated[0].vad_threshold, updated[0].language) == (0.6, "en")
+    assert (updated[1].vad_threshold, updated[1].language) == (0.6, "es")
+    session.receive_message(Flush())
+    session.receive_message(Configure(language="en"))
+    assert session.messages_waiting == 3

@@ -33,6 +33,18 @@ def test_chunking_and_the_order_of_answers_change_nothing_but_partials(
     assert told(other.run(scene.steps(sizes))) == told(usual)
 
 
+@settings(max_examples=10, deadline=None)
+@given(scene=scenes(), seed=st.integers(0, 2**32 - 1))
+def test_sparing_the_models_changes_nothing_but_partials(scene: Scene, seed: int) -> None:
+    usual = Driver(scene.session()).run(scene.steps([3200]))
+    sparing = Driver(scene.session())
+    random = np.random.default_rng(seed)
+    for step in scene.steps([3200]):
+        sparing.session.sparing = bool(random.random() < 0.7)
+        sparing.step(step)
+    assert told(sparing.run([])) == told(usual)
+
+
 @pytest.mark.parametrize("sizes", [[1], [2], [3], [320_000], [1, 639, 3201]], ids=str)
 def test_one_byte_at_a_time_is_as_good_as_ten_seconds(sizes: list[int]) -> None:
     sound = np.concatenate([silence(0.5), say([1, 2, 3]), silence(0.8), say([4]), silence(0.7)])

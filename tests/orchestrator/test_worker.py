@@ -516,3 +516,172 @@ async def test_a_redis_cluster_is_refused_at_the_start(tmp_path: Path, triton_ur
         with pytest.raises(UnsupportedRedis, match="Cluster"):
             await asyncio.wait_for(worker.task, 10)
         await worker.client.aclose()
+
+
+# Limits: each refuses, and lets the honest caller through.
+
+
+async def speak(session: ClientConnection, audio: bytes) -> None:
+    for chunk in chunks(audio, [3200]):
+        await session.send(chunk)
+        await asyncio.sleep(0.1)
+
+
+async def test_a_session_that_lags_too_much_is_closed_with_4010(workers: Workers) -> None:
+    worker = await workers.ready(
+        lag_warning_seconds=0.001, lag_limit_seconds=0.002, lag_held_seconds=0.0
+    )
+    async with worker.session("session_id=sess_x&language=en") as session:
+        speaking = asyncio.create_task(speak(session, SPOKEN))
+        messages, code = await drained(session)
+        speaking.cancel()
+    assert code == 4010
+    error, terminated = messages[-2:]
+    assert (error["code"], error["recoverable"]) == ("lag_exceeded", False)
+    assert (terminated["type"], terminated["reason"]) == ("session.terminated", "lag_exceeded")
+    assert (terminated["session_id"], terminated["recoverable"]) == ("sess_x", False)
+
+
+async def test_a_session_in_real_time_is_never_warned(workers: Workers) -> None:
+    worker = await workers.ready()
+    async with worker.session("language=en&sample_rate=16000") as session:
+        await speak(session, SPOKEN)
+        await session.send(END)
+        messages, code = await drained(session)
+    assert code == 1000
+    assert texts(messages)
+    assert not [m for m in messages if m["type"] in ("warning", "ack")]
+
+
+async def test_acks_are_told_to_those_who_ask(workers: Workers) -> None:
+    worker = await workers.ready()
+    async with worker.session("language=en&ack=true&sample_rate=8000") as session:
+        await speak(session, SPOKEN[: 16_000 * 2])
+        await session.send(END)
+        messages, _ = await drained(session)
+    acks = [m for m in messages if m["type"] == "ack"]
+    assert acks
+    # 3200 bytes are 0.2 s of 8 kHz, and come every 0.1 s.
+    assert acks[0]["received"] == pytest.approx(2.1, abs=0.5)
+
+
+async def test_a_worker_that_lags_takes_no_new_sessions_but_goes_on_with_others(
+    workers: Workers,
+) -> None:
+    worker = await workers.ready(lag_warning_seconds=0.001)
+    async with worker.session("language=en") as session:
+        speaking = asyncio.create_task(speak(session, SPOKEN))
+        await until_type(session, "warning")
+        refused: list[Any] = []
+        while not refused and not speaking.done():  # it is measured four times a second
+            async with worker.session() as late:
+                message = json.loads(await late.recv())
+                refused += [message] if message["type"] == "error" else []
+        assert refused[0]["code"] == "no_capacity"
+        assert refused[0]["retry_after"] == 5
+        async with worker.session("resume=1") as resumed:
+            await resumed.send("{}")  # it is asked what it goes on with
+            assert json.loads(await resumed.recv())["code"] == "invalid_message"
+        await speaking
+        await session.send(END)
+        messages, code = await drained(session)
+    assert code == 1000
+    assert texts(messages)
+
+
+async def test_a_caller_that_never_sends_is_let_go(workers: Workers) -> None:
+    worker = await workers.ready(idle_seconds=0.5)
+    async with worker.session() as session:
+        messages, code = await drained(session)
+    assert code == 4008
+    assert [m["type"] for m in messages] == ["session.begin", "error", "session.end"]
+    assert messages[1]["code"] == "session_timeout"
+    await until(lambda: worker.http("/health"), lambda answer: answer[1]["active_sessions"] == 0)
+
+
+async def test_a_caller_that_sends_in_time_is_not(workers: Workers) -> None:
+    worker = await workers.ready(idle_seconds=0.5)
+    async with worker.session() as session:
+        for _ in range(4):
+            await asyncio.sleep(0.3)
+            await session.send(bytes(320))
+        await session.send(END)
+        _, code = await drained(session)
+    assert code == 1000
+
+
+async def test_a_connection_that_never_asks_for_anything_is_closed(workers: Workers) -> None:
+    worker = await workers.ready(handshake_seconds=0.5)
+    reader, writer = await asyncio.open_connection("127.0.0.1", worker.port)
+    writer.write(b"GET /session HTTP/1.1\r\n")
+    async with asyncio.timeout(5):
+        await reader.read()
+    writer.close()
+
+
+async def test_a_session_without_the_snapshot_it_goes_on_from_is_closed(workers: Workers) -> None:
+    worker = await workers.ready(handshake_seconds=0.5)
+    async with worker.session("session_id=sess_x&epoch=2&resume=1") as session:
+        (error,), code = await drained(session)
+    assert (error["code"], code) == ("session_timeout", 4008)
+    assert "snapshot" in error["message"]
+
+
+WRONG = json.dumps({"type": "x" * 15_000})  # the answer repeats it
+
+
+async def push(session: ClientConnection) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            await session.send(WRONG)
+
+
+@pytest.mark.parametrize("reader_seconds", [0.5, 60], ids=["by time", "by size"])
+async def test_a_client_that_never_reads_is_let_go(workers: Workers, reader_seconds: float) -> None:
+    worker = await workers.ready(reader_seconds=reader_seconds)
+    async with worker.session("session_id=sess_x") as session:
+        session.transport.pause_reading()  # not even control frames
+        pushing = asyncio.create_task(push(session))
+        await until(
+            lambda: worker.http("/health"), lambda answer: answer[1]["active_sessions"] == 0
+        )
+        # It reads after all, and finds out why.
+        session.transport.resume_reading()
+        messages, code = await drained(session)
+        pushing.cancel()
+    assert code == 4011
+    assert messages[-1]["code"] == "slow_reader"
+
+
+async def test_a_client_that_does_not_even_read_why_is_dropped(workers: Workers) -> None:
+    worker = await workers.ready(reader_seconds=0.5)
+    async with worker.session("session_id=sess_x") as session:
+        session.transport.pause_reading()
+        async with asyncio.timeout(10):
+            await push(session)  # until the connection is gone
+
+
+async def test_a_worker_ends_though_a_client_does_not_read(workers: Workers) -> None:
+    worker = await workers.ready(reader_seconds=1.0, drain_seconds=0.2)
+    async with worker.session() as session:
+        session.transport.pause_reading()
+        pushing = asyncio.create_task(push(session))
+        await asyncio.sleep(0.5)
+        worker.stop.set()
+        await asyncio.wait_for(worker.task, 10)
+        pushing.cancel()
+        session.transport.abort()
+
+
+async def test_a_client_that_reads_late_reads_everything(workers: Workers) -> None:
+    worker = await workers.ready()
+    async with worker.session("session_id=sess_x") as session:
+        session.transport.pause_reading()
+        for _ in range(200):
+            await session.send('{"type":"ping"}')
+        await session.send(END)
+        await asyncio.sleep(1)
+        session.transport.resume_reading()
+        messages, code = await drained(session)
+    assert code == 1000
+    assert [m["type"] for m in messages].count("pong") == 200

@@ -1,0 +1,124 @@
+"""
+Who may send how fast, with the clock in the test's hands.
+"""
+
+from dataclasses import dataclass
+
+import pytest
+
+from dalston.gateway.pace import Pace, PaceLimits, TooFast
+from dalston.gateway.settings import GatewaySettings
+from dalston.orchestrator.messages import Encoding, SessionConfig
+
+LIMITS = PaceLimits(rate=1.5, burst_s=60.0, held_s=60.0)
+SECOND = 2 * 16_000  # bytes
+
+
+@dataclass
+class Client:
+    """Sends frames, and waits when it is not read from."""
+
+    pace: Pace
+    now: float = 0.0
+    sent: float = 0.0  # seconds of audio
+
+    def send(self, seconds: float) -> float:
+        wait = self.pace.receive(round(seconds * SECOND), self.now)
+        self.sent += seconds
+        self.now += wait
+        return wait
+
+    def push(self, seconds: float) -> None:
+        """As fast as it is read."""
+        for _ in range(round(seconds)):
+            self.send(1.0)
+
+
+def client() -> Client:
+    return Client(Pace(LIMITS, SessionConfig(), 0.0))
+
+
+def test_somebody_who_speaks_never_waits() -> None:
+    speaker = client()
+    for _ in range(4 * 3600):
+        assert speaker.send(1.0) == 0
+        speaker.now += 1.0
+
+
+def test_one_and_a_half_times_real_time_never_waits() -> None:
+    reader = client()
+    for _ in range(3600):
+        assert reader.send(1.5) == 0
+        reader.now += 1.0
+
+
+def test_a_minute_at_once_is_a_burst() -> None:
+    file = client()
+    file.push(60)
+    assert file.now == 0
+
+
+def test_what_is_beyond_the_burst_is_read_at_one_and_a_half_times_real_time() -> None:
+    file = client()
+    file.push(60 + 75)
+    assert file.now == pytest.approx(75 / 1.5)
+
+
+def test_one_that_keeps_pushing_for_a_minute_is_refused() -> None:
+    file = client()
+    with pytest.raises(TooFast, match=r"1\.5 times real time"):
+        file.push(3600)
+    assert 60 <= file.now < 62
+    assert file.sent == pytest.approx(60 + 1.5 * 60, abs=2)
+
+
+def test_one_that_slows_down_in_time_is_not_refused() -> None:
+    file = client()
+    for _ in range(5):
+        file.push(60 + 60)  # 40 s at the limit
+        for _ in range(130):  # then somebody speaks
+            file.send(1.0)
+            file.now += 1.0
+
+
+def test_a_burst_comes_again_after_a_rest_but_never_a_larger_one() -> None:
+    file = client()
+    file.push(60)
+    file.now += 3600
+    file.push(60)
+    assert file.now == 3600
+    assert file.send(1.0) > 0
+
+
+def test_what_a_client_sends_again_does_not_count() -> None:
+    resumed = client()
+    resumed.pace.exempt(90)
+    resumed.push(60 + 90)
+    assert resumed.now == 0
+    assert resumed.send(1.0) > 0
+
+
+@pytest.mark.parametrize(
+    ("encoding", "rate", "channels", "size"),
+    [
+        ("pcm_s16le", 48_000, 2, 192_000),
+        ("pcm_s16le", 24_000, 1, 48_000),
+        ("pcm_f32le", 44_100, 1, 176_400),
+        ("mulaw", 8_000, 1, 8_000),
+        ("alaw", 8_000, 2, 16_000),
+    ],
+)
+def test_a_second_is_a_second_in_every_encoding(
+    encoding: Encoding, rate: int, channels: int, size: int
+) -> None:
+    config = SessionConfig(encoding=encoding, sample_rate=rate, channels=channels)
+    pace = Pace(LIMITS, config, 0.0)
+    for _ in range(60):
+        assert pace.receive(size, 0.0) == 0
+    assert pace.receive(3 * size, 0.0) == pytest.approx(2)
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    settings = GatewaySettings(REDIS_URL="redis://here")  # pyright: ignore[reportCallIssue]
+    held = (settings.audio_rate, settings.audio_burst_seconds, settings.audio_held_seconds)
+    assert PaceLimits(*held) == LIMITS == PaceLimits()
