@@ -62,7 +62,7 @@ class Caller:
     def __init__(self, urls: Sequence[str], rng: random.Random):
         self._urls, self._rng = urls, rng
         self._until = 0.0  # reads nothing before
-        self.heard: set[Callable[["Caller", Message], None]] = set()
+        self.heard: set[Callable[[Caller, Message], None]] = set()
         self.call: Call | None = None
         self.reading: Reading | None = None
         self.session_id = ""

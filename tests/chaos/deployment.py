@@ -292,7 +292,7 @@ async def deployed(folder: Path, size: Size | None = None) -> AsyncGenerator[Dep
     """A deployment that serves; its files go to `folder`, which is emptied first."""
     size = size or Size()
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True)  # noqa: ASYNC240
     deployment = Deployment(folder, size, links={name: Proxy() for name in _connections(size)})
     try:
         await deployment.start()

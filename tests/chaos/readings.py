@@ -55,6 +55,7 @@ def _reading(
         speech += [(at + sentence.start, at + sentence.end) for sentence in part.sentences]
         at += len(part.audio) / SAMPLE_RATE
     name = "+".join(part.name.removesuffix(".wav") for part in parts)
+    name += "" if language == "en" else f"({language})"
     plain = rate == SAMPLE_RATE and encoding == "pcm_s16le"
     return Reading(
         name if plain else f"{name}@{rate}/{encoding}",
