@@ -18,7 +18,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -82,23 +83,34 @@ class Chaos:
         self.recovery = Recovery(deployment, self._recovered)
         self._logs = checks.Logs(deployment.folder)
         self._calling = asyncio.Event()
+        self._crowd: list[asyncio.Task[None]] = []
         self._descriptors: dict[int, int] = {}
 
-    async def run(self, faults: int, gap_s: tuple[float, float], every: Sequence[Reading]) -> None:
+    @asynccontextmanager
+    async def calls(self, every: Sequence[Reading]) -> AsyncGenerator[None]:
+        """Callers make one call after the other, each compared with the undisturbed one."""
         known = await references(self.deployment, every, self.journal)
         usable = [reading for reading in every if reading.name in known]
         self._descriptors = checks.descriptors(self.deployment)
         self._calling.set()
-        crowd = [
+        self._crowd = [
             asyncio.create_task(self._call(caller, number, usable, known))
             for number, caller in enumerate(self.callers)
         ]
         try:
             await asyncio.sleep(2)
+            yield
+        finally:
+            for task in self._crowd:
+                task.cancel()
+            await asyncio.gather(*self._crowd, return_exceptions=True)
+
+    async def run(self, faults: int, gap_s: tuple[float, float], every: Sequence[Reading]) -> None:
+        async with self.calls(every):
             done = self.journal.faults
             for fault in itertools.islice(plan(self._seed, gap_s), done, faults):
                 await asyncio.sleep(fault.after_s)
-                for task in crowd:
+                for task in self._crowd:
                     if task.done():
                         task.result()
                 struck = await self.injector.strike(fault)
@@ -107,10 +119,17 @@ class Chaos:
                 if (fault.number + 1) % QUIET_EVERY == 0 and fault.number + 1 < faults:
                     await self.quiet()
             await self.quiet()
-        finally:
-            for task in crowd:
-                task.cancel()
-            await asyncio.gather(*crowd, return_exceptions=True)
+
+    async def roll(self) -> None:
+        """Every process in turn is stopped as a deploy does, and started again."""
+        for member in self.deployment.members.values():
+            await self.deployment.until_ready()
+            await asyncio.sleep(1)
+            process = member.part.process
+            assert process
+            process.terminate()
+            await process.wait()
+            _say(f"{member.part.name} has left")
 
     async def quiet(self) -> None:
         """No more faults for a moment: whether all is as it should be."""
