@@ -137,7 +137,7 @@ class Chance:
             self._collect()
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_a_session_survives_everything_in_any_order_and_ends_in_order(data: st.DataObject) -> None:
     config = SessionConfig(
@@ -172,7 +172,7 @@ def test_every_fuzzed_text_is_a_message_or_refused_in_a_sentence(rng: Any, frame
         try:
             parse(made.text())
         except MessageError as error:
-            assert len(str(error)) > 10
+            assert len(str(error)) > 10  # noqa: PT017 - most are fine, and none may raise another
 
 
 @settings(max_examples=300)
@@ -181,7 +181,7 @@ def test_any_text_is_a_message_or_refused(text: str | bytes) -> None:
     try:
         parse(text)
     except MessageError as error:
-        assert Error(code="invalid_message", message=str(error), recoverable=True)
+        assert serialize(Error(code="invalid_message", message=str(error), recoverable=True))  # noqa: PT017
 
 
 _NAMES = st.sampled_from([*SessionConfig.__struct_fields__, "colour", "resume_session_id"])
@@ -194,7 +194,7 @@ def test_any_parameters_are_settings_or_refused_by_name(query: dict[str, str]) -
     try:
         session_config(query)
     except ParameterError as error:
-        assert any(name in str(error) for name in query)
+        assert any(name in str(error) for name in query)  # noqa: PT017
 
 
 @pytest.mark.timeout(180)
