@@ -40,6 +40,7 @@ QUIET_EVERY = 100  # faults
 # For slots to be those of the living: a lease, and the moment until somebody looks. Longer for
 # connections whose other side is silent.
 SLOTS_WITHIN_S, CONNECTIONS_WITHIN_S = 35.0, 50.0
+READY_WITHIN_S = 60.0  # for every process, after whatever was done
 MORE_DESCRIPTORS = 4
 
 References = dict[str, list[Message]]
@@ -123,7 +124,7 @@ class Chaos:
     async def roll(self) -> None:
         """Every process in turn is stopped as a deploy does, and started again."""
         for member in self.deployment.members.values():
-            await self.deployment.until_ready()
+            await self._ready()
             await asyncio.sleep(1)
             process = member.part.process
             assert process
@@ -135,7 +136,7 @@ class Chaos:
         """No more faults for a moment: whether all is as it should be."""
         await self.injector.settle()
         await self.recovery.settle()
-        await self.deployment.until_ready()
+        await self._ready()
         await self._slots("while callers speak")
         self._calling.clear()
         while any(caller.call for caller in self.callers):
@@ -150,6 +151,16 @@ class Chaos:
             if count > before + MORE_DESCRIPTORS:
                 self._broken("descriptors", [f"process {pid}: {before} files, now {count}"])
         self._calling.set()
+
+    async def _ready(self) -> None:
+        try:
+            await self.deployment.until_ready(READY_WITHIN_S)
+        except TimeoutError:
+            unwell = [
+                n for n, m in self.deployment.members.items() if not await self.deployment.well(m)
+            ]
+            sentence = f"not ready after {READY_WITHIN_S:g} s: {', '.join(unwell) or 'no workers'}"
+            self._broken("ready", [sentence])
 
     async def _slots(self, when: str) -> None:
         deadline = time.monotonic() + SLOTS_WITHIN_S

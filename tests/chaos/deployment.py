@@ -152,9 +152,10 @@ class Deployment:
         workers: list[Any] = status.get("workers", [])
         return [worker["id"] for worker in workers if worker["status"] in ("ready", "busy")]
 
-    async def until_ready(self) -> None:
-        await self.until_well(list(self.members.values()))
-        async with asyncio.timeout(STARTING_S):
+    async def until_ready(self, seconds: float = STARTING_S) -> None:
+        """Until all are well and registered. Raises TimeoutError."""
+        async with asyncio.timeout(seconds):
+            await self.until_well(list(self.members.values()))
             while len(await self.registered()) < self.size.workers:
                 await asyncio.sleep(0.05)
 

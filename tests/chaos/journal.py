@@ -94,11 +94,9 @@ class Journal:
             "hung_sessions": sum(call["hung"] for call in calls),
             "unhandled_exceptions": of["logs"],
             "leaks": of["connections"] + of["descriptors"] + of["leftovers"],
-            "recovery_ms": {kind: _times(clean[True]) for kind, clean in sorted(times.items())},
-            # With other faults between.
-            "recovery_overlapping_ms": {
-                kind: _times(clean[False]) for kind, clean in sorted(times.items())
-            },
+            "not_ready": of["ready"],
+            "recovery_ms": _recovery(times, True),
+            "recovery_overlapping_ms": _recovery(times, False),  # other faults came between
             "seed": seed,
         }
 
@@ -109,9 +107,11 @@ class Journal:
         return {"readings": names, "percent": round(100 * len(names) / max(count, 1), 1)}
 
 
-def _times(values: list[float]) -> Entry | None:
-    if not values:
-        return None
+def _recovery(times: dict[str, dict[bool, list[float]]], clean: bool) -> Entry:
+    return {kind: _times(of[clean]) for kind, of in sorted(times.items()) if of[clean]}
+
+
+def _times(values: list[float]) -> Entry:
     return {
         "count": len(values),
         "p50": round(percentile(values, 0.5)),

@@ -81,7 +81,7 @@ async def server(*parts: Part) -> AsyncGenerator[tuple[str, list[Line]]]:
         except ConnectionClosed:
             pass
 
-    async with serve(serve_one, "127.0.0.1", 0, compression=None) as listening:
+    async with serve(serve_one, "127.0.0.1", 0, compression=None, close_timeout=0.2) as listening:
         port = next(iter(listening.sockets)).getsockname()[1]
         yield f"ws://127.0.0.1:{port}", lines
 
