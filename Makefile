@@ -18,6 +18,10 @@ help:
 	@echo "make check     format, lint, types, import rules"
 	@echo "make bench     how many callers this machine holds (QUICK=1: within five minutes)"
 	@echo "make bench-peers  the same of other servers, side by side (QUICK=1: shorter calls)"
+	@echo "make chaos     faults while callers speak; goes on where it was (FAULTS=1000 SEED=1)"
+	@echo "make fuzz      frames no client should send (FRAMES=100000 SEED=1)"
+	@echo "make storms    crowds that mean no good: what they cost in memory"
+	@echo "make soak      calls that come and go: whether any process grows (MINUTES=60 STREAMS=40)"
 	@echo "make perf-analyzer       NVIDIA's perf_analyzer against all three models"
 	@echo "make train-demo-model    train the demo checkpoint anew (hours; see demo/README.md)"
 
@@ -63,6 +67,27 @@ bench: install
 # Installs the other servers into ~/.cache/dalston-bench: nine gigabytes.
 bench-peers: install
 	PYTHONPATH=bench $(BIN)/python bench/peers.py $(if $(QUICK),--quick) $(ARGS)
+
+FAULTS ?= 1000
+SEED ?= 1
+FRAMES ?= 100000
+MINUTES ?= 60
+STREAMS ?= 40
+CHAOS = PYTHONPATH=tests/chaos:tests/support:bench $(BIN)/python tests/chaos
+.PHONY: chaos fuzz storms soak
+chaos: .venv/installed-dev
+	$(BIN)/dalston models build --data-dir build --profile demo
+	$(CHAOS)/chaos.py --faults $(FAULTS) --seed $(SEED) $(ARGS)
+
+fuzz: .venv/installed-dev
+	$(CHAOS)/fuzz.py --frames $(FRAMES) --seed $(SEED) $(ARGS)
+
+storms: .venv/installed-dev
+	$(BIN)/dalston models build --data-dir build --profile demo
+	$(CHAOS)/storms.py $(ARGS)
+
+soak: install
+	PYTHONPATH=bench $(BIN)/python bench/soak.py --minutes $(MINUTES) --streams $(STREAMS) $(ARGS)
 
 .PHONY: perf-analyzer train-demo-model
 perf-analyzer: install

@@ -194,17 +194,23 @@ def _overlap(sentence: Sentence, start: float, end: float) -> bool:
     return min(sentence.end, end) - max(sentence.start, start) > 0.1
 
 
-async def many(url: str, streams: int, seconds: float) -> tuple[list[Call], list[float]]:
-    """So many callers at once; each makes one call."""
+async def many(
+    url: str, streams: int, seconds: float, lasting_s: float = 0.0
+) -> tuple[list[Call], list[float]]:
+    """So many callers at once; each makes one call, or calls as long as lasting_s is not over."""
     late = list[float]()
     every = scripts(seconds)
+    until = time.monotonic() + lasting_s
 
-    async def one(index: int) -> Call:
-        number = index % SCRIPTS
-        await asyncio.sleep(random.Random(index).uniform(0, BEGIN_WITHIN_S))
-        return await call(url, number, every[number], True, late)
+    async def one(index: int) -> list[Call]:
+        number, rng, made = index % SCRIPTS, random.Random(index), list[Call]()
+        while not made or time.monotonic() < until:
+            await asyncio.sleep(rng.uniform(0, BEGIN_WITHIN_S))
+            made.append(await call(url, number, every[number], True, late))
+            number = rng.randrange(SCRIPTS)
+        return made
 
-    return await asyncio.gather(*map(one, range(streams))), late
+    return [seen for made in await asyncio.gather(*map(one, range(streams))) for seen in made], late
 
 
 async def alone(url: str, seconds: float) -> tuple[list[Call], list[float]]:
@@ -232,12 +238,14 @@ def main() -> None:
     parser.add_argument("--url", required=True)
     parser.add_argument("--streams", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each call (30)")
+    parser.add_argument("--lasting", type=float, default=0.0, help="seconds of call after call")
     parser.add_argument("--alone", action="store_true", help="every script once, unpaced")
     args = parser.parse_args()
     began = time.perf_counter()
-    calls, late = asyncio.run(
-        alone(args.url, args.seconds) if args.alone else many(args.url, args.streams, args.seconds)
-    )
+    if args.alone:
+        calls, late = asyncio.run(alone(args.url, args.seconds))
+    else:
+        calls, late = asyncio.run(many(args.url, args.streams, args.seconds, args.lasting))
     print_calls(calls, late, began)
 
 

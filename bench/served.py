@@ -64,17 +64,27 @@ class Stack:
 
     def usage(self) -> Usage:
         core_s, rss_mb = dict.fromkeys(_ROLES, 0.0), dict.fromkeys(_ROLES, 0.0)
+        for role, process in self.processes():
+            try:
+                times, memory = process.cpu_times(), process.memory_info().rss
+            except psutil.Error:
+                continue
+            core_s[role] += times.user + times.system
+            rss_mb[role] += memory / 1e6
+        return Usage(core_s, rss_mb, self._triton())
+
+    def processes(self) -> list[tuple[str, psutil.Process]]:
+        """Each with its role."""
+        found = list[tuple[str, psutil.Process]]()
         for process in psutil.Process().children(recursive=True):
             try:
                 line = " ".join(process.cmdline())
-                times, memory = process.cpu_times(), process.memory_info().rss
             except psutil.Error:
                 continue
             role = next((r for r, words in _ROLES.items() if any(w in line for w in words)), None)
             if role:
-                core_s[role] += times.user + times.system
-                rss_mb[role] += memory / 1e6
-        return Usage(core_s, rss_mb, self._triton())
+                found.append((role, process))
+        return found
 
     def _triton(self) -> dict[str, dict[str, float]]:
         page = ""

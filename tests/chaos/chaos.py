@@ -1,0 +1,306 @@
+"""
+Faults, a thousand of them, while callers are being transcribed: nothing of what they say may get
+lost, and nothing may stay behind.
+
+    python tests/chaos/chaos.py --faults 1000 --seed 1
+
+Two gateways, two workers, two Tritons and a Redis, with a proxy on every connection. What happens
+follows from the seed. A run that was interrupted goes on where it was: build/chaos/SEED.jsonl.
+Logs are in build/chaos/SEED. Progress goes to standard error; the last line is one JSON object.
+The exit status is 1 if an invariant was broken.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import checks
+from caller import Call, Caller, Message
+from deployment import ROOT, Deployment, Size, deployed
+from faults import plan
+from injector import Injector, Struck
+from journal import Journal
+from readings import Reading, readings
+from recovery import Recovery, Sample
+from redis.exceptions import RedisError
+
+FOLDER = ROOT / "build" / "chaos"
+CALLERS = 6
+GAP_S = (2.0, 4.0)
+QUIET_EVERY = 100  # faults
+# For slots to be those of the living: a lease, and the moment until somebody looks. Longer for
+# connections whose other side is silent.
+SLOTS_WITHIN_S, CONNECTIONS_WITHIN_S = 35.0, 50.0
+READY_WITHIN_S = 60.0  # for every process, after whatever was done
+MORE_DESCRIPTORS = 4
+
+References = dict[str, list[Message]]
+
+
+async def references(deployment: Deployment, every: Sequence[Reading], journal: Journal):
+    """The finals of each reading when nothing is disturbed. Those that are others when all call at
+    once are left out: neighbours in a batch can flip what is nearly even."""
+    urls = deployment.urls
+    alone = References()
+    for number, reading in enumerate(every):
+        alone[reading.name] = await _undisturbed(Caller(urls, random.Random(number)), reading)
+    waiting, excluded = list(every), list[str]()
+
+    async def take(caller: Caller) -> None:
+        while waiting:
+            reading = waiting.pop()
+            finals = await _undisturbed(caller, reading)
+            if checks.differences(alone[reading.name], finals):
+                excluded.append(reading.name)
+
+    await asyncio.gather(*(take(Caller(urls, random.Random(n))) for n in range(CALLERS)))
+    journal.add("references", readings=len(every), excluded=sorted(excluded))
+    return {name: finals for name, finals in alone.items() if name not in excluded}
+
+
+async def _undisturbed(caller: Caller, reading: Reading) -> list[Message]:
+    call = await caller.read(reading, paced=False)
+    if not call.ended or call.broken:
+        raise SystemExit(f"undisturbed, {reading.name} fails: {call.broken or call.unresumable}")
+    return call.finals
+
+
+class Chaos:
+    """One run on a deployment that serves."""
+
+    def __init__(self, deployment: Deployment, journal: Journal, seed: int, callers: int):
+        self.deployment, self.journal, self._seed = deployment, journal, seed
+        self.callers = [Caller(deployment.urls, random.Random(seed + n)) for n in range(callers)]
+        self.injector = Injector(deployment, self.callers)
+        self.recovery = Recovery(deployment, self._recovered)
+        self._logs = checks.Logs(deployment.folder)
+        self._calling = asyncio.Event()
+        self._crowd: list[asyncio.Task[None]] = []
+        self._descriptors: dict[int, int] = {}
+
+    @asynccontextmanager
+    async def calls(self, every: Sequence[Reading]) -> AsyncGenerator[None]:
+        """Callers make one call after the other, each compared with the undisturbed one."""
+        known = await references(self.deployment, every, self.journal)
+        usable = [reading for reading in every if reading.name in known]
+        self._descriptors = checks.descriptors(self.deployment)
+        self._calling.set()
+        self._crowd = [
+            asyncio.create_task(self._call(caller, number, usable, known))
+            for number, caller in enumerate(self.callers)
+        ]
+        try:
+            await asyncio.sleep(2)
+            yield
+        finally:
+            for task in self._crowd:
+                task.cancel()
+            await asyncio.gather(*self._crowd, return_exceptions=True)
+
+    async def run(self, faults: int, gap_s: tuple[float, float], every: Sequence[Reading]) -> None:
+        async with self.calls(every):
+            done = self.journal.faults
+            for fault in itertools.islice(plan(self._seed, gap_s), done, faults):
+                await asyncio.sleep(fault.after_s)
+                for task in self._crowd:
+                    if task.done():
+                        task.result()
+                struck = await self.injector.strike(fault)
+                self.recovery.strike(struck)
+                self._note(struck, faults)
+                if (fault.number + 1) % QUIET_EVERY == 0 and fault.number + 1 < faults:
+                    await self.quiet()
+            await self.quiet()
+
+    async def roll(self) -> None:
+        """Every process in turn is stopped as a deploy does, and started again."""
+        for member in self.deployment.members.values():
+            await self._ready()
+            await asyncio.sleep(1)
+            process = member.part.process
+            assert process
+            process.terminate()
+            await process.wait()
+            _say(f"{member.part.name} has left")
+
+    async def quiet(self) -> None:
+        """No more faults for a moment: whether all is as it should be."""
+        await self.injector.settle()
+        await self.recovery.settle()
+        await self._ready()
+        await self._slots("while callers speak")
+        self._calling.clear()
+        while any(caller.call for caller in self.callers):
+            await asyncio.sleep(0.05)
+        await self._slots("with nobody there")
+        deadline = time.monotonic() + CONNECTIONS_WITHIN_S
+        while (found := checks.connections(self.deployment)) and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        self._broken("connections", found)
+        for pid, count in checks.descriptors(self.deployment).items():
+            before = self._descriptors.setdefault(pid, count)
+            if count > before + MORE_DESCRIPTORS:
+                self._broken("descriptors", [f"process {pid}: {before} files, now {count}"])
+        self._calling.set()
+
+    async def _ready(self) -> None:
+        try:
+            await self.deployment.until_ready(READY_WITHIN_S)
+        except TimeoutError:
+            unwell = [
+                n for n, m in self.deployment.members.items() if not await self.deployment.well(m)
+            ]
+            sentence = f"not ready after {READY_WITHIN_S:g} s: {', '.join(unwell) or 'no workers'}"
+            self._broken("ready", [sentence])
+
+    async def _slots(self, when: str) -> None:
+        deadline = time.monotonic() + SLOTS_WITHIN_S
+        while True:
+            try:
+                live = {c.session_id for c in self.callers if c.connection and c.call}
+                found = await checks.slots(self.deployment.redis, live)
+            except (RedisError, OSError) as error:
+                found = [f"Redis: {error}"]
+            if not found or time.monotonic() > deadline:
+                return self._broken("slots", [f"{when}: {sentence}" for sentence in found])
+            await asyncio.sleep(0.05)
+
+    async def _call(
+        self, caller: Caller, number: int, every: Sequence[Reading], known: References
+    ) -> None:
+        rng = random.Random(1000 * self._seed + number)
+        # Not all at once, and not the same again after an interruption.
+        rng.seed(rng.random() + self.journal.faults)
+        while True:
+            await self._calling.wait()
+            await asyncio.sleep(rng.uniform(0, 1))
+            if self._calling.is_set():
+                reading = rng.choice(every)
+                self._heard(await caller.read(reading), known[reading.name])
+
+    def _heard(self, call: Call, reference: list[Message]) -> None:
+        found = checks.differences(reference, call.finals)
+        forgotten = any(call.began <= moment for moment in self.injector.forgot)
+        excused = bool(call.unresumable) and forgotten
+        if call.unresumable and not excused:
+            found.append(f"it could not go on: {call.unresumable}")
+        self.journal.add(
+            "call",
+            differences=[] if excused else found,
+            excused=call.unresumable if excused else "",
+            **asdict(call) | {"finals": len(call.finals)},
+        )
+        if found and not excused:
+            _say(f"DIFFERENT {call.reading}: {'; '.join(found)}")
+        for sentence in call.broken:
+            _say(f"BROKEN {call.reading}: {sentence}")
+
+    def _recovered(self, sample: Sample) -> None:
+        fields = {"kind": sample.what, "seconds": sample.seconds, "clean": sample.clean}
+        self.journal.add("recovery", **fields)
+
+    def _note(self, struck: Struck, faults: int) -> None:
+        self.journal.add(
+            "fault",
+            number=struck.fault.number,
+            kind=struck.fault.kind,
+            target=struck.target,
+            mid_utterance=struck.mid_utterance,
+            at=time.time(),
+            waited_s=round(struck.waited_s, 2),
+        )
+        self._broken("logs", self._logs.troubles())
+        where = "in mid-utterance" if struck.mid_utterance else "between utterances"
+        calls, broken = len(self.journal.of("call")), len(self.journal.broken())
+        _say(
+            f"{struck.fault.number + 1}/{faults} {struck.fault.kind}: {struck.target}, {where}; "
+            f"{calls} calls, {broken} broken"
+        )
+
+    def _broken(self, invariant: str, sentences: list[str]) -> None:
+        for sentence in sentences:
+            self.journal.add("broken", invariant=invariant, sentence=sentence)
+            _say(f"BROKEN {sentence}")
+
+    async def leftovers(self) -> None:
+        """After the deployment has stopped."""
+        deadline = time.monotonic() + 5
+        while (alive := self.deployment.processes()) and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        self._broken("logs", self._logs.troubles())
+        self._broken("leftovers", [f"process {p.pid} is left: {p.name()}" for p in alive])
+        shared = sorted(self.deployment.shared_memory())
+        self._broken("leftovers", [f"/dev/shm/{name} is left" for name in shared])
+
+
+async def run(
+    folder: Path,
+    seed: int,
+    faults: int,
+    *,
+    callers: int = CALLERS,
+    gap_s: tuple[float, float] = GAP_S,
+    every: Sequence[Reading] | None = None,
+    size: Size | None = None,
+) -> Journal:
+    """The whole of it: start, faults, checks, stop."""
+    journal = Journal.open(folder / f"{seed}.jsonl")
+    if journal.faults < faults:
+        async with deployed(folder / str(seed), size) as deployment:
+            chaos = Chaos(deployment, journal, seed, callers)
+            await chaos.run(faults, gap_s, every or readings())
+        await chaos.leftovers()
+    return journal
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    assert __doc__
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--faults", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--callers", type=int, default=CALLERS)
+    parser.add_argument("--tritons", type=int, default=2)
+    parser.add_argument("--gap", type=float, nargs=2, default=GAP_S, help="seconds between faults")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    args = parser.parse_args()
+
+    async def serve() -> Journal:
+        task = asyncio.current_task()
+        assert task
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        size = Size(tritons=args.tritons)
+        gap_s = (args.gap[0], args.gap[1])
+        return await run(
+            args.folder, args.seed, args.faults, callers=args.callers, gap_s=gap_s, size=size
+        )
+
+    try:
+        journal = asyncio.run(serve())
+    except asyncio.CancelledError:
+        _say("interrupted; the same command goes on from here")
+        return 130
+    broken = journal.broken()
+    for sentence in broken:
+        print(f"broken: {sentence}", file=sys.stderr)
+    if broken:
+        print(f"logs: {args.folder / str(args.seed)}", file=sys.stderr)
+    print(json.dumps(journal.report(args.seed)))
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""
+What must hold, whatever was done to the deployment; each answers what is broken, in words.
+"""
+
+import contextlib
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from caller import Message
+from deployment import Deployment
+
+WITHIN_S = 0.04  # of the reference's times
+_TROUBLE = re.compile(
+    r"Traceback \(most recent call last\):|was never retrieved|was never awaited"
+    r"|Unclosed |Unhandled|exception in |Segmentation fault|Fatal Python error",
+    re.IGNORECASE,
+)
+_PREFIX = "dalston:realtime:"
+
+
+def differences(reference: Sequence[Message], finals: Sequence[Message]) -> list[str]:
+    """Of a call's finals from those of the undisturbed one."""
+    found = list[str]()
+    known = {final["segment_id"]: final for final in finals}
+    for expected in reference:
+        id = expected["segment_id"]
+        final = known.pop(id, None)
+        if final is None:
+            found.append(f"{id} {expected['text']!r} is missing")
+        elif final["text"] != expected["text"]:
+            found.append(f"{id} is {final['text']!r} instead of {expected['text']!r}")
+        else:
+            found += [
+                f"{id}: {edge} is {final[edge]} instead of {expected[edge]}"
+                for edge in ("start", "end")
+                if abs(final[edge] - expected[edge]) > WITHIN_S
+            ]
+    found += [f"{id} {final['text']!r} is of no utterance" for id, final in known.items()]
+    order = [final["segment_id"] for final in finals]
+    if order != sorted(order):
+        found.append(f"the order is {order}")
+    return found
+
+
+async def slots(redis: Any, live: Collection[str]) -> list[str]:
+    """Whether the slots in Redis are those of the sessions that live, each one once."""
+    active: set[str] = set(await redis.smembers(_PREFIX + "sessions:active"))
+    leases: set[str] = set(await redis.zrange(_PREFIX + "leases", 0, -1))
+    held, found = list[str](), list[str]()
+    for worker in await redis.smembers(_PREFIX + "workers"):
+        here: set[str] = await redis.smembers(f"{_PREFIX}worker:{worker}:sessions")
+        count = await redis.hget(f"{_PREFIX}worker:{worker}", "active_sessions")
+        if int(count or 0) != len(here):
+            found.append(f"{worker} counts {count} sessions and holds {len(here)}")
+        held += here
+    expected = set(live)
+    for name, those in (("active", active), ("leased", leases), ("held", set(held))):
+        if extra := sorted(those - expected):
+            found.append(f"slots of no session ({name}): {', '.join(extra)}")
+        if missing := sorted(expected - those):
+            found.append(f"sessions without a slot ({name}): {', '.join(missing)}")
+    if doubled := sorted({item for item in held if held.count(item) > 1}):
+        found.append(f"slots held twice: {', '.join(doubled)}")
+    return found
+
+
+def connections(deployment: Deployment) -> list[str]:
+    """Sockets of sessions that gateways and workers still have while there is no session."""
+    workers = {proxy.port for _, proxy in deployment.link("gateway-worker")}
+    # Of a pool: what broke is noticed when it is used next.
+    pooled = {proxy.port for _, proxy in deployment.link("redis")}
+    pooled |= {proxy.port for _, proxy in deployment.link("worker-triton")}
+    found = list[str]()
+    for member in [*deployment.of("gateway"), *deployment.of("worker")]:
+        try:
+            sockets = psutil.Process(member.pid).net_connections("tcp")
+        except psutil.Error:
+            continue
+        for one in sockets:
+            if one.status == psutil.CONN_LISTEN or not one.raddr:
+                continue
+            if one.laddr.port == member.port or one.raddr.port in workers:
+                found.append(f"{member.part.name} has a socket {one.laddr.port} in {one.status}")
+            elif one.status == psutil.CONN_CLOSE_WAIT and one.raddr.port not in pooled:
+                found.append(f"{member.part.name} has not closed {one.laddr.port}")
+    return found
+
+
+def descriptors(deployment: Deployment) -> dict[int, int]:
+    """Open files other than sockets, by process of ours that serves sessions."""
+    found = dict[int, int]()
+    for member in [*deployment.of("gateway"), *deployment.of("worker")]:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(member.pid)
+            found[member.pid] = process.num_fds() - len(process.net_connections("all"))
+    return found
+
+
+class Logs:
+    """What was written into the logs of our own processes since the last look."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._read: dict[Path, int] = {}
+
+    def troubles(self) -> list[str]:
+        found = list[str]()
+        for path in sorted(self._folder.glob("*.log")):
+            if path.name == "redis.log":
+                continue
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                text = file.read().decode(errors="replace")
+                self._read[path] = file.tell()
+            for trouble in _TROUBLE.finditer(text):
+                # An exception's own line is the first behind the traceback that is not indented.
+                behind = text[trouble.end() :].lstrip("\n").splitlines()
+                said = next((line for line in behind if line[:1].strip()), "")
+                found.append(f"{path.name}: {trouble.group()}: {said[:160]}")
+        return found
