@@ -32,6 +32,7 @@ from dalston.orchestrator.messages import (
     parse,
     serialize,
 )
+from dalston.orchestrator.request_ids import named
 from dalston.orchestrator.requests import (
     Cancel,
     Hypothesis,
@@ -70,6 +71,7 @@ class CloseCode:
     GOING_AWAY = 1001
     TOO_BIG = 1009
     INTERNAL = 1011
+    SERVICE_RESTART = 1012
     TIMEOUT = 4008
     LAG = 4010
     SLOW_READER = 4011
@@ -142,7 +144,7 @@ async def handle(
         if isinstance(message, SessionEnd):
             message.stats.final_stages_ms = spans.means_ms()
         began = loop.time()
-        text = serialize(message)
+        text = serialize(named(message))
         if isinstance(message, Final):
             spans.add("serialisation", loop.time() - began)
         elif isinstance(message, Snapshot):
@@ -335,7 +337,7 @@ async def handle(
         await stop()
         with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
-                await send(serialize(error))
+                await send(serialize(named(error)))
 
     try:
         for work in (read(), write(), watch(), measure()):

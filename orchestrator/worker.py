@@ -57,6 +57,7 @@ LONGEST_MESSAGE = 16 << 20  # bytes
 FRAMES_HELD = 4
 # For a client that did not read, to read what was said last.
 CLOSE_S = 2.0
+LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
 
 
 class Worker:
@@ -69,11 +70,12 @@ class Worker:
         self._instance = secrets.token_hex(8)
         self._sessions: dict[str, int] = {}  # id -> epoch
         self._direct: set[str] = set()  # of these, the ones without a gateway
+        self._from_gateways: dict[str, ServerConnection] = {}  # and the others
         self._lags: dict[str, Lag] = {}
         self._variants: Mapping[str, LoadedVariant] = {}
         self._unhealthy: str | None = "starting"
         self._draining = asyncio.Event()  # no new sessions
-        self._ending = asyncio.Event()  # running ones end
+        self._ending = asyncio.Event()  # running ones end, where no gateway goes on with them
         self._local_vad = None
         if settings.vad == "worker":
             try:
@@ -134,12 +136,18 @@ class Worker:
         self._draining.set()
         with contextlib.suppress(RedisError):
             await self._register(port)
-        deadline = time.monotonic() + self._settings.drain_seconds
-        while self._sessions and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        await self._until_empty(self._settings.drain_seconds)
+        # A gateway goes on with its sessions elsewhere; whoever has none ends here, and what was
+        # said last is still finished and told.
         self._ending.set()
-        # What was said last is still finished and told.
-        deadline = time.monotonic() + 5
+        left = self._from_gateways.values()
+        await asyncio.gather(
+            *(peer.close(connection, CloseCode.SERVICE_RESTART, CLOSE_S) for connection in left)
+        )
+        await self._until_empty(LAST_FINALS_S)
+
+    async def _until_empty(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         while self._sessions and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
 
@@ -346,12 +354,16 @@ class Worker:
         )
         send = peer.sender(connection)
         self._sessions[session_id] = epoch
+        ending = self._ending
         if "session_id" not in query:
             self._direct.add(session_id)
+        else:
+            self._from_gateways[session_id] = connection
+            ending = asyncio.Event()  # never
         code = CloseCode.INTERNAL
         try:
             frames = peer.frames(connection)
-            code = await handle(session, frames, send, models, limits, self._ending, lag)
+            code = await handle(session, frames, send, models, limits, ending, lag)
         except Exception:
             logger.exception("%s failed", session_id)
             sentence = "something went wrong in the server"
@@ -363,6 +375,7 @@ class Worker:
             self._sessions.pop(session_id, None)
             self._lags.pop(session_id, None)
             self._direct.discard(session_id)
+            self._from_gateways.pop(session_id, None)
             # Who does not read had its time.
             slow = code == CloseCode.SLOW_READER
             patience = CLOSE_S if slow else settings.reader_seconds
