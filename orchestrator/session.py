@@ -51,6 +51,7 @@ from dalston.orchestrator.messages import (
     Snapshot,
     SpeechEnd,
     SpeechStart,
+    quote,
 )
 from dalston.orchestrator.outbox import Outbox
 from dalston.orchestrator.requests import Hypothesis, Request, SpeechRequest, TranscriptRequest
@@ -212,7 +213,7 @@ class Session:
                 # Out of line: it asks whether the connection lives.
                 self._outbox.say_at_once(Pong())
             case State.LISTENING, Configure(language=str(code)) if not self._knows(code):
-                sentence = f"this model does not know the language {code!r}"
+                sentence = f"this model does not know the language {quote(code)!r}"
                 self._outbox.say_at_once(
                     Error(code="language_unsupported", message=sentence, recoverable=True)
                 )
