@@ -90,6 +90,7 @@ class Worker:
         self._sessions: dict[str, _Running] = {}  # by id
         self._variants: Mapping[str, LoadedVariant] = {}
         self._unhealthy: str | None = "starting"
+        self._less_room = asyncio.Event()  # than Redis knows of
         self._draining = asyncio.Event()  # no new sessions
         self._ending = asyncio.Event()  # running ones end, where no gateway goes on with them
         self._local_vad = None
@@ -127,6 +128,7 @@ class Worker:
                 listening(port)
                 beating = [
                     asyncio.create_task(self._beat(port)),
+                    asyncio.create_task(self._tell_of_less_room(port)),
                     # A Redis that is back has lost what it knew: it is told at once.
                     asyncio.create_task(self._slots.follow(lambda: self._register(port))),
                 ]
@@ -183,6 +185,16 @@ class Worker:
             wait = self._settings.heartbeat_seconds
             await asyncio.sleep(min(1.0, wait) if trouble else wait)
 
+    async def _tell_of_less_room(self, port: int) -> None:
+        """Sooner than the next heartbeat: gateways would give away slots that are none."""
+        while True:
+            await self._less_room.wait()
+            self._less_room.clear()
+            try:
+                await self._register(port)
+            except RedisError as error:
+                logger.warning("Redis: %s", error)
+
     async def _register(self, port: int) -> None:
         if not self._variants:
             return  # nothing to offer yet
@@ -224,6 +236,7 @@ class Worker:
     def _out_of_memory(self) -> None:
         if self._memory.ran_out(len(self._sessions)):
             logger.warning("a model ran out of memory: %d sessions at most", self._memory.sessions)
+            self._less_room.set()
 
     async def _gpu_memory(self) -> tuple[str | None, str | None]:
         """Used and total, as "4.2GB", of Triton's first GPU."""

@@ -473,8 +473,8 @@ async def test_a_model_without_memory_lowers_the_capacity_and_its_final_comes_la
     workers: Workers, failing_triton: Any
 ) -> None:
     worker = await workers.ready(
-        max_sessions=8, triton_urls=[failing_triton.url], heartbeat_seconds=0.1
-    )
+        max_sessions=8, triton_urls=[failing_triton.url], heartbeat_seconds=20
+    )  # it is told at once
     async with worker.session("language=en") as session, worker.session(), worker.session():
         failing_triton.error.write_text("CUDA failed with error out of memory")
         final = asyncio.create_task(said(session))
