@@ -120,6 +120,7 @@ async def running(
     worker writes what it asked of the models."""
     repository, run = prepare(folder, checkpoint)
     os.environ["MAX_SESSIONS"] = str(capacity)
+    os.environ.pop("DALSTON_API_KEYS", None)  # its callers have none
     port = free_port()
     parts = up.parts(repository, run, "127.0.0.1", port, 1, 5.0)
     triton = next(part for part in parts if part.name == "triton").command

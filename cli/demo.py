@@ -5,6 +5,7 @@ it comes, and how long things took.
 
 import asyncio
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,7 @@ class Clock:
 async def _demo(choice: Choice, data_dir: Path | None, file: Path) -> int:
     began = time.monotonic()
     repository, run = up.prepare(choice, data_dir)
+    os.environ.pop("DALSTON_API_KEYS", None)  # who calls this stack is ourselves
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     stack = up.parts(repository, run, "127.0.0.1", port, 1, 5.0)

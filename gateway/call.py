@@ -462,7 +462,9 @@ class Call:
 
 def _lost(code: int, last: str) -> bool:
     """Whether a worker that closed so has left its session to us."""
-    if code in (_ABNORMAL, _GOING_AWAY, _SERVICE_RESTART):
+    if code == _GOING_AWAY:
+        return not last.startswith(_LAST_WORDS[1])  # another gateway has the session
+    if code in (_ABNORMAL, _SERVICE_RESTART):
         return True
     # Without a word of why it is the library that closed.
     return code == _INTERNAL and not last.startswith(_LAST_WORDS)

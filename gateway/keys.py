@@ -6,12 +6,14 @@ slow hash for passwords would, and costs nothing on each call. It is found by th
 that hash, and compared by whoever asks.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -119,19 +121,36 @@ class FileKeys:
 
     async def add(self, key: Key) -> None:
         """Raises KeysError if the name is taken."""
-        before = await self.all() if self._path.exists() else []
-        if any(other.name == key.name for other in before):
-            raise KeysError(f"there is a key named {key.name!r} already")
-        self._write([*before, key])
+        with self._alone():
+            before = await self.all() if self._path.exists() else []
+            if any(other.name == key.name for other in before):
+                raise KeysError(f"there is a key named {key.name!r} already")
+            self._write([*before, key])
 
     async def revoke(self, name: str) -> bool:
         """False if there is no such key."""
-        before = await self.all()
-        after = [key for key in before if key.name != name]
-        if len(after) == len(before):
-            return False
-        self._write(after)
-        return True
+        with self._alone():
+            before = await self.all()
+            after = [key for key in before if key.name != name]
+            if len(after) == len(before):
+                return False
+            self._write(after)
+            return True
+
+    @contextlib.contextmanager
+    def _alone(self) -> Generator[None]:
+        """Of those who change the file. It is replaced each time, so its folder is locked."""
+        try:
+            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise KeysError(f"{self._path} cannot be written: {error}") from None
+        try:
+            # Where folders cannot be locked, as on NFS, changes are made all the same.
+            with contextlib.suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def _write(self, keys: Iterable[Key]) -> None:
         """In one step, so that a gateway never reads half of it."""

@@ -17,6 +17,7 @@ import signal
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from urllib.parse import parse_qsl, urlsplit
 
@@ -34,7 +35,13 @@ from dalston.orchestrator.handler import CloseCode, Limits, Models, handle
 from dalston.orchestrator.inference import InferenceError, LoadedVariant
 from dalston.orchestrator.lag import Lag, LagLimits
 from dalston.orchestrator.memory import Memory
-from dalston.orchestrator.messages import Error, ErrorCode, Snapshot, serialize
+from dalston.orchestrator.messages import (
+    Error,
+    ErrorCode,
+    SessionTerminated,
+    Snapshot,
+    serialize,
+)
 from dalston.orchestrator.parameters import ParameterError, choose_variant, session_config
 from dalston.orchestrator.request_ids import named
 from dalston.orchestrator.session import Session
@@ -60,6 +67,18 @@ CLOSE_S = 2.0
 LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
 
 
+@dataclass(eq=False)
+class _Running:
+    """A session in this worker, until its last words are said."""
+
+    epoch: int
+    lag: Lag
+    connection: ServerConnection
+    direct: bool  # without a gateway
+    work: asyncio.Task[int | None]
+    taken_over: bool = False  # by a later epoch
+
+
 class Worker:
     def __init__(self, settings: WorkerSettings):
         self._settings = settings
@@ -68,12 +87,10 @@ class Worker:
         self._redis = redis_client(settings.redis_url)
         self._slots = Slots(self._redis)
         self._instance = secrets.token_hex(8)
-        self._sessions: dict[str, int] = {}  # id -> epoch
-        self._direct: set[str] = set()  # of these, the ones without a gateway
-        self._from_gateways: dict[str, ServerConnection] = {}  # and the others
-        self._lags: dict[str, Lag] = {}
+        self._sessions: dict[str, _Running] = {}  # by id
         self._variants: Mapping[str, LoadedVariant] = {}
         self._unhealthy: str | None = "starting"
+        self._less_room = asyncio.Event()  # than Redis knows of
         self._draining = asyncio.Event()  # no new sessions
         self._ending = asyncio.Event()  # running ones end, where no gateway goes on with them
         self._local_vad = None
@@ -111,6 +128,7 @@ class Worker:
                 listening(port)
                 beating = [
                     asyncio.create_task(self._beat(port)),
+                    asyncio.create_task(self._tell_of_less_room(port)),
                     # A Redis that is back has lost what it knew: it is told at once.
                     asyncio.create_task(self._slots.follow(lambda: self._register(port))),
                 ]
@@ -140,7 +158,7 @@ class Worker:
         # A gateway goes on with its sessions elsewhere; whoever has none ends here, and what was
         # said last is still finished and told.
         self._ending.set()
-        left = self._from_gateways.values()
+        left = [running.connection for running in self._sessions.values() if not running.direct]
         await asyncio.gather(
             *(peer.close(connection, CloseCode.SERVICE_RESTART, CLOSE_S) for connection in left)
         )
@@ -167,6 +185,16 @@ class Worker:
             wait = self._settings.heartbeat_seconds
             await asyncio.sleep(min(1.0, wait) if trouble else wait)
 
+    async def _tell_of_less_room(self, port: int) -> None:
+        """Sooner than the next heartbeat: gateways would give away slots that are none."""
+        while True:
+            await self._less_room.wait()
+            self._less_room.clear()
+            try:
+                await self._register(port)
+            except RedisError as error:
+                logger.warning("Redis: %s", error)
+
     async def _register(self, port: int) -> None:
         if not self._variants:
             return  # nothing to offer yet
@@ -186,9 +214,10 @@ class Worker:
             gpu_memory_used=used,
             gpu_memory_total=total,
         )
-        await self._slots.heartbeat(registration, self._sessions)
+        epochs = {id: running.epoch for id, running in self._sessions.items()}
+        await self._slots.heartbeat(registration, epochs)
         await self._slots.renew(
-            [Slot(id, "", "", self._sessions[id]) for id in self._direct if id in self._sessions]
+            [Slot(id, "", "", here.epoch) for id, here in self._sessions.items() if here.direct]
         )
 
     async def _look_after_models(self) -> None:
@@ -207,6 +236,7 @@ class Worker:
     def _out_of_memory(self) -> None:
         if self._memory.ran_out(len(self._sessions)):
             logger.warning("a model ran out of memory: %d sessions at most", self._memory.sessions)
+            self._less_room.set()
 
     async def _gpu_memory(self) -> tuple[str | None, str | None]:
         """Used and total, as "4.2GB", of Triton's first GPU."""
@@ -296,9 +326,13 @@ class Worker:
             await connection.send(serialize(named(error)))
             await connection.close(close_code, reason)
 
-        full = len(self._sessions) >= self._memory.sessions
-        # A session that runs has to go on somewhere.
-        overloaded = "resume" not in query and any(lag.overloaded for lag in self._lags.values())
+        session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
+        # One that runs has to go on somewhere, and here it has its slot.
+        here = session_id in self._sessions
+        full = not here and len(self._sessions) >= self._memory.sessions
+        overloaded = not (here or "resume" in query) and any(
+            running.lag.overloaded for running in self._sessions.values()
+        )
         if full or overloaded or self._draining.is_set() or not self._variants:
             sentence = "this worker takes no more sessions"
             return await refuse("no_capacity", sentence, 1013, "Server at capacity")
@@ -320,8 +354,12 @@ class Worker:
             sentence = f"no snapshot came for {self._settings.handshake_seconds:g} s"
             return await refuse("session_timeout", sentence, CloseCode.TIMEOUT, sentence)
 
-        session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
         request_ids.session_id.set(session_id)
+        if before := self._sessions.get(session_id):
+            if before.epoch >= epoch:
+                return await self._send_away(connection, session_id)
+            before.taken_over = True
+            before.work.cancel()
         loaded = self._variants[variant]
         config = msgspec.structs.replace(config, model=variant, model_id=loaded.model_id)
         session = Session(
@@ -349,21 +387,23 @@ class Worker:
             settings.lag_held_seconds,
             settings.outage_seconds,
         )
-        lag = self._lags[session_id] = Lag(
-            lag_limits, session.received, asyncio.get_running_loop().time()
-        )
+        lag = Lag(lag_limits, session.received, asyncio.get_running_loop().time())
         send = peer.sender(connection)
-        self._sessions[session_id] = epoch
-        ending = self._ending
-        if "session_id" not in query:
-            self._direct.add(session_id)
-        else:
-            self._from_gateways[session_id] = connection
-            ending = asyncio.Event()  # never
+        direct = "session_id" not in query
+        # Others are handed over.
+        ending = self._ending if direct else asyncio.Event()
+        frames = peer.frames(connection)
+        work = asyncio.create_task(handle(session, frames, send, models, limits, ending, lag))
+        running = _Running(epoch, lag, connection, direct, work)
+        self._sessions[session_id] = running
         code = CloseCode.INTERNAL
         try:
-            frames = peer.frames(connection)
-            code = await handle(session, frames, send, models, limits, ending, lag)
+            code = await work
+        except asyncio.CancelledError:
+            if not running.taken_over:
+                raise
+            logger.info("epoch %d is taken over", epoch)
+            await self._send_away(connection, session_id)
         except Exception:
             logger.exception("%s failed", session_id)
             sentence = "something went wrong in the server"
@@ -372,10 +412,8 @@ class Worker:
                 async with asyncio.timeout(CLOSE_S):
                     await send(serialize(named(error)))
         finally:
-            self._sessions.pop(session_id, None)
-            self._lags.pop(session_id, None)
-            self._direct.discard(session_id)
-            self._from_gateways.pop(session_id, None)
+            if self._sessions.get(session_id) is running:
+                del self._sessions[session_id]
             # Who does not read had its time.
             slow = code == CloseCode.SLOW_READER
             patience = CLOSE_S if slow else settings.reader_seconds
@@ -383,6 +421,14 @@ class Worker:
             status = "error" if code == CloseCode.INTERNAL else "ended"
             with contextlib.suppress(RedisError):  # the lease ends without us
                 await self._slots.release(session_id, epoch, status, session.received / SAMPLE_RATE)
+
+    async def _send_away(self, connection: ServerConnection, session_id: str) -> None:
+        """A gateway whose session another one goes on with, here."""
+        message = SessionTerminated(session_id=session_id, reason="taken_over", recoverable=False)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await peer.sender(connection)(serialize(message))
+        await peer.close(connection, CloseCode.GOING_AWAY, CLOSE_S)
 
 
 def _port(server: Server) -> int:

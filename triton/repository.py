@@ -169,9 +169,12 @@ def _stamp(served: Mapping[str, Served], folders: Mapping[str, Path], cores: int
     for path in sorted([*code, *map(Path, modules), models.MANIFEST, Path(__file__)]):
         digest.update(path.read_bytes())
     files = {
-        variant: [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]
+        variant: [
+            [path.name, *_version(path, served[variant].checkpoint)]
+            for path in sorted(folder.iterdir())
+            if path.is_file()
+        ]
         for variant, folder in folders.items()
-        if (found := sorted(path for path in folder.iterdir() if path.is_file()))
     }
     return json.loads(
         json.dumps(
@@ -183,6 +186,14 @@ def _stamp(served: Mapping[str, Served], folders: Mapping[str, Path], cores: int
             }
         )
     )
+
+
+def _version(path: Path, checkpoint: Checkpoint) -> list[str | int]:
+    """What changes with a file. Ours is 13 MB, and each checkout has it with another time; to read
+    others would take seconds."""
+    if checkpoint.bundled:
+        return [hashlib.sha256(path.read_bytes()).hexdigest()]
+    return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _read_stamp(out: Path) -> dict[str, Any] | None:

@@ -117,6 +117,23 @@ async def test_a_worker_that_drains_is_replaced_without_a_word(gateway: Gateway)
     assert second.audio == 3 * len(CHUNK)
 
 
+async def test_a_worker_that_has_the_session_from_elsewhere_is_not_asked_again(
+    gateway: Gateway,
+) -> None:
+    word = (
+        '{"type":"session.terminated","session_id":"s","reason":"taken_over","recoverable":false}'
+    )
+    async with (
+        FakeWorker(gateway.slots, "a", dying_after(1, word, code=1001)).running() as worker,
+        gateway.stream() as stream,
+    ):
+        await stream.recv()
+        await stream.send(CHUNK)
+        (message,), code = await drained(stream)
+        assert (message["reason"], code) == ("taken_over", 1001)
+        assert len(worker.requests) == 1
+
+
 async def test_the_next_worker_is_given_the_snapshot_and_the_audio_behind_it(
     gateway: Gateway,
 ) -> None:

@@ -5,6 +5,7 @@ API keys at rest, in a file and in a real Redis.
 import asyncio
 import os
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,21 @@ async def test_a_name_is_given_once(keys: FileKeys | RedisKeys) -> None:
     await keys.add(make("kiosk")[1])
     with pytest.raises(KeysError, match="a key named 'kiosk' already"):
         await keys.add(make("kiosk")[1])
+
+
+def test_of_those_who_change_a_file_at_once_each_finds_what_the_others_did(tmp_path: Path) -> None:
+    def change(number: int) -> None:
+        async def work() -> None:
+            keys = FileKeys(tmp_path / "keys")
+            for round in range(5):
+                await keys.add(make(f"kiosk-{number}-{round}")[1])
+            assert await keys.revoke(f"kiosk-{number}-0")
+
+        asyncio.run(work())
+
+    with ThreadPoolExecutor(8) as people:
+        list(people.map(change, range(8)))
+    assert len(asyncio.run(FileKeys(tmp_path / "keys").all())) == 8 * 4
 
 
 async def test_of_two_who_add_a_name_at_once_one_succeeds(redis_url: str) -> None:

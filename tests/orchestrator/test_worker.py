@@ -192,6 +192,44 @@ async def test_an_epoch_that_is_no_number_is_refused(workers: Workers) -> None:
     assert (error["code"], code) == ("invalid_message", 4400)
 
 
+async def test_a_later_epoch_of_a_session_ends_the_one_that_runs_here(workers: Workers) -> None:
+    worker = await workers.ready(max_sessions=1)
+    async with worker.session("session_id=sess_x&epoch=1") as old:
+        await old.recv()
+        async with worker.session("session_id=sess_x&epoch=2") as new:
+            assert json.loads(await new.recv())["type"] == "session.begin"
+            messages, code = await drained(old)
+            assert (messages[-1]["type"], messages[-1]["reason"]) == (
+                "session.terminated",
+                "taken_over",
+            )
+            assert (messages[-1]["recoverable"], code) == (False, 1001)
+            assert (await worker.http("/health"))[1]["active_sessions"] == 1
+            async with worker.session() as another:
+                assert (await drained(another))[1] == 1013
+            await new.send(SPOKEN)
+            await new.send(END)
+            messages, code = await drained(new)
+            assert (len(texts(messages)), code) == (1, 1000)
+    assert (await worker.http("/health"))[1]["active_sessions"] == 0
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+async def test_an_epoch_that_is_over_is_refused_where_a_later_one_runs(
+    workers: Workers, epoch: int
+) -> None:
+    worker = await workers.ready(max_sessions=1)
+    async with worker.session("session_id=sess_x&epoch=2") as running:
+        await running.recv()
+        async with worker.session(f"session_id=sess_x&epoch={epoch}") as late:
+            (message,), code = await drained(late)
+        assert (message["reason"], code) == ("taken_over", 1001)
+        await running.send(SPOKEN)
+        await running.send(END)
+        messages, code = await drained(running)
+        assert (len(texts(messages)), code) == (1, 1000)
+
+
 async def test_sessions_share_one_worker(workers: Workers) -> None:
     worker = await workers.ready(max_sessions=4)
 
@@ -435,8 +473,8 @@ async def test_a_model_without_memory_lowers_the_capacity_and_its_final_comes_la
     workers: Workers, failing_triton: Any
 ) -> None:
     worker = await workers.ready(
-        max_sessions=8, triton_urls=[failing_triton.url], heartbeat_seconds=0.1
-    )
+        max_sessions=8, triton_urls=[failing_triton.url], heartbeat_seconds=20
+    )  # it is told at once
     async with worker.session("language=en") as session, worker.session(), worker.session():
         failing_triton.error.write_text("CUDA failed with error out of memory")
         final = asyncio.create_task(said(session))

@@ -4,6 +4,7 @@ What `dalston models build` makes of a source and weights, and what it leaves al
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -183,6 +184,22 @@ def test_a_second_build_that_would_change_nothing_does_nothing(out: Path, silero
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert not repository.build(DEMO, out, silero=silero, cores=2)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_another_checkout_of_the_same_checkpoint_changes_nothing(
+    out: Path, silero: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fast = {"fast": DEMO["fast"]}
+    assert repository.build(fast, out, silero=silero, cores=2)
+    elsewhere = tmp_path / "checkout"
+    shutil.copytree(
+        models.BUNDLED / "checkpoint", elsewhere / "checkpoint", copy_function=shutil.copy
+    )
+    monkeypatch.setattr(models, "BUNDLED", elsewhere)
+    assert not repository.build(fast, out, silero=silero, cores=2)
+    config = elsewhere / "checkpoint" / "generation_config.json"
+    config.write_text(config.read_text() + " ")
+    assert repository.build(fast, out, silero=silero, cores=2)
 
 
 def test_what_the_result_depends_on_makes_it_build_anew(out: Path, silero: Path, spoilt: Path):
