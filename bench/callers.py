@@ -85,7 +85,8 @@ async def call(url: str, number: int, script: Script, paced: bool, late: list[fl
     """One session from its first frame to session.end."""
     seen = Call(number, sentences=len(script.sentences))
     try:
-        async with client.connect(url, language="en") as session:
+        # A break is counted, not mended.
+        async with client.connect(url, resume=False, language="en") as session:
             clock = Clock()
             sending = asyncio.create_task(_send(session, script.audio, paced, clock, late))
             listener = Listener(seen, script, clock)

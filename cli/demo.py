@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -75,7 +76,7 @@ async def _demo(choice: Choice, data_dir: Path | None, file: Path) -> int:
 async def _play(url: str, file: Path) -> tuple[Clock, client.Event]:
     form, chunks = await file_audio(file, fast=False)
     clock = Clock()
-    parameters = {"sample_rate": form.sample_rate, "channels": form.channels}
+    parameters: dict[str, Any] = {"sample_rate": form.sample_rate, "channels": form.channels}
     async with client.connect(url, **parameters) as session:
 
         async def send() -> None:

@@ -53,6 +53,11 @@ class Display:
             case "session.begin":
                 for warning in event["warnings"]:
                     self._console.print(Text(warning["message"], style="yellow"))
+            case "connection.lost":
+                sentence = "the connection was lost; what is said is kept"
+                self._console.print(Text(sentence, style="yellow"))
+            case "connection.resumed":
+                self._console.print(Text("the connection is back", style="yellow"))
             case "warning" | "error" | "session.terminated":
                 sentence = event.get("message") or event.get("recovery_hint", event["reason"])
                 self._console.print(Text(sentence, style="yellow"))

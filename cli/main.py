@@ -97,7 +97,11 @@ def _parser() -> argparse.ArgumentParser:
 
     stream = add("stream", "stream audio to a server and show the text as it comes", _stream)
     stream.add_argument("source", help="an audio file, mic, or - for raw audio on standard input")
-    stream.add_argument("--url", default="ws://127.0.0.1:8000", help="the server (%(default)s)")
+    stream.add_argument(
+        "--url",
+        action="append",
+        help="the server (ws://127.0.0.1:8000); more of them: where to go when that one is lost",
+    )
     stream.add_argument("--json", action="store_true", help="print every message as a line of JSON")
     stream.add_argument("--fast", action="store_true", help="do not pace a file in real time")
     stream.add_argument(
@@ -185,7 +189,8 @@ def _stream(args: argparse.Namespace) -> int:
     if key := args.api_key or os.environ.get("DALSTON_API_KEY"):
         parameters["api_key"] = key
     raw = stream.Format(args.encoding, args.sample_rate, args.channels)
-    return stream.main(args.source, args.url, parameters, raw, args.json, args.fast)
+    urls = args.url or ["ws://127.0.0.1:8000"]
+    return stream.main(args.source, urls, parameters, raw, args.json, args.fast)
 
 
 def _models_build(args: argparse.Namespace) -> int:

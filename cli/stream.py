@@ -114,7 +114,7 @@ async def microphone() -> tuple[Format, AsyncIterator[bytes]]:
 
 
 async def _stream(
-    source: str, url: str, parameters: dict[str, Any], raw: Format, as_json: bool, fast: bool
+    source: str, urls: list[str], parameters: dict[str, Any], raw: Format, as_json: bool, fast: bool
 ) -> None:
     match source:
         case "-":
@@ -130,7 +130,7 @@ async def _stream(
     }
     with contextlib.ExitStack() as stack:
         display = None if as_json else stack.enter_context(Display())
-        async with client.connect(url, **parameters) as session:
+        async with client.connect(urls, **parameters) as session:
 
             async def send() -> None:
                 async for chunk in chunks:
@@ -158,11 +158,11 @@ async def _stream(
 
 
 def main(
-    source: str, url: str, parameters: dict[str, Any], raw: Format, as_json: bool, fast: bool
+    source: str, urls: list[str], parameters: dict[str, Any], raw: Format, as_json: bool, fast: bool
 ) -> int:
     """Stream to the end of the source; the exit status."""
     try:
-        asyncio.run(_stream(source, url, parameters, raw, as_json, fast))
+        asyncio.run(_stream(source, urls, parameters, raw, as_json, fast))
     except client.SessionFailed as failure:
         if as_json is False or failure.error is None:
             print(failure, file=sys.stderr)
@@ -171,6 +171,6 @@ def main(
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"no server at {url}: {error}", file=sys.stderr)
+        print(f"no server at {' or '.join(urls)}: {error}", file=sys.stderr)
         return 1
     return 0

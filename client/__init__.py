@@ -8,49 +8,93 @@ A client for dalston's native protocol, to import.
             if event["type"] == "transcript.final":
                 print(event["text"])
 
-Sending and receiving are independent: do them in two tasks to see text while sending. Depends on
-the websockets package alone.
+Sending and receiving are independent: do them in two tasks to see text while sending. A connection
+that breaks is replaced, and the session goes on as if nothing had happened (docs/clients.md).
+Depends on the websockets package alone.
 """
 
+import asyncio
+import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+import random
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as _websocket
 from websockets.exceptions import ConnectionClosed
 
-PATH = "/v1/audio/transcriptions/stream"
+from dalston.client.gateways import BEGIN_S, NO_ANSWER, PATH, Gateways, first_word
+from dalston.client.resume import Event, Gone, Heard, Sent, answers_config
 
-Event = dict[str, Any]
+__all__ = ["PATH", "Event", "Session", "SessionFailed", "connect"]
+
+RESUME_S = 100.0  # of trouble, then we give up; a server keeps a session for 120 s
+STEADY_S = 10.0  # a connection that lasts so long is no trouble any more
+BACKOFF_FIRST_S, BACKOFF_LAST_S = 0.2, 5.0
+PING_EVERY_S, SILENT_S = 2.0, 8.0  # one that says nothing for so long is lost
+# Events that the application has not taken yet: then nothing is read until it does.
+UNREAD = 10_000
+# Closed so, a session is kept: going away, no code, broken off, failed, restarting, full, proxies.
+_KEPT_CODES = (1001, 1005, 1006, 1011, 1012, 1013, 1014)
+_ABNORMAL = 1006
+_CANNOT = "the connection broke, and the session cannot go on"
 
 
 class SessionFailed(Exception):
-    """The server closed the session before its end. `code` is the WebSocket close code, `error`
-    the last error message, if there was one."""
+    """The server closed the session before its end, and it could not be gone on with. `code` is
+    the WebSocket close code, `error` the last error message, if there was one."""
 
-    def __init__(self, code: int, error: Event | None):
-        sentence = error["message"] if error else f"the connection closed with code {code}"
-        super().__init__(sentence)
+    def __init__(self, code: int, error: Event | None, sentence: str = ""):
+        told = error["message"] if error else f"the connection closed with code {code}"
+        super().__init__(sentence or told)
         self.code, self.error = code, error
 
 
 class Session:
     """One transcription: send audio, iterate over events."""
 
-    def __init__(self, connection: ClientConnection):
-        self._connection = connection
-        self._error: Event | None = None
+    def __init__(
+        self,
+        gateways: Gateways,
+        connection: ClientConnection,
+        sent: Sent,
+        heard: Heard,
+        *,
+        resume: bool,
+        acks: bool,
+    ):
         self.ended: Event | None = None  # the session.end message, once it came
+        self._gateways, self._connection = gateways, connection
+        self._sent, self._heard = sent, heard
+        self._resumes, self._acks = resume, acks
+        self._id = ""
+        self._error: Event | None = None  # the last
+        self._terminated: Event | None = None  # session.terminated of this connection
+        self._failure: SessionFailed | None = None
+        self._over = False
+        self._live: ClientConnection | None = connection  # has been sent all there is
+        self._heard_at = asyncio.get_running_loop().time()  # the server's last word
+        self._connected_at = self._heard_at
+        self._processed = 0.0  # seconds of audio, by any connection
+        self._trouble: float | None = None  # loop time of a loss after which nothing went further
+        self._wait = BACKOFF_FIRST_S
+        self._unread = deque[Event]()
+        self._news = asyncio.Event()  # for who iterates
+        self._room = asyncio.Event()  # for who sends, and for us when too much is unread
+        self._running = asyncio.create_task(self._run())
+
+    # What the application does.
 
     async def send(self, audio: bytes) -> None:
-        """Some audio in the encoding agreed on. Waits while the server is behind.
+        """Some audio in the encoding agreed on. Waits while the server is behind, and while the
+        connection is away for long.
 
-        Raises SessionFailed, as all that sends, once the server has closed.
+        Raises SessionFailed, as all that sends, once the session is over.
         """
-        await self._send(audio)
+        if audio:
+            await self._send(bytes(audio))
 
     async def flush(self) -> None:
         """End the utterance here: its final comes at once."""
@@ -73,47 +117,265 @@ class Session:
 
     def abort(self) -> None:
         """Drop the connection without a word; the server takes its slot back."""
+        self._running.cancel()
         self._connection.transport.abort()
 
     async def _message(self, kind: str, **fields: Any) -> None:
         await self._send(json.dumps({"type": kind, **fields}))
 
     async def _send(self, frame: str | bytes) -> None:
-        try:
-            await self._connection.send(frame)
-        except ConnectionClosed:
-            raise self._failure() from None
-
-    def _failure(self) -> SessionFailed:
-        return SessionFailed(self._connection.close_code or 1006, self._error)
+        # What nobody reads is not waited for: the acks may be behind it.
+        while self._sent.full and len(self._unread) < UNREAD and not self._over:
+            self._room.clear()
+            await self._room.wait()
+        if self._over:
+            raise self._failure or SessionFailed(self._connection.close_code or 1000, None)
+        self._sent.hold(frame)
+        if self._live:
+            try:
+                await self._send_held(self._live)
+            except ConnectionClosed:
+                if not self._resumes:
+                    raise self._closed() from None
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Events until session.end, which is the last. Raises SessionFailed if it never comes."""
+        while True:
+            while self._unread:
+                self._room.set()
+                yield self._unread.popleft()
+            if self._over:
+                break
+            self._news.clear()
+            await self._news.wait()
+        if self._failure:
+            raise self._failure
+        await self._running  # raises what it raised, if that was not foreseen
+
+    # One connection after the other.
+
+    async def _run(self) -> None:
         try:
-            async for frame in self._connection:
-                event: Event = json.loads(frame)
-                if event["type"] == "error":
-                    self._error = event
-                elif event["type"] == "session.end":
-                    self.ended = event
-                yield event
+            while True:
+                await self._listen(self._connection)
+                if self.ended:
+                    return
+                if not self._may_resume():
+                    raise self._closed()
+                await self._go_on()
+        except SessionFailed as failure:
+            self._failure = failure
+        except asyncio.CancelledError:
+            self._failure = self._closed()
+            raise
+        finally:
+            self._over = True
+            self._news.set()
+            self._room.set()
+
+    async def leave(self) -> None:
+        """To be called last: nothing is under way any more."""
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+        await self._connection.close()
+
+    def _closed(self) -> SessionFailed:
+        return SessionFailed(self._connection.close_code or _ABNORMAL, self._error)
+
+    async def _listen(self, connection: ClientConnection) -> None:
+        """Pass on what the server says until it closes, or has said everything."""
+        works = (self._say(connection), self._watch(connection))
+        tasks = [asyncio.create_task(work) for work in works]
+        try:
+            async for frame in connection:
+                self._heard_at = asyncio.get_running_loop().time()
+                for event in self._hear(json.loads(frame)):
+                    await self._tell(event)
+                if self.ended:
+                    return
         except ConnectionClosed:
             pass
-        if self.ended is None:
-            raise self._failure()
+        finally:
+            self._live = None
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _say(self, connection: ClientConnection) -> None:
+        """Send what is held, then let the application's frames go straight out."""
+        with contextlib.suppress(ConnectionClosed):
+            while await self._send_held(connection):
+                pass
+            self._live = connection
+
+    async def _send_held(self, connection: ClientConnection) -> bool:
+        frame = self._sent.take()
+        if frame is not None:
+            await connection.send(frame)
+        return frame is not None
+
+    async def _watch(self, connection: ClientConnection) -> None:
+        """Drop a connection whose other side says nothing, not even pong."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                try:
+                    async with asyncio.timeout(SILENT_S):
+                        await (await connection.ping())
+                    await asyncio.sleep(PING_EVERY_S)
+                except TimeoutError:
+                    # The answer may wait behind audio that the server does not read yet; then its
+                    # acks show that it lives. And what we do not read cannot answer.
+                    quiet = loop.time() - self._heard_at
+                    long = quiet > (SILENT_S if self._id else BEGIN_S)
+                    if long and len(self._unread) < UNREAD:
+                        return connection.transport.abort()
+
+    async def _tell(self, event: Event) -> None:
+        while len(self._unread) >= UNREAD:
+            self._room.clear()
+            await self._room.wait()
+        self._unread.append(event)
+        self._news.set()
+
+    def _hear(self, event: Event) -> list[Event]:
+        """What the application is told of it."""
+        match event["type"]:
+            case "session.begin":
+                self._id = event.get("session_id", "")
+                self._sent.begin(event.get("config", {}), event.get("resume_offset_ms", 0.0))
+            case "session.end":
+                self.ended = event
+            case "session.terminated":
+                self._terminated = event
+                if self._may_resume():
+                    return []
+            case "ack":
+                self._acknowledged(event)
+                return self._heard.hear(event) if self._acks else []
+            case "pong":
+                self._sent.ponged()
+            case "error" | "config.updated":
+                if event["type"] == "error":
+                    self._error = event
+                if answers_config(event) and not self._sent.answered():
+                    return []
+            case _:
+                pass
+        return self._heard.hear(event)
+
+    def _acknowledged(self, ack: Event) -> None:
+        self._sent.acknowledged(ack)
+        if ack["processed"] > self._processed:
+            self._processed, self._trouble = ack["processed"], None
+        self._room.set()
+
+    # After a connection broke.
+
+    def _may_resume(self) -> bool:
+        """Whether the server keeps the session for us."""
+        if not (self._resumes and self._id):
+            return False
+        if self._terminated:
+            return bool(self._terminated.get("recoverable"))
+        if self._error and not self._error.get("recoverable"):
+            return False
+        return (self._connection.close_code or _ABNORMAL) in _KEPT_CODES
+
+    async def _go_on(self) -> None:
+        """Another connection of the same session. Raises SessionFailed."""
+        loop = asyncio.get_running_loop()
+        lost, code = loop.time(), self._connection.close_code or _ABNORMAL
+        if self._trouble is None or lost - self._connected_at > STEADY_S:
+            self._trouble, self._wait = lost, BACKOFF_FIRST_S
+        reason = self._terminated["reason"] if self._terminated else ""
+        await self._tell({"type": "connection.lost", "code": code, "reason": reason})
+        self._connection.transport.abort()
+        self._terminated = None
+        attempts, why, retry_after = 0, reason or f"it closed with code {code}", 0.0
+        while True:
+            # Jittered: the clients of a gateway that died do not come back all at once.
+            pause = max(retry_after, self._wait / 2) * random.uniform(1.0, 2.0)
+            if loop.time() + pause > self._trouble + RESUME_S:
+                sentence = f"the connection broke, and no other could be had: {why}"
+                raise SessionFailed(code, self._error, sentence)
+            await asyncio.sleep(pause)
+            self._wait, retry_after = min(2 * self._wait, BACKOFF_LAST_S), 0.0
+            attempts += 1
+            self._gateways.turn()
+            try:
+                begin = await self._begin_again()
+            except (*NO_ANSWER, ConnectionClosed) as error:
+                why = str(error) or type(error).__name__
+                continue
+            if begin["type"] != "session.begin":
+                why = begin.get("message", begin["type"])
+                if attempts % len(self._gateways) == 0:  # it may be one that drains
+                    retry_after = float(begin.get("retry_after", 0))
+                continue
+            after_s = round(loop.time() - lost, 3)
+            offset_ms = begin["resume_offset_ms"]
+            told = {"type": "connection.resumed", "session_id": self._id}
+            told |= {"resume_offset_ms": offset_ms, "attempts": attempts, "after_seconds": after_s}
+            return await self._tell(told)
+
+    async def _begin_again(self) -> Event:
+        """session.begin, or an error that does not last. Raises SessionFailed, and what opening
+        and closing a connection raises."""
+        query = {"resume_session_id": self._id}
+        if self._heard.last_segment:
+            query["last_segment_id"] = self._heard.last_segment
+        connection = await self._gateways.open(**query)
+        try:
+            event = await first_word(connection)
+            if event["type"] == "session.begin" and event.get("resumed_from") == self._id:
+                self._sent.go_back(event["resume_offset_ms"])
+                self._heard.resumed(event["resume_offset_ms"])
+                self._connection = connection
+                self._connected_at = self._heard_at = asyncio.get_running_loop().time()
+            elif event["type"] == "error" and not event.get("recoverable"):
+                await connection.wait_closed()
+                code = connection.close_code or _ABNORMAL
+                raise SessionFailed(code, event, f"{_CANNOT}: {event['message']}")
+            elif event["type"] == "session.begin":
+                raise SessionFailed(_ABNORMAL, None, f"{_CANNOT}: the server began another")
+            return event
+        except Gone as gone:
+            raise SessionFailed(_ABNORMAL, None, f"{_CANNOT}: {gone}") from None
+        finally:
+            if connection is not self._connection:
+                connection.transport.abort()
 
 
 @asynccontextmanager
-async def connect(url: str, **parameters: Any) -> AsyncGenerator[Session]:
-    """A session with the server at `url` (ws:// or wss://, a path is optional).
+async def connect(
+    url: str | Sequence[str],
+    *,
+    resume: bool = True,
+    api_key: str | None = None,
+    **parameters: Any,
+) -> AsyncGenerator[Session]:
+    """A session with the server at `url` (ws:// or wss://, a path is optional), or with any of
+    several gateways.
 
+    resume: a connection that breaks in mid-session is replaced, see docs/clients.md.
     parameters: those of the stream, such as language, model, word_timestamps, sample_rate.
     Raises OSError when nobody listens there.
     """
-    parts = urlsplit(url)
+    acks = bool(parameters.get("ack"))
+    if resume:
+        parameters["ack"] = True
     written = {k: str(v).lower() if isinstance(v, bool) else v for k, v in parameters.items()}
-    query = "&".join(part for part in (parts.query, urlencode(written)) if part)
-    path = parts.path if parts.path not in ("", "/") else PATH
-    address = urlunsplit((parts.scheme, parts.netloc, path, query, ""))
-    async with _websocket(address, compression=None, max_size=None) as connection:
-        yield Session(connection)
+    gateways = Gateways([url] if isinstance(url, str) else url, written, api_key)
+    session = Session(
+        gateways,
+        await gateways.open_first(),
+        Sent(keep=resume),
+        Heard(parameters.get("last_segment_id", "")),
+        resume=resume,
+        acks=acks,
+    )
+    try:
+        yield session
+    finally:
+        await session.leave()

@@ -28,7 +28,7 @@ async def record(url: str, file: Path) -> list[tuple[float, Any]]:
     """Partials and finals, and when they came, in seconds since the first sound was sent."""
     form, chunks = await file_audio(file, fast=False)
     events: list[tuple[float, Any]] = []
-    parameters = {"sample_rate": form.sample_rate, "channels": form.channels}
+    parameters: dict[str, Any] = {"sample_rate": form.sample_rate, "channels": form.channels}
     async with client.connect(url, **parameters) as session:
         began = time.monotonic()
 

@@ -55,6 +55,18 @@ def test_without_a_terminal_only_what_stays_is_printed() -> None:
     assert text.count("turn") == 1
 
 
+def test_a_connection_that_is_lost_and_back_is_shown() -> None:
+    text = shown(
+        {"type": "connection.lost", "code": 1006, "reason": ""},
+        {"type": "connection.resumed", "attempts": 1},
+        terminal=False,
+    )
+    assert text.splitlines()[:2] == [
+        "the connection was lost; what is said is kept",
+        "the connection is back",
+    ]
+
+
 def test_warnings_and_errors_are_shown() -> None:
     text = shown(
         {"type": "session.begin", "warnings": [{"code": "x", "message": "no such parameter"}]},

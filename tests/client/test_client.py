@@ -64,7 +64,7 @@ async def test_parameters_and_the_path_are_put_into_the_url() -> None:
 
     async with server(script) as url:
         for base in (url, f"{url}/elsewhere?model=accurate"):
-            async with client.connect(base, language="en", word_timestamps=True):
+            async with client.connect(base, language="en", word_timestamps=True, resume=False):
                 pass
     first, second = (urlsplit(path) for path in paths)
     assert first.path == "/v1/audio/transcriptions/stream"
@@ -88,12 +88,12 @@ async def test_a_session_that_is_refused_raises_with_the_servers_sentence() -> N
     assert failed.value.error["retry_after"] == 5
 
 
-async def test_a_connection_that_breaks_raises() -> None:
+async def test_a_connection_that_breaks_raises_if_it_is_not_to_be_replaced() -> None:
     async def script(connection: ServerConnection) -> None:
         await connection.send('{"type":"session.begin"}')
         connection.transport.abort()
 
-    async with server(script) as url, client.connect(url) as session:
+    async with server(script) as url, client.connect(url, resume=False) as session:
         with pytest.raises(client.SessionFailed, match="1006"):
             assert [event async for event in session] == []
 
@@ -110,9 +110,9 @@ async def test_sending_and_receiving_are_independent() -> None:
         async for frame in connection:
             if isinstance(frame, bytes):
                 count += 1
-                await connection.send(
-                    json.dumps({"type": "transcript.partial", "text": str(count)})
-                )
+                partial = {"type": "transcript.partial", "segment_id": "seg_0000", "end": count}
+                partial |= {"text": str(count), "stable_chars": 0}
+                await connection.send(json.dumps(partial))
             else:
                 await connection.send('{"type":"session.end"}')
                 await connection.close()

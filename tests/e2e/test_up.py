@@ -122,7 +122,7 @@ async def test_a_session_may_finish_while_the_stack_drains(own: Stack) -> None:
 
 async def test_a_session_that_does_not_finish_is_ended_with_what_was_said(own: Stack) -> None:
     processes = family(own)
-    async with client.connect(own.url, language="en") as session:
+    async with client.connect(own.url, resume=False, language="en") as session:
         await session.send(recordings()[0].audio[:64_000].tobytes())
         await asyncio.sleep(0.5)
         own.process.send_signal(signal.SIGTERM)
