@@ -9,7 +9,7 @@ Triton's own priorities would do some of this too, but stall its batcher (docs/l
 import secrets
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from dalston.orchestrator import traces
 from dalston.orchestrator.channel import CallFailed, Channel
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TimedWord, TranscriptRequest
 from dalston.orchestrator.turns import Turns
@@ -170,14 +171,20 @@ class Triton:
             outputs = await self._whisper(request, PARTIAL_DEADLINE_S, over=turns.give_back)
             return _hypothesis(outputs, {})
         asked = time.perf_counter()
-        outputs = await self._whisper(request, FINAL_DEADLINE_S)
+        outputs = await self._final(request)
         spent = outputs["STAGE_SECONDS"]
         if bool(outputs["SUSPECT"][0]):
             # Right-sized windows can harm a stock checkpoint: once more as it was trained.
-            outputs = await self._whisper(request, FINAL_DEADLINE_S, full_window=True)
+            outputs = await self._final(request, full_window=True)
             spent = spent + outputs["STAGE_SECONDS"]
         elsewhere = time.perf_counter() - asked - float(spent.sum())
         return _hypothesis(outputs, dict(zip(STAGES, spent.tolist(), strict=True), queue=elsewhere))
+
+    async def _final(self, request: TranscriptRequest, full_window: bool = False) -> dict[str, Any]:
+        about = {"dalston.triton": self.url, "dalston.full_window": full_window}
+        with traces.span(whisper_model(request.variant), about, kind="client"):
+            metadata = traces.metadata()
+            return await self._whisper(request, FINAL_DEADLINE_S, full_window, metadata=metadata)
 
     async def _whisper(
         self,
@@ -185,6 +192,7 @@ class Triton:
         deadline_s: float,
         full_window: bool = False,
         over: Callable[[], None] = lambda: None,
+        metadata: Sequence[tuple[str, str]] | None = None,
     ) -> dict[str, Any]:
         call = service_pb2.ModelInferRequest(model_name=whisper_model(request.variant))
         prefix = np.array(request.prefix, "<i4").tobytes()
@@ -199,7 +207,7 @@ class Triton:
         for name in _FINAL_OUTPUTS if request.kind == "final" else _PARTIAL_OUTPUTS:
             call.outputs.add(name=name)
         try:
-            response = await self._channel.infer(call, deadline_s, over)
+            response = await self._channel.infer(call, deadline_s, over, metadata)
         except CallFailed as error:
             retryable = error.code not in (
                 grpc.StatusCode.INVALID_ARGUMENT,
