@@ -9,7 +9,7 @@ Triton's own priorities would do some of this too, but stall its batcher (docs/l
 import secrets
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,8 +183,7 @@ class Triton:
     async def _final(self, request: TranscriptRequest, full_window: bool = False) -> dict[str, Any]:
         about = {"dalston.triton": self.url, "dalston.full_window": full_window}
         with traces.span(whisper_model(request.variant), about, kind="client"):
-            metadata = traces.metadata()
-            return await self._whisper(request, FINAL_DEADLINE_S, full_window, metadata=metadata)
+            return await self._whisper(request, FINAL_DEADLINE_S, full_window)
 
     async def _whisper(
         self,
@@ -192,7 +191,6 @@ class Triton:
         deadline_s: float,
         full_window: bool = False,
         over: Callable[[], None] = lambda: None,
-        metadata: Sequence[tuple[str, str]] | None = None,
     ) -> dict[str, Any]:
         call = service_pb2.ModelInferRequest(model_name=whisper_model(request.variant))
         prefix = np.array(request.prefix, "<i4").tobytes()
@@ -207,6 +205,7 @@ class Triton:
         for name in _FINAL_OUTPUTS if request.kind == "final" else _PARTIAL_OUTPUTS:
             call.outputs.add(name=name)
         try:
+            metadata = traces.metadata() if request.kind == "final" else None
             response = await self._channel.infer(call, deadline_s, over, metadata)
         except CallFailed as error:
             retryable = error.code not in (

@@ -37,7 +37,6 @@ def setup(service: str, instance: str, endpoint: str | None) -> None:
     if not endpoint:
         return
     try:
-        from opentelemetry import trace
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -49,7 +48,7 @@ def setup(service: str, instance: str, endpoint: str | None) -> None:
     provider = TracerProvider(resource=Resource.create(about))
     exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S)
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
+    # Ours alone, not the process's: FastAPI would trace each health check.
     _tracer = provider.get_tracer("dalston")
 
 
