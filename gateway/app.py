@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any
 
 import uvicorn
@@ -222,8 +222,13 @@ async def serve(
     Raises KeysError and UnsupportedRedis.
     """
     app = create_app(settings)
-    with suppress(RedisError):  # it may come later than we
+    try:
         await refuse_cluster(app.state.redis)
+    except UnsupportedRedis:
+        await app.state.redis.aclose()
+        raise
+    except RedisError:
+        pass  # it may come later than we
     connections: Connections = app.state.connections
     config = uvicorn.Config(
         with_request_ids(metrics.with_metrics(app)),

@@ -47,6 +47,8 @@ BEGIN_S = 5.0  # and to begin the session
 FIRST_WORKER_S = 4.0  # to look for a worker that answers, before the client is sent away
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
 SAVE_AGAIN_S = 1.0
+# The longest pause between two frames of a client that pushes: if it leaves, that is noticed then.
+SLOWED_S = 1.0
 LAST_WORDS_S = 2.0  # for a client to take them
 # Workers lost without a snapshot in between: audio that kills whoever hears it is told to no more.
 MOST_LOSSES = 8
@@ -234,7 +236,7 @@ class Call:
                     message = Error(code="rate_limit", message=str(error), recoverable=False)
                     return self._end_with(message, _RATE_LIMIT)
                 if wait:
-                    await asyncio.sleep(wait)
+                    await asyncio.sleep(min(wait, SLOWED_S))
             while relay.held_bytes > most:
                 self._progress.clear()
                 await self._progress.wait()
@@ -428,9 +430,9 @@ class Call:
             pass
         finally:
             self._worker = self._link = None
+            link.transport.abort()
             saying.cancel()
             await asyncio.gather(saying, return_exceptions=True)
-            link.transport.abort()
         return link.close_code or _ABNORMAL, last
 
     async def _say_again(self, link: ClientConnection, number: int) -> None:

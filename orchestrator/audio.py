@@ -7,8 +7,6 @@ earlier position with a resampler that remembers nothing, as a worker does that 
 over. So what follows a restart is the same in both.
 """
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 import soxr
@@ -192,9 +190,9 @@ class AudioStream:
             samples = np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
         elif self._encoding == "pcm_f32le":
             samples = np.frombuffer(data, "<f4").astype(np.float32)
-            if not math.isfinite(float(samples.sum(dtype=np.float64))):
-                invalid = ~np.isfinite(samples)
-                self.invalid_samples += int(invalid.sum())
+            invalid = ~np.isfinite(samples)
+            if count := int(np.count_nonzero(invalid)):
+                self.invalid_samples += count
                 samples = np.where(invalid, np.float32(0), samples)
             samples = np.clip(samples, -1, 1)
         else:

@@ -342,8 +342,8 @@ async def handle(
                 end("idle_timeout", CloseCode.TIMEOUT, error)
             else:
                 with contextlib.suppress(TimeoutError):
-                    until = min(last_moment, idle_from + limits.idle_s) - now
-                    await asyncio.wait_for(draining.wait(), until)
+                    async with asyncio.timeout(min(last_moment, idle_from + limits.idle_s) - now):
+                        await draining.wait()
 
     async def stop() -> None:
         for task in tasks:

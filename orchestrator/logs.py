@@ -3,6 +3,7 @@ Log lines of gateway and worker: text for people, or one JSON object a line for 
 says which session and request a line is about.
 """
 
+import asyncio
 import json
 import logging
 import re
@@ -19,6 +20,16 @@ _QUIET = {"uvicorn.error": logging.WARNING, "websockets": logging.INFO}
 _QUIET["websockets.server"] = logging.WARNING
 # API keys (gateway/keys.py), wherever they come from: an exception's text, a library's URL.
 _KEY = re.compile(r"\bdk_[0-9a-f]{4,}")
+
+
+def _in_order(record: logging.LogRecord) -> bool:
+    """uvicorn tells as crashes what happens every day: a client's text that is no UTF-8, and work
+    that does not end in the time it has on the way out, of which it tells the number besides."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, UnicodeDecodeError) and record.getMessage().startswith("Invalid UTF-8"):
+        record.exc_info = None
+        record.levelno, record.levelname = logging.INFO, "INFO"
+    return not isinstance(error, asyncio.CancelledError)
 
 
 def _known(record: logging.LogRecord) -> dict[str, str]:
@@ -60,5 +71,6 @@ def setup(level: str, format: Format) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if format == "json" else _Text())
     logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("uvicorn.error").addFilter(_in_order)
     for name, lowest in _QUIET.items():
         logging.getLogger(name).setLevel(max(lowest, logging.getLogger().level))

@@ -313,6 +313,7 @@ _encoder = msgspec.json.Encoder()
 LONGEST_TEXT = 16_384  # characters
 # A binary frame longer than this is a mistake: 32 s of 16 kHz PCM.
 LONGEST_FRAME = 1 << 20  # bytes
+LONGEST_QUOTE = 200  # characters of what a client sent, in the answer that refuses it
 
 
 class MessageError(ValueError):
@@ -326,7 +327,11 @@ def parse(text: str | bytes) -> ClientMessage:
     try:
         return _client.decode(text)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise MessageError(f"not a message of this protocol: {error}") from None
+        raise MessageError(f"not a message of this protocol: {quote(str(error))}") from None
+
+
+def quote(text: str) -> str:
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…"
 
 
 def parse_server(text: str | bytes) -> ServerMessage:

@@ -8,7 +8,7 @@ from typing import get_args
 
 import msgspec
 
-from dalston.orchestrator.messages import Encoding, ErrorCode, Notice, SessionConfig
+from dalston.orchestrator.messages import Encoding, ErrorCode, Notice, SessionConfig, quote
 from dalston.triton.contract import LANGUAGES, VARIANTS
 
 # Other parameters of the stream's URL; not how a session listens, but who and where it is.
@@ -43,7 +43,7 @@ class ParameterError(ValueError):
 
     def __init__(self, name: str, value: str):
         allowed = ALLOWED.get(name, "true or false")
-        super().__init__(f"{name}={value!r} is not allowed; it may be {allowed}")
+        super().__init__(f"{name}={quote(value)!r} is not allowed; it may be {allowed}")
         self.code: ErrorCode = "language_unsupported" if name == "language" else "invalid_parameter"
 
 

@@ -4,6 +4,9 @@ The way to Redis: one server, or the one that Sentinels name.
 Whoever asks Redis has somebody waiting: when it is gone or hangs, that is known within seconds.
 """
 
+import asyncio
+import contextlib
+from collections.abc import Generator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -22,6 +25,44 @@ _SENTINEL_PORT = 26379
 
 class UnsupportedRedis(ValueError):
     """This Redis, or this address of one, will not do; says why."""
+
+
+class _Connection:
+    """What a connection of redis-py lacks; to be mixed into any kind of them."""
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        connection: Any = super()
+        task = asyncio.current_task()
+        cancelling = task.cancelling() if task else 0
+        with _resets_told():
+            await connection.send_packed_command(*args, **options)
+        # The wait_for of Python 3.11 forgets that it was cancelled when it is done at that moment.
+        if task and task.cancelling() > cancelling:
+            await connection.disconnect(nowait=True)  # the answer is still to come
+            raise asyncio.CancelledError
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        connection: Any = super()
+        with _resets_told():
+            return await connection.read_response(*args, **options)
+
+
+@contextlib.contextmanager
+def _resets_told() -> Generator[None]:
+    """uvloop has an error of its own for a connection that the other end has reset."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "handler is closed" not in str(error):
+            raise
+        raise ConnectionError(str(error)) from None
+
+
+def _mend(client: "redis.asyncio.Redis") -> "redis.asyncio.Redis":
+    pool: Any = client.connection_pool
+    kind = pool.connection_class
+    pool.connection_class = type(kind.__name__, (_Connection, kind), {})
+    return client
 
 
 class _SentinelPool(SentinelConnectionPool, redis.asyncio.BlockingConnectionPool):
@@ -49,10 +90,14 @@ def redis_client(url: str) -> "redis.asyncio.Redis":
     limits: dict[str, Any] = {"max_connections": CONNECTIONS, "timeout": POOL_S, **timeouts}
     if not url.startswith(f"{SENTINEL_SCHEME}://"):
         pool: Any = redis.asyncio.BlockingConnectionPool
-        return redis.asyncio.Redis.from_pool(pool.from_url(url, **limits))
+        return _mend(redis.asyncio.Redis.from_pool(pool.from_url(url, **limits)))
     sentinels, service, master = _sentinel_address(url)
     manager: Any = Sentinel(sentinels, sentinel_kwargs=timeouts)
-    return manager.master_for(service, connection_pool_class=_SentinelPool, **master, **limits)
+    for watcher in manager.sentinels:
+        _mend(watcher)
+    return _mend(
+        manager.master_for(service, connection_pool_class=_SentinelPool, **master, **limits)
+    )
 
 
 def _sentinel_address(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:

@@ -52,6 +52,7 @@ from dalston.orchestrator.messages import (
     SpeechEnd,
     SpeechStart,
     Stats,
+    quote,
 )
 from dalston.orchestrator.outbox import Outbox
 from dalston.orchestrator.requests import Hypothesis, Request, SpeechRequest, TranscriptRequest
@@ -222,7 +223,7 @@ class Session:
                 # Out of line: it asks whether the connection lives.
                 self._outbox.say_at_once(Pong())
             case State.LISTENING, Configure(language=str(code)) if not self._knows(code):
-                sentence = f"this model does not know the language {code!r}"
+                sentence = f"this model does not know the language {quote(code)!r}"
                 self._outbox.say_at_once(
                     Error(code="language_unsupported", message=sentence, recoverable=True)
                 )

@@ -3,11 +3,12 @@ Bytes of every format to samples, and back to any position.
 """
 
 import math
+import struct
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dalston.orchestrator.audio import AudioStream
@@ -59,6 +60,18 @@ def test_floats_are_clipped_and_what_is_no_number_is_silence() -> None:
     stream = AudioStream("pcm_f32le", 16_000, 1)
     assert drained(stream, values.tobytes()).tolist() == [16384, 32767, -32768, 0, 0, 0]
     assert stream.invalid_samples == 3
+
+
+@given(st.binary(max_size=400))
+@example(struct.pack("<2f", math.inf, -math.inf))
+@example(struct.pack("<I", 0x7F800001))  # a NaN that signals
+def test_any_bytes_are_floats_without_a_warning(data: bytes) -> None:
+    stream = AudioStream("pcm_f32le", 48_000, 1)
+    drained(stream, data)
+    whole = data[: len(data) // 4 * 4]
+    assert stream.invalid_samples == sum(
+        not math.isfinite(x) for (x,) in struct.iter_unpack("<f", whole)
+    )
 
 
 def test_two_channels_are_mixed() -> None:

@@ -42,6 +42,45 @@ logging.getLogger("uvicorn.error").info("GET /?api_key=abc")
 logging.getLogger("uvicorn.error").error("told")
 """
 
+# A server whose client sends what is no UTF-8, and whose work does not end when it has to.
+SERVER = """
+import asyncio, sys, uvicorn
+from dalston.orchestrator import logs
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+async def never_ends(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    if scope["path"] == "/fails":
+        raise ValueError("a fault of ours")
+    while True:
+        await asyncio.sleep(1)
+
+async def main():
+    logs.setup("INFO", "text")
+    config = uvicorn.Config(
+        never_ends, port=0, log_config=None, lifespan="off", ws="websockets-sansio",
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    for path in ("fails", "works"):
+        async with connect(f"ws://127.0.0.1:{port}/{path}") as client:
+            try:
+                await client.send(bytes([0xff, 0xfe]), text=True)
+                await client.recv()
+            except ConnectionClosed as closed:
+                print(closed.rcvd.code if closed.rcvd else None)
+    server.should_exit = True
+    await serving
+
+asyncio.run(main())
+"""
+
 
 def lines(form: str) -> list[str]:
     done = subprocess.run(
@@ -82,3 +121,12 @@ def test_no_key_is_in_them_wherever_it_came_from(form: str) -> None:
     assert "0123456789abcdef" not in text
     assert "api_key=dk_…&a=b" in text
     assert "api_key=abc" not in text
+
+
+def test_only_faults_of_ours_are_told_with_a_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", SERVER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "1007"
+    assert "Invalid UTF-8 sequence received from client." in done.stderr
+    assert "Cancel 1 running task(s)" in done.stderr
+    assert done.stderr.count("Traceback") == done.stderr.count("ValueError: a fault of ours") == 1

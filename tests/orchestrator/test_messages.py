@@ -95,6 +95,16 @@ def test_what_is_no_message_is_refused_with_a_sentence(text: str) -> None:
         parse(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['{"type":"%s"}', '{"type":"config","%s":1,"language":1}', '{"type":"end"}%s', '{"%s":1}'],
+)
+def test_a_refusal_repeats_little_of_what_it_refuses(text: str) -> None:
+    with pytest.raises(MessageError) as refused:
+        parse(text % ("long " * 3_000))
+    assert len(str(refused.value)) < 300
+
+
 @given(st.text() | st.from_regex(r'\{"type":"\w{0,8}"(,"\w+":[0-9a-z"\[\]{}]*){0,3}\}'))
 def test_no_text_does_anything_but_parse_or_be_refused(text: str) -> None:
     with contextlib.suppress(MessageError):

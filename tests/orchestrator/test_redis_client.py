@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
+from proxy import Proxy
 from redis.exceptions import RedisError
 from redis_process import RedisProcess, redis_process
 
@@ -44,6 +46,48 @@ async def test_a_redis_that_hangs_is_an_error_within_seconds(tmp_path: Path) -> 
                 await client.ping()
             assert time.monotonic() - began < 1.5
         assert await client.ping()
+        await client.aclose()
+
+
+def test_a_connection_that_is_reset_is_renewed_on_uvloop_as_well(tmp_path: Path) -> None:
+    async def reset_between_two_questions() -> None:
+        proxy = Proxy(redis.port)
+        await proxy.open()
+        client: Any = redis_client(f"redis://127.0.0.1:{proxy.port}")
+        assert await client.ping()
+        assert proxy.reset()
+        await asyncio.sleep(0.05)
+        assert await client.ping()
+        proxy.target = free_port()
+        assert proxy.reset()
+        await asyncio.sleep(0.05)
+        with pytest.raises(RedisError):
+            await client.ping()
+        await client.aclose()
+        await proxy.close()
+
+    with redis_process(tmp_path) as redis:
+        uvloop.run(reset_between_two_questions())
+
+
+async def test_whoever_is_cancelled_in_the_middle_of_a_question_does_not_go_on(
+    tmp_path: Path,
+) -> None:
+    async def ask_for_ever() -> None:
+        while True:
+            await client.ping()
+
+    with redis_process(tmp_path) as redis:
+        client: Any = redis_client(redis.url)
+        for moment in range(40):  # of a question, counted in turns of the loop
+            asking = asyncio.create_task(ask_for_ever())
+            for _ in range(moment):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait([asking], timeout=1)
+            assert asking.cancelled(), f"goes on when cancelled after {moment} turns"
+        # Nobody is given the answer to a question before.
+        assert await client.echo("this one") == b"this one"
         await client.aclose()
 
 

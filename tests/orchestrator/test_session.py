@@ -529,8 +529,9 @@ def test_a_frame_that_is_no_message_is_refused_and_the_session_goes_on() -> None
 
 
 def test_a_language_the_model_does_not_know_is_refused_and_nothing_changes() -> None:
-    driver = session_after(Configure(language="xx"), audio([1, 2], 0.7))
+    driver = session_after(Configure(language="xx" * 5_000), audio([1, 2], 0.7))
     (error,) = [m for m in driver.messages if isinstance(m, Error)]
+    assert len(error.message) < 300
     assert (error.code, error.recoverable) == ("language_unsupported", True)
     assert [r.language for r in driver.asked if r.kind == "final"] == ["en"]
 

@@ -1,0 +1,404 @@
+"""
+Workers that die, hang, drain or send a session away; clients that come back, push or do not read.
+"""
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fronted import STREAM, FakeWorker, Gateway, drained, echo, gateway_over
+from registered import BEGIN, snapshot
+from websockets.asyncio.server import ServerConnection
+
+from dalston.gateway.keys import RedisKeys, make
+from dalston.orchestrator.messages import Error, ErrorCode, Final, serialize
+
+CHUNK = bytes(3200)  # 0.1 s
+
+
+def final(number: int) -> str:
+    return serialize(
+        Final(
+            segment_id=f"seg_{number:04d}",
+            text=f"sentence {number}",
+            start=float(number),
+            end=number + 0.5,
+            confidence=0.9,
+            language="en",
+            processing_ms=1,
+        )
+    )
+
+
+def refusal(code: ErrorCode) -> str:
+    return serialize(Error(code=code, message="no", recoverable=False))
+
+
+class Notes:
+    """A worker that begins, writes down what it is sent, and then does something."""
+
+    def __init__(self, then: Callable[[ServerConnection, "Notes"], Any] | None = None):
+        self.frames: list[str | bytes] = []
+        self._then = then
+
+    @property
+    def audio(self) -> int:
+        return sum(len(frame) for frame in self.frames if isinstance(frame, bytes))
+
+    async def __call__(self, connection: ServerConnection) -> None:
+        assert connection.request is not None
+        if "resume=1" in connection.request.path:
+            self.frames.append(await connection.recv())
+        await connection.send(BEGIN)
+        if self._then:
+            await self._then(connection, self)
+        async for frame in connection:
+            self.frames.append(frame)
+            if frame == '{"type":"end"}':
+                await connection.send('{"type":"session.end"}')
+                return await connection.close(1000)
+
+
+async def until(what: Callable[[], Any]) -> None:
+    async with asyncio.timeout(5):
+        while not what():
+            await asyncio.sleep(0.01)
+
+
+def dying_after(frames: int, *says: str, code: int | None = None) -> Notes:
+    async def die(connection: ServerConnection, notes: Notes) -> None:
+        for _ in range(frames):
+            notes.frames.append(await connection.recv())
+        for word in says:
+            await connection.send(word)
+        if code is None:
+            connection.transport.abort()
+        else:
+            await connection.close(code)
+
+    return Notes(die)
+
+
+async def moved(
+    gateway: Gateway, first: Notes, second: Notes
+) -> tuple[list[Any], FakeWorker, FakeWorker]:
+    """A call that begins at one worker, three frames long, and ends at the other."""
+    async with FakeWorker(gateway.slots, "a", first).running() as a, gateway.stream() as stream:
+        await stream.recv()
+        async with FakeWorker(gateway.slots, "b", second).running() as b:
+            for _ in range(3):
+                await stream.send(CHUNK)
+            await until(lambda: second.audio)
+            await stream.send('{"type":"end"}')
+            messages, code = await drained(stream)
+    assert code == 1000
+    await gateway.until_held(0)
+    return messages, a, b
+
+
+async def test_a_worker_that_dies_is_replaced_by_one_that_hears_everything(
+    gateway: Gateway,
+) -> None:
+    second = Notes()
+    messages, _, b = await moved(gateway, dying_after(2), second)
+    assert [m["type"] for m in messages] == ["warning", "session.end"]
+    assert messages[0]["code"] == "worker_lost"
+    assert second.audio == 3 * len(CHUNK)
+    assert b.requests[0]["epoch"] == "2"
+
+
+async def test_a_worker_that_drains_is_replaced_without_a_word(gateway: Gateway) -> None:
+    second = Notes()
+    messages, _, _ = await moved(gateway, dying_after(2, code=1012), second)
+    assert [m["type"] for m in messages] == ["session.end"]
+    assert second.audio == 3 * len(CHUNK)
+
+
+async def test_the_next_worker_is_given_the_snapshot_and_the_audio_behind_it(
+    gateway: Gateway,
+) -> None:
+    second = Notes()
+    first = dying_after(2, final(0), snapshot(3200, next_segment=1))
+    messages, _, b = await moved(gateway, first, second)
+    assert [m["type"] for m in messages] == ["transcript.final", "warning", "session.end"]
+    assert b.requests[0]["resume"] == "1"
+    given = json.loads(second.frames[0])
+    assert (given["position"], [s["segment_id"] for s in given["segments"]]) == (3200, ["seg_0000"])
+    assert second.audio == len(CHUNK)
+
+
+async def test_a_final_that_both_workers_tell_is_told_once(gateway: Gateway) -> None:
+    async def repeat(connection: ServerConnection, _: Notes) -> None:
+        await connection.send(final(0))
+        await connection.send(final(1))
+
+    messages, _, _ = await moved(gateway, dying_after(2, final(0)), Notes(repeat))
+    told = [m["segment_id"] for m in messages if m["type"] == "transcript.final"]
+    assert told == ["seg_0000", "seg_0001"]
+
+
+async def test_a_worker_that_says_nothing_any_more_is_replaced(gateway: Gateway) -> None:
+    async def hang(connection: ServerConnection, _: Notes) -> None:
+        connection.transport.pause_reading()  # pings included
+        await asyncio.sleep(4)
+
+    second = Notes()
+    messages, _, _ = await moved(gateway, Notes(hang), second)
+    assert [m["type"] for m in messages] == ["warning", "session.end"]
+    assert second.audio == 3 * len(CHUNK)
+
+
+async def test_a_worker_that_takes_no_more_sessions_is_passed_over(gateway: Gateway) -> None:
+    async def full(connection: ServerConnection) -> None:
+        await connection.send(
+            '{"type":"error","code":"no_capacity","message":"","recoverable":true}'
+        )
+        await connection.close(1013)
+
+    async with (
+        FakeWorker(gateway.slots, "a", full).running(),
+        FakeWorker(gateway.slots, "b", echo).running(),
+        gateway.stream() as stream,
+    ):
+        assert json.loads(await stream.recv())["type"] == "session.begin"
+
+
+async def test_what_a_worker_does_not_want_is_told_to_the_caller(gateway: Gateway) -> None:
+    async def refuse(connection: ServerConnection) -> None:
+        sentence = (
+            '{"type":"error","code":"language_unsupported","message":"no","recoverable":false}'
+        )
+        await connection.send(sentence)
+        await connection.close(4400)
+
+    async with FakeWorker(gateway.slots, "a", refuse).running(), gateway.stream() as stream:
+        (error,), code = await drained(stream)
+    assert (error["code"], code) == ("language_unsupported", 4400)
+    await gateway.until_held(0)
+
+
+async def test_audio_that_kills_every_worker_is_told_to_no_more_of_them(redis_url: str) -> None:
+    async with gateway_over(redis_url, outage_seconds=30.0) as gateway:
+        poisoned = dying_after(1)
+        async with FakeWorker(gateway.slots, "a", poisoned).running(), gateway.stream() as stream:
+            await stream.send(CHUNK)
+            messages, code = await drained(stream)
+        assert (messages[-1]["type"], code) == ("session.terminated", 1011)
+        assert len(poisoned.frames) == 9
+
+
+# Coming back.
+
+
+async def broken_off(gateway: Gateway, *says: str) -> str:
+    """A session whose client vanished after the worker said this: its id."""
+    async with FakeWorker(gateway.slots, "a", Notes()).running():
+        pass
+
+    async def say(connection: ServerConnection, _: Notes) -> None:
+        for word in says:
+            await connection.send(word)
+
+    async with FakeWorker(gateway.slots, "a", Notes(say)).running():
+        stream = await gateway.stream()
+        assert json.loads(await stream.recv())["type"] == "session.begin"
+        (session,) = await gateway.slots.sessions()
+        id = session["session_id"]
+        told = sum("snapshot" not in word for word in says)
+        for _ in range(told):
+            await stream.recv()
+        async with asyncio.timeout(5):
+            while len(await gateway.slots.kept(id) or {}) < 2 + len(says):
+                await asyncio.sleep(0.01)
+        stream.transport.abort()
+        await gateway.until_held(0)
+    return id
+
+
+async def test_a_client_that_comes_back_is_told_what_it_missed_and_where_to_go_on(
+    gateway: Gateway,
+) -> None:
+    id = await broken_off(gateway, final(0), final(1), snapshot(48_000, next_segment=2))
+    again = Notes()
+    async with FakeWorker(gateway.slots, "a", again).running() as worker:
+        query = f"resume_session_id={id}&last_segment_id=seg_0000"
+        async with gateway.stream(query) as stream:
+            begin = json.loads(await stream.recv())
+            assert (begin["resumed_from"], begin["resume_offset_ms"]) == (id, 3000.0)
+            assert json.loads(await stream.recv())["segment_id"] == "seg_0001"
+            await stream.send(CHUNK)
+            await stream.send('{"type":"end"}')
+            messages, code = await drained(stream)
+    assert ([m["type"] for m in messages], code) == (["session.end"], 1000)
+    assert worker.requests[0]["session_id"] == id
+    given = json.loads(again.frames[0])
+    assert [s["text"] for s in given["segments"]] == ["sentence 0", "sentence 1"]
+
+
+async def test_a_session_that_had_ended_tells_its_end_again(gateway: Gateway) -> None:
+    id = await broken_off(gateway, final(0), '{"type":"session.end"}')
+    async with gateway.stream(f"resume_session_id={id}") as stream:
+        messages, code = await drained(stream)
+    types = [m["type"] for m in messages]
+    assert (types, code) == (["session.begin", "transcript.final", "session.end"], 1000)
+
+
+async def test_of_an_unknown_session_nothing_is_kept(gateway: Gateway) -> None:
+    async with gateway.stream(f"resume_session_id=sess_{'0' * 24}") as stream:
+        (error,), code = await drained(stream)
+    assert (error["code"], code) == ("invalid_parameter", 4400)
+    assert "nothing is kept" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "resume_session_id=x:resume",
+        "resume_session_id=",
+        f"resume_session_id=sess_{'0' * 24}&last_segment_id=7",
+    ],
+)
+async def test_what_is_no_session_and_no_segment_is_refused(gateway: Gateway, query: str) -> None:
+    async with gateway.stream(query) as stream:
+        (error,), code = await drained(stream)
+    assert (error["code"], code) == ("invalid_parameter", 4400)
+
+
+async def test_a_session_is_gone_on_with_by_its_own_key_only(redis_url: str) -> None:
+    async with gateway_over(redis_url, api_keys="redis") as gateway:
+        texts = list[str]()
+        for name in ("one", "two"):
+            text, key = make(name, 0)
+            await RedisKeys(gateway.client).add(key)
+            texts.append(text)
+        async with FakeWorker(gateway.slots, "a", Notes()).running():
+            async with gateway.stream(f"api_key={texts[0]}") as stream:
+                await stream.recv()
+                (session,) = await gateway.slots.sessions()
+            await gateway.until_held(0)
+            query = f"resume_session_id={session['session_id']}&api_key="
+            async with gateway.stream(query + texts[1]) as stream:
+                (error,), code = await drained(stream)
+            assert (error["code"], code) == ("forbidden", 4003)
+            async with gateway.stream(query + texts[0]) as stream:
+                assert json.loads(await stream.recv())["type"] == "session.begin"
+
+
+async def test_a_key_has_as_many_sessions_as_it_may(redis_url: str) -> None:
+    async with gateway_over(redis_url, api_keys="redis") as gateway:
+        text, key = make("one", 1)
+        await RedisKeys(gateway.client).add(key)
+        async with FakeWorker(gateway.slots, "a", Notes()).running():
+            async with gateway.stream(f"api_key={text}") as stream:
+                await stream.recv()
+                async with gateway.stream(f"api_key={text}") as second:
+                    (error,), code = await drained(second)
+                assert (error["code"], code) == ("rate_limit", 4429)
+            await gateway.until_held(0)
+            async with gateway.stream(f"api_key={text}") as stream:
+                assert json.loads(await stream.recv())["type"] == "session.begin"
+
+
+async def test_an_address_has_as_many_sessions_as_it_may(redis_url: str) -> None:
+    async with gateway_over(redis_url, sessions_per_address=1) as gateway:
+        async with FakeWorker(gateway.slots, "a", Notes()).running(), gateway.stream() as stream:
+            await stream.recv()
+            async with gateway.stream() as second:
+                (error,), code = await drained(second)
+            assert (error["code"], code) == ("rate_limit", 4429)
+
+
+async def test_the_older_connection_of_a_session_is_let_go(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", Notes()).running(), gateway.stream() as old:
+        await old.recv()
+        (session,) = await gateway.slots.sessions()
+        async with asyncio.timeout(5):
+            while not await gateway.slots.kept(session["session_id"]):
+                await asyncio.sleep(0.01)
+        async with gateway.stream(f"resume_session_id={session['session_id']}") as new:
+            assert json.loads(await new.recv())["type"] == "session.begin"
+            messages, code = await drained(old)
+            assert (messages[-1]["reason"], code) == ("taken_over", 1001)
+            assert messages[-1]["recoverable"] is False
+            assert await gateway.held() == 1
+
+
+async def test_a_drain_tells_clients_that_resume_to_go_on_elsewhere(gateway: Gateway) -> None:
+    async def with_ack(connection: ServerConnection) -> None:
+        await connection.send(BEGIN.replace('"ack":false', '"ack":true'))
+        await connection.wait_closed()
+
+    async with FakeWorker(gateway.slots, "a", with_ack).running(), gateway.stream() as stream:
+        await stream.recv()
+        gateway.stop.set()
+        (message,), code = await drained(stream)
+    assert (message["reason"], message["recoverable"], code) == ("server_drain", True, 1001)
+    assert "resume_session_id" in message["recovery_hint"]
+
+
+# In line.
+
+
+async def test_a_caller_in_line_is_told_its_position_and_gets_the_slot(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", Notes(), capacity=1).running():
+        async with gateway.stream() as first, gateway.stream("overflow=queue") as second:
+            await first.recv()
+            assert json.loads(await second.recv())["position"] == 1
+            await first.send('{"type":"end"}')
+            assert json.loads(await second.recv())["type"] == "session.begin"
+
+
+async def test_an_unknown_way_out_is_refused(gateway: Gateway) -> None:
+    async with gateway.stream("overflow=magic") as stream:
+        (error,), code = await drained(stream)
+    assert (error["code"], code) == ("invalid_parameter", 4400)
+    assert "reject, queue, degrade" in error["message"]
+
+
+# Too fast, too slow.
+
+
+async def test_a_client_that_pushes_is_slowed_down_and_in_the_end_refused(redis_url: str) -> None:
+    limits = {"audio_burst_seconds": 1.0, "audio_held_seconds": 0.5}
+    async with gateway_over(redis_url, **limits) as gateway:
+        async with FakeWorker(gateway.slots, "a", Notes()).running(), gateway.stream() as stream:
+            for _ in range(60):
+                await stream.send(CHUNK)
+            messages, code = await drained(stream)
+        assert ([m["type"] for m in messages], code) == (["session.begin", "error"], 4029)
+        assert messages[-1]["code"] == "rate_limit"
+        await gateway.until_held(0)
+
+
+async def test_a_burst_and_real_time_behind_it_are_let_through(redis_url: str) -> None:
+    limits = {"audio_burst_seconds": 2.0, "audio_held_seconds": 0.1}
+    async with gateway_over(redis_url, **limits) as gateway:
+        notes = Notes()
+        async with FakeWorker(gateway.slots, "a", notes).running(), gateway.stream() as stream:
+            for number in range(30):
+                await stream.send(CHUNK)
+                await asyncio.sleep(0 if number < 15 else 0.1)
+            await stream.send('{"type":"end"}')
+            _, code = await drained(stream)
+        assert (notes.audio, code) == (30 * len(CHUNK), 1000)
+
+
+async def test_a_client_that_never_reads_is_let_go(redis_url: str) -> None:
+    async def talk(connection: ServerConnection, _: Notes) -> None:
+        while True:
+            await connection.send('{"type":"filler","text":"%s"}' % ("x" * 10_000))
+
+    async with gateway_over(redis_url, reader_seconds=0.5) as gateway:
+        async with FakeWorker(gateway.slots, "a", Notes(talk)).running():
+            host, port = gateway.url.split(":")
+            with socket.create_connection((host, int(port))) as deaf:
+                deaf.sendall(
+                    f"GET {STREAM} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+                    "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+                )
+                await gateway.until_held(1)
+                await gateway.until_held(0)
