@@ -29,6 +29,7 @@ environment:
   OUTAGE_SECONDS         how long a session waits for failing models (30)
   DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
   DALSTON_WORKER_SECRET  what gateways must show; without it whoever reaches the port may
+  OTEL_EXPORTER_OTLP_ENDPOINT  who collects traces, http://host:4318; needs dalston[otel]
   LOG_LEVEL              DEBUG, INFO, WARNING or ERROR (INFO)
   DALSTON_LOG_FORMAT     text, or json for an object a line (text)
 """
@@ -41,8 +42,13 @@ environment:
   DALSTON_ADMIN_KEY      bearer key for /v1/realtime/sessions; without it nobody may
   DALSTON_WORKER_SECRET  the workers' own
   DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
+  OTEL_EXPORTER_OTLP_ENDPOINT  who collects traces, http://host:4318; needs dalston[otel]
   LOG_LEVEL              DEBUG, INFO, WARNING or ERROR (INFO)
   DALSTON_LOG_FORMAT     text, or json for an object a line (text)
+"""
+_TRITON_HELP = """\
+environment:
+  OTEL_EXPORTER_OTLP_ENDPOINT  who collects traces, as for gateway and worker
 """
 _KEYS_HELP = """\
 The place is --file or --redis-url; else what DALSTON_API_KEYS says, as for the gateway, with
@@ -144,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("gateway", "run a gateway", _gateway, _GATEWAY_HELP)
     add("worker", "run a worker", _worker, _WORKER_HELP)
-    triton = add("triton", "run Triton and keep it running", _triton)
+    triton = add("triton", "run Triton and keep it running", _triton, _TRITON_HELP)
     triton.add_argument("--repository", type=Path, help="what `dalston models build` made")
     triton.add_argument("--run-dir", type=Path, default=Path("."), help="folder for its files (.)")
     triton.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
@@ -275,7 +281,8 @@ def _triton(args: argparse.Namespace) -> int:
     if args.repository is None:
         print("--repository is needed", file=sys.stderr)
         return 2
-    return server.main(args.repository, args.run_dir, ports, args.host)
+    traces = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    return server.main(args.repository, args.run_dir, ports, args.host, traces)
 
 
 def main() -> int:

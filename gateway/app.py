@@ -10,22 +10,23 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any
 
 import uvicorn
 import uvloop
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, WebSocket
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from dalston.gateway import health, metrics
 from dalston.gateway.access import Access, Refused
 from dalston.gateway.connection import Connections
 from dalston.gateway.keys import KeysError
 from dalston.gateway.request_ids import with_request_ids
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator import logs
+from dalston.orchestrator import logs, traces
 from dalston.orchestrator.messages import LONGEST_FRAME, End, Error, serialize
 from dalston.orchestrator.redis_client import UnsupportedRedis, redis_client, refuse_cluster
 from dalston.orchestrator.request_ids import named, request_id
@@ -51,11 +52,14 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     if access.open and settings.host not in LOOPBACK:
         logger.warning("whoever reaches %s is let in: set DALSTON_API_KEYS", settings.host)
 
+    async def expire() -> None:
+        metrics.LEASES_EXPIRED.inc(await slots.expire())
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         works = (
             _every(RENEW_S, connections.renew),
-            _every(EXPIRE_S, slots.expire),
+            _every(EXPIRE_S, expire),
             _every(settings.worker_silent_seconds / 5, connections.look_after),
             _follow_events(slots, connections),
         )
@@ -95,17 +99,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         await websocket.close(1008, "Invalid path")
 
     @app.get("/health")
-    async def health() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        """200 only if a new session would work."""
-        try:
-            workers = await slots.workers()
-        except RedisError as error:
-            return JSONResponse({"status": "unhealthy", "reason": f"Redis: {error}"}, 503)
-        if connections.draining:
-            return JSONResponse({"status": "draining"}, 503)
-        if not any(worker.status in ("ready", "busy") for worker in workers):
-            return JSONResponse({"status": "unhealthy", "reason": "no worker is ready"}, 503)
-        return JSONResponse({"status": "healthy", "active_sessions": len(connections)})
+    async def basic_health() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        return JSONResponse(*await health.health(slots, connections))
 
     async def caller(request: Request) -> None:
         try:
@@ -125,6 +120,31 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         if not hmac.compare_digest(authorization.encode(), expected.encode()):
             sentence = "the admin key is needed: Authorization: Bearer KEY"
             raise HTTPException(401, sentence, {"WWW-Authenticate": "Bearer"})
+
+    def operator(authorization: Annotated[str, Header()] = "") -> None:
+        """Who watches: everybody where everything is open, else the admin."""
+        if settings.admin_key or not access.open:
+            admin(authorization)
+
+    @app.get("/health/extended", dependencies=[Depends(operator)])
+    async def extended_health() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        return JSONResponse(*await health.extended_health(slots, connections))
+
+    @app.get("/metrics", dependencies=[Depends(operator)])
+    async def metrics_page() -> Response:  # pyright: ignore[reportUnusedFunction]
+        workers, waiting = None, 0
+        with suppress(RedisError):  # what we know ourselves is worth telling all the same
+            workers, waiting = await slots.workers(), await slots.waiting()
+        state = metrics.State(
+            len(connections),
+            connections.sessions,
+            connections.held_bytes,
+            connections.draining,
+            slots.errors,
+            workers,
+            waiting,
+        )
+        return Response(metrics.page(state), media_type=metrics.CONTENT_TYPE)
 
     @app.get("/v1/realtime/sessions", dependencies=[Depends(admin)])
     async def sessions() -> Any:  # pyright: ignore[reportUnusedFunction]
@@ -211,7 +231,7 @@ async def serve(
         pass  # it may come later than we
     connections: Connections = app.state.connections
     config = uvicorn.Config(
-        with_request_ids(app),
+        with_request_ids(metrics.with_metrics(app)),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -272,7 +292,12 @@ def main(settings: GatewaySettings) -> int:
         await serve(settings, stop)
 
     try:
+        instance = f"{socket.gethostname()}:{settings.port}"
+        traces.setup("dalston-gateway", instance, settings.otlp_endpoint)
         uvloop.run(run())
+    except traces.TracesError as error:
+        logger.error("%s", error)
+        return 1
     except KeysError as error:
         print(f"DALSTON_API_KEYS: {error}", file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
+from contextvars import copy_context
 from typing import Literal
 from urllib.parse import urlencode
 
@@ -24,10 +25,11 @@ from redis.exceptions import RedisError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
+from dalston.gateway import metrics
 from dalston.gateway.pace import Pace, PaceLimits, TooFast
 from dalston.gateway.relay import Relay
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator import request_ids
+from dalston.orchestrator import request_ids, traces
 from dalston.orchestrator.messages import (
     End,
     Error,
@@ -56,11 +58,16 @@ HELD_S = 120
 LONGEST_MESSAGE = 16 << 20  # bytes
 _GOING_AWAY, _INTERNAL, _SERVICE_RESTART, _ABNORMAL = 1001, 1011, 1012, 1006
 _SLOW_READER, _RATE_LIMIT = 4011, 4029
-_LAST_WORDS = ('{"type":"error"', '{"type":"session.terminated"')
+_TERMINATED = '{"type":"session.terminated"'
+_LAST_WORDS = ('{"type":"error"', _TERMINATED)
 
 
 class Unreachable(Exception):
     """No worker could be had in time."""
+
+
+class TakenOver(Exception):
+    """Another gateway has the session now."""
 
 
 class WorkerRefused(Exception):
@@ -84,6 +91,7 @@ class Call:
     ):
         self.slot = slot
         self._websocket = websocket
+        self._context = copy_context()  # whose session it is: for log lines
         self._relay = relay
         self._slots = slots
         self._query, self._record = dict(query), record
@@ -179,6 +187,10 @@ class Call:
             self._leave.set_result((message, code))
 
     @property
+    def held_bytes(self) -> int:
+        return self._relay.held_bytes
+
+    @property
     def resumes(self) -> bool:
         """Whether its client can go on at another gateway."""
         return self._relay.config.ack
@@ -191,7 +203,8 @@ class Call:
         """To be called twice a second or so: a worker that is quiet is asked whether it lives."""
         quiet = now - self._heard > self._silent_s / 4
         if self._link and quiet and (self._probe is None or self._probe.done()):
-            self._probe = asyncio.create_task(self._ask(self._link))
+            probe = self._ask(self._link)
+            self._probe = asyncio.create_task(probe, context=self._context.copy())
 
     async def _ask(self, link: ClientConnection) -> None:
         try:
@@ -259,16 +272,22 @@ class Call:
         within = FIRST_WORKER_S
         avoid = ""
         losses, since = 0, relay.snapshot
+        takeover: metrics.Takeover | None = None
         while True:
             try:
                 link = await self._attach(slot, avoid, within)
+                if takeover:
+                    takeover.taken()
             except WorkerRefused as refused:
                 self._status = "error"
                 await self._tell(refused.frame)
                 return await self._websocket.close(refused.code)
+            except TakenOver:
+                return self.send_away("taken_over", None)
             except Unreachable:
-                if within == FIRST_WORKER_S:
+                if takeover is None:
                     raise
+                takeover.failed()
                 return await self._give_up()
             code, last = await self._listen(link)
             if relay.end or not _lost(code, last):
@@ -277,7 +296,9 @@ class Call:
                 return await self._websocket.close(code, link.close_reason or None)
             losses = losses + 1 if relay.snapshot is since else 1
             since = relay.snapshot
+            takeover = metrics.Takeover("drain" if code == _SERVICE_RESTART else "lost")
             if losses > MOST_LOSSES:
+                takeover.failed()
                 return await self._give_up()
             within, slot, avoid = self._outage_s, None, self.slot.worker_id
             if code == _SERVICE_RESTART:
@@ -317,6 +338,8 @@ class Call:
             try:
                 slot = await self._acquire(avoid)
             except (NoCapacity, RedisError) as error:
+                if isinstance(error, NoCapacity) and error.reason == "taken_over":
+                    raise TakenOver from None
                 # Perhaps the lost one is back before another has room.
                 logger.debug("%s: %r", self._relay.session_id, error)
                 avoid = ""
@@ -357,11 +380,7 @@ class Call:
             parameters["resume"] = "1"
         link = await connect(
             f"{slot.endpoint}/session?{urlencode(parameters)}",
-            additional_headers=(
-                {"Authorization": f"Bearer {self._secret.get_secret_value()}"}
-                if self._secret
-                else None
-            ),
+            additional_headers=self._headers(),
             open_timeout=CONNECT_S,
             ping_interval=None,  # look_after() does it, and knows when not to
             close_timeout=1.0,
@@ -386,11 +405,19 @@ class Call:
             raise
         missed = relay.missed()
         told = relay.pass_on(frame)
+        # Whoever is told that it has begun can go on with it elsewhere.
+        if not await self._save_now():
+            self._unsaved.set()
         for known in (told, *missed):
             if known:
                 await self._tell(known)
-        self._unsaved.set()
         return link
+
+    def _headers(self) -> dict[str, str]:
+        headers = {traces.HEADER: parent} if (parent := traces.header()) else {}
+        if self._secret:
+            headers["Authorization"] = f"Bearer {self._secret.get_secret_value()}"
+        return headers
 
     async def _listen(self, link: ClientConnection) -> tuple[int, str]:
         """Pass on what a worker says until it closes: the code, and its last words."""
@@ -462,6 +489,8 @@ class Call:
 
 def _lost(code: int, last: str) -> bool:
     """Whether a worker that closed so has left its session to us."""
+    if last.startswith(_TERMINATED):
+        return False
     if code == _GOING_AWAY:
         return not last.startswith(_LAST_WORDS[1])  # another gateway has the session
     if code in (_ABNORMAL, _SERVICE_RESTART):

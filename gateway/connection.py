@@ -14,12 +14,13 @@ import msgspec
 from fastapi import WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
 
+from dalston.gateway import metrics
 from dalston.gateway.access import Access, Caller, Refused, check_resume, chosen_subprotocol
 from dalston.gateway.admission import Admission, admit
 from dalston.gateway.call import Call, Unreachable
 from dalston.gateway.relay import Relay
 from dalston.gateway.settings import GatewaySettings, Overflow
-from dalston.orchestrator import request_ids
+from dalston.orchestrator import request_ids, traces
 from dalston.orchestrator.messages import (
     PROTOCOL_VERSION,
     End,
@@ -62,6 +63,7 @@ class Connections:
     def __init__(self, slots: Slots, access: Access, settings: GatewaySettings):
         self.slots = slots
         self._access = access
+        self._id = secrets.token_hex(8)
         self.draining = False
         self._settings = settings
         self._calls: dict[str, Call] = {}
@@ -70,12 +72,22 @@ class Connections:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def sessions(self) -> int:
+        """Of these, those that have a slot."""
+        return len(self._calls)
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(call.held_bytes for call in self._calls.values())
+
     async def renew(self) -> None:
         """To be called well within every lease."""
         calls = list(self._calls.values())
         for session_id in await self.slots.renew([call.slot for call in calls]):
             if call := self._calls.get(session_id):
-                logger.warning("%s: another gateway has taken it over", session_id)
+                about = {"session_id": session_id}
+                logger.warning("%s: another gateway has taken it over", session_id, extra=about)
                 call.send_away("taken_over", None)
 
     async def restore(self) -> None:
@@ -128,6 +140,7 @@ class Connections:
         except ParameterError as error:
             raise Refusal(error.code, str(error), _BAD_PARAMETER) from None
         if self.draining:
+            metrics.ALLOCATION_FAILURES.labels("draining").inc()
             raise Refusal("no_capacity", _WHY_NOT["draining"], _NO_CAPACITY)
 
         if "resume_session_id" in query:
@@ -145,6 +158,7 @@ class Connections:
                 "model": relay.config.model,
                 "client_ip": websocket.client.host if websocket.client else "",
                 "enhance_on_end": "false",
+                "gateway": self._id,
             },
             key_id=caller.key_id,
             key_limit=caller.max_sessions,
@@ -167,9 +181,17 @@ class Connections:
         if before := self._calls.get(relay.session_id):
             before.send_away("taken_over", None)
         self._calls[relay.session_id] = call
+        metrics.SESSIONS.inc()
+        parent = websocket.headers.get(traces.HEADER, "")
+        about = {
+            "dalston.session_id": relay.session_id,
+            "dalston.request_id": request_ids.request_id.get(),
+        }
         try:
-            await call.run()
+            with traces.span("call", about, parent=parent, kind="server"):
+                await call.run()
         except Unreachable:
+            metrics.ALLOCATION_FAILURES.labels("unreachable").inc()
             sentence = "No realtime worker answers. Try again later."
             raise Refusal("no_capacity", sentence, _NO_CAPACITY) from None
         finally:
@@ -188,11 +210,15 @@ class Connections:
     async def _admit(self, websocket: WebSocket, admission: Admission) -> Slot:
         """A slot, perhaps after a wait in line, which ends when the caller vanishes."""
 
+        allocation = metrics.Allocation()
+
         async def tell(position: Queued) -> None:
+            allocation.waits()
             await websocket.send_text(serialize(position))
 
         try:
-            return await admit(self.slots, admission, tell)
+            with allocation:
+                return await admit(self.slots, admission, tell)
         except TooMany as error:
             sentence = f"this {error.of} has as many sessions as it may; end one first"
             raise Refusal("rate_limit", sentence, _TOO_MANY) from None
@@ -227,11 +253,13 @@ class Connections:
             raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER)
         check_resume(caller, kept.get("key_id", ""))
         try:
-            return Relay.resumed(session_id, kept, number)
+            relay = Relay.resumed(session_id, kept, number)
         except (KeyError, msgspec.MsgspecError) as error:
             logger.error("%s cannot be resumed: %r", session_id, error)
             sentence = f"what was kept of session {session_id!r} cannot be read; begin a new one"
             raise Refusal("internal_error", sentence, 1011) from None
+        metrics.RESUMED.inc()
+        return relay
 
 
 async def _tell_the_end(websocket: WebSocket, relay: Relay) -> None:

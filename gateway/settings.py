@@ -45,6 +45,8 @@ class GatewaySettings(BaseSettings):
     audio_rate: float = Field(1.5, alias="DALSTON_AUDIO_RATE", ge=1)
     audio_burst_seconds: float = Field(60.0, alias="DALSTON_AUDIO_BURST_SECONDS", gt=0)
     audio_held_seconds: float = Field(60.0, alias="DALSTON_AUDIO_HELD_SECONDS", ge=0)
+    # Who collects traces, as for the worker.
+    otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
     log_format: Format = Field("text", alias="DALSTON_LOG_FORMAT")
 

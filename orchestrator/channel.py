@@ -14,12 +14,15 @@ would ask the same, but this server takes one a second for an attack and hangs u
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import Context
 from typing import Any
 
 import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from dalston.orchestrator import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +105,11 @@ class Channel:
             raise _failed(error) from None
 
     async def infer(
-        self, request: Any, deadline_s: float, over: Callable[[], None] = _nothing
+        self,
+        request: Any,
+        deadline_s: float,
+        over: Callable[[], None] = _nothing,
+        metadata: Sequence[tuple[str, str]] | None = None,
     ) -> Any:
         """The answer. Raises CallFailed. `over` is called when the server is done with it."""
         if self.silent:
@@ -130,12 +137,14 @@ class Channel:
             else:
                 waiting.set_result(call.result())
 
-        call = asyncio.ensure_future(self._connection.stub.ModelInfer(request, timeout=deadline_s))
+        infer = self._connection.stub.ModelInfer
+        call = asyncio.ensure_future(infer(request, timeout=deadline_s, metadata=metadata))
         calls.add(call)
         self._due.add(waiting)
         call.add_done_callback(done)
         if self._listening is None or self._listening.done():
-            self._listening = asyncio.create_task(self._listen())
+            # It is not about the session that happened to ask: not in its log lines and traces.
+            self._listening = asyncio.create_task(self._listen(), context=Context())
         return await waiting
 
     async def _listen(self) -> None:
@@ -153,6 +162,7 @@ class Channel:
     async def _be_silent(self) -> None:
         """Let everybody go who waits, until the server is heard again."""
         logger.warning("Triton %s is silent", self.url)
+        metrics.SILENCES.labels(self.url).inc()
         self.silent = True
         for waiting in self._due:
             if not waiting.done():

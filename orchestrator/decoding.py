@@ -118,6 +118,7 @@ class Decoding:
         self.stats = Stats()
         # Of the utterance told last, for the join with one that continues it.
         self.overlap_words: list[Word] = []
+        self.dues: deque[int] = deque(maxlen=FINALS_IN_FLIGHT)  # where the last told were due
         if snapshot:
             self.segments = list(snapshot.segments)
             self.overlap_words = list(snapshot.overlap_words)
@@ -274,7 +275,14 @@ class Decoding:
         draft = tuple(utterance.agreement.before)
         self.requests.append(
             TranscriptRequest(
-                decode.id, "final", audio, language, self._variant, draft=draft, words=words
+                decode.id,
+                "final",
+                audio,
+                language,
+                self._variant,
+                draft=draft,
+                words=words,
+                segment_id=utterance.segment_id,
             )
         )
         return decode
@@ -337,5 +345,6 @@ class Decoding:
             processing_ms=decode.elapsed_ms,
             words=words if ended.config.word_timestamps else None,
         )
+        self.dues.append(ended.due)
         self.segments.append(Segment(final.start, final.end, final.text, final.segment_id))
         return [final]

@@ -12,10 +12,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
 
 import grpc
 
-from dalston.orchestrator import memory
+from dalston.orchestrator import memory, metrics
 from dalston.orchestrator.inference import InferenceError, LoadedVariant, SequenceLost, Triton
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptRequest
 from dalston.triton.contract import VAD_MODEL, VARIANTS, whisper_model
@@ -86,7 +87,10 @@ class _Member:
     def doubt(self, model: str) -> None:
         """Avoid it until it answers."""
         if model not in self.doubted:
-            self.doubted[model] = asyncio.create_task(self._until_it_answers(model))
+            metrics.AVOIDED.labels(self.triton.url, model).inc()
+            # Not about the session that met it: not in its log lines and traces.
+            doubt = self._until_it_answers(model)
+            self.doubted[model] = asyncio.create_task(doubt, context=Context())
 
     async def _until_it_answers(self, model: str) -> None:
         began, wait = time.monotonic(), PROBE_FIRST_S
@@ -109,6 +113,11 @@ class Fleet:
         self._members = [_Member(url) for url in urls]
         self._out_of_memory = out_of_memory
         self._sequences: dict[str, _Member] = {}  # from START to END
+
+    @property
+    def pending(self) -> dict[str, int]:
+        """Requests under way, by URL."""
+        return {member.triton.url: member.triton.pending for member in self._members}
 
     async def close(self) -> None:
         for member in self._members:

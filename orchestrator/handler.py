@@ -14,6 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
+from dalston.orchestrator import metrics, traces
 from dalston.orchestrator.inference import InferenceError, SequenceLost
 from dalston.orchestrator.lag import Lag, Verdict
 from dalston.orchestrator.messages import (
@@ -151,6 +152,7 @@ async def handle(
             finalised = message.replay_from
         outgoing.put_nowait(text)
         unread += len(text)
+        spans.told(message, session, began)
 
     def pump() -> None:
         """Carry what the session wants to where it belongs."""
@@ -172,6 +174,8 @@ async def handle(
                 spawn(end_sequence(request))
             case SpeechRequest():
                 spawn(ask_speech(request))
+            case TranscriptRequest(kind="final"):
+                asked[request.id] = spawn(ask_final(request))
             case TranscriptRequest():
                 asked[request.id] = spawn(ask_transcript(request))
             case Cancel():
@@ -196,13 +200,21 @@ async def handle(
             if failing_s > limits.outage_s:
                 raise
             logger.warning("%s: %s", session.id, error)
+            metrics.SPEECH_LOST.inc()
             await asyncio.sleep(min(RETRY_FIRST_S + failing_s / 4, RETRY_LAST_S))
             session.receive_speech_lost()
         else:
             failing_since = speech_asked = None
             spans.add("vad", loop.time() - asked)
             session.receive_probabilities(probabilities)
+            spans.heard(session, loop.time())
         pump()
+
+    async def ask_final(request: TranscriptRequest) -> None:
+        audio_s = len(request.audio) / 2 / SAMPLE_RATE
+        about = {"dalston.segment_id": request.segment_id, "dalston.audio_seconds": audio_s}
+        with traces.span("final", about):
+            await ask_transcript(request)
 
     async def ask_transcript(request: TranscriptRequest) -> None:
         began, wait = loop.time(), RETRY_FIRST_S
@@ -215,9 +227,11 @@ async def handle(
                 if request.kind == "partial" or not error.retryable or give_up:
                     asked.pop(request.id, None)
                     retrying.discard(request.id)
+                    metrics.FAILED.labels(request.variant, request.kind).inc()
                     session.receive_failure(request.id, str(error))
                     break
                 retrying.add(request.id)
+                metrics.RETRIED.labels(request.variant).inc()
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, RETRY_LAST_S)
             else:
@@ -229,6 +243,7 @@ async def handle(
                 pump()
                 if request.kind == "final":
                     spans.add_all(hypothesis.stages)
+                    traces.note({f"dalston.{k}_ms": 1e3 * s for k, s in hypothesis.stages.items()})
                     spans.add("assembly", loop.time() - answered)
                 return
         pump()
@@ -246,6 +261,7 @@ async def handle(
         async for frame in frames:
             last_frame = loop.time()
             if isinstance(frame, str):
+                spans.heard(session, last_frame, message=True)
                 try:
                     session.receive_message(parse(frame))
                 except MessageError as error:
@@ -288,6 +304,7 @@ async def handle(
             verdict = lag.measure(session.received, session.processed, failing, now)
             session.sparing = lag.seconds > SPARING_S
             if verdict is Verdict.WARN:
+                metrics.LAG_WARNINGS.inc()
                 tell(lag_warning(lag))
             elif verdict is Verdict.EXCEEDED:
                 close_code = CloseCode.LAG

@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from dalston.orchestrator import traces
 from dalston.orchestrator.channel import CallFailed, Channel
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TimedWord, TranscriptRequest
 from dalston.orchestrator.turns import Turns
@@ -170,14 +171,19 @@ class Triton:
             outputs = await self._whisper(request, PARTIAL_DEADLINE_S, over=turns.give_back)
             return _hypothesis(outputs, {})
         asked = time.perf_counter()
-        outputs = await self._whisper(request, FINAL_DEADLINE_S)
+        outputs = await self._final(request)
         spent = outputs["STAGE_SECONDS"]
         if bool(outputs["SUSPECT"][0]):
             # Right-sized windows can harm a stock checkpoint: once more as it was trained.
-            outputs = await self._whisper(request, FINAL_DEADLINE_S, full_window=True)
+            outputs = await self._final(request, full_window=True)
             spent = spent + outputs["STAGE_SECONDS"]
         elsewhere = time.perf_counter() - asked - float(spent.sum())
         return _hypothesis(outputs, dict(zip(STAGES, spent.tolist(), strict=True), queue=elsewhere))
+
+    async def _final(self, request: TranscriptRequest, full_window: bool = False) -> dict[str, Any]:
+        about = {"dalston.triton": self.url, "dalston.full_window": full_window}
+        with traces.span(whisper_model(request.variant), about, kind="client"):
+            return await self._whisper(request, FINAL_DEADLINE_S, full_window)
 
     async def _whisper(
         self,
@@ -199,7 +205,8 @@ class Triton:
         for name in _FINAL_OUTPUTS if request.kind == "final" else _PARTIAL_OUTPUTS:
             call.outputs.add(name=name)
         try:
-            response = await self._channel.infer(call, deadline_s, over)
+            metadata = traces.metadata() if request.kind == "final" else None
+            response = await self._channel.infer(call, deadline_s, over, metadata)
         except CallFailed as error:
             retryable = error.code not in (
                 grpc.StatusCode.INVALID_ARGUMENT,

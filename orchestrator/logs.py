@@ -32,8 +32,10 @@ def _in_order(record: logging.LogRecord) -> bool:
     return not isinstance(error, asyncio.CancelledError)
 
 
-def _known() -> dict[str, str]:
-    names = {"session_id": session_id.get(), "request_id": request_id.get()}
+def _known(record: logging.LogRecord) -> dict[str, str]:
+    """What the line is about: what its context says, or `extra` where that is another's."""
+    session = getattr(record, "session_id", session_id.get())
+    names = {"session_id": session, "request_id": request_id.get()}
     return {name: id for name, id in names.items() if id}
 
 
@@ -43,7 +45,7 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
-        ids = [id for id in _known().values() if id not in record.message]
+        ids = [id for id in _known(record).values() if id not in record.message]
         return f"{line} [{' '.join(ids)}]" if ids else line
 
     def format(self, record: logging.LogRecord) -> str:
@@ -57,7 +59,7 @@ class _Json(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **_known(),
+            **_known(record),
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)

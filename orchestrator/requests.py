@@ -34,6 +34,7 @@ class TranscriptRequest:
     prefix: tuple[int, ...] = ()  # tokens that the hypothesis begins with
     draft: tuple[int, ...] = ()  # and that probably follow: what is asked costs less if they do
     words: bool = False
+    segment_id: str = field(default="", compare=False)  # of a final: for people who look at traces
     # Of partials that have to wait for their turn: nothing of their utterance was shown yet, and
     # what to ask instead once it is there, with the audio that came meanwhile.
     urgent: bool = False

@@ -51,6 +51,7 @@ from dalston.orchestrator.messages import (
     Snapshot,
     SpeechEnd,
     SpeechStart,
+    Stats,
     quote,
 )
 from dalston.orchestrator.outbox import Outbox
@@ -186,6 +187,15 @@ class Session:
     @property
     def config(self) -> SessionConfig:
         return self._config
+
+    @property
+    def stats(self) -> Stats:
+        return self._decoding.stats
+
+    def final_due(self) -> int:
+        """Where the final told next was due: the audio was searched for speech up to there when
+        its utterance was known to be over. To be asked once for each."""
+        return self._decoding.dues.popleft() if self._decoding.dues else self._heard
 
     @property
     def last_transcript(self) -> float | None:

@@ -80,6 +80,8 @@ class WorkerSettings(BaseSettings):
     drain_seconds: float = Field(30.0, alias="DRAIN_SECONDS", ge=0)
     # What gateways show before a session; without it whoever reaches the port may have one.
     secret: HeaderSecret | None = Field(None, alias="DALSTON_WORKER_SECRET")
+    # Who collects traces, OTLP over HTTP. OpenTelemetry reads the rest of its OTEL_... by itself.
+    otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
     log_format: Format = Field("text", alias="DALSTON_LOG_FORMAT")
 

@@ -48,7 +48,7 @@ class Slot:
 
 
 class NoCapacity(Exception):
-    """There is no slot. `reason`: no_workers, draining or full."""
+    """There is no slot. `reason`: no_workers, draining, full or taken_over."""
 
     def __init__(self, reason: str, position: int = 0, came: str = ""):
         super().__init__(reason)
@@ -94,6 +94,7 @@ class WorkerRecord:
     active_sessions: int
     endpoint: str
     models: list[str]
+    heartbeat_at: float = 0.0  # by Redis's clock
 
 
 def _text(value: bytes | str) -> str:
@@ -106,11 +107,21 @@ class Slots:
     def __init__(self, client: "redis.asyncio.Redis"):
         self._redis: Any = client
         self._clock: float | None = None  # Redis's, ahead of ours
+        self.errors = 0  # operations that failed
         folder = files("dalston.orchestrator") / "lua"
         prelude = (folder / "prelude.lua").read_text()
 
         def script(name: str) -> Any:
-            return self._redis.register_script(prelude + (folder / f"{name}.lua").read_text())
+            run = self._redis.register_script(prelude + (folder / f"{name}.lua").read_text())
+
+            async def counted(args: list[Any]) -> Any:
+                try:
+                    return await run(args=args)
+                except RedisError:
+                    self.errors += 1
+                    raise
+
+            return counted
 
         self._acquire, self._renew = script("acquire"), script("renew")
         self._release, self._expire = script("release"), script("expire")
@@ -155,6 +166,7 @@ class Slots:
             async with asyncio.timeout(ACQUIRE_S):
                 now, kind, *answer = await self._acquire(args=[*args, *fields])
         except TimeoutError:
+            self.errors += 1
             raise RedisTimeoutError("Redis does not answer") from None
         self._clock = float(now) - time.monotonic()
         if _text(kind) == "late":
@@ -308,9 +320,19 @@ class Slots:
                     int(fields.get("active_sessions", 0)),
                     fields["endpoint"],
                     json.loads(fields["models"]),
+                    float(fields.get("heartbeat_at", 0.0)),
                 )
             )
         return records
+
+    async def now(self) -> float:
+        """Redis's clock, in seconds of the epoch."""
+        seconds, microseconds = await self._redis.time()
+        return seconds + microseconds / 1e6
+
+    async def waiting(self) -> int:
+        """How many sessions are in line."""
+        return int(await self._redis.zcount("dalston:realtime:tickets", await self.now(), "+inf"))
 
     async def sessions(self) -> list[dict[str, str]]:
         """The record of every active session."""

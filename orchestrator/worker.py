@@ -1,5 +1,6 @@
 """
-The worker process: sessions over WebSocket at /session, its health at /health, its record in Redis.
+The worker process: sessions over WebSocket at /session, its health at /health, its metrics at
+/metrics, its record in Redis.
 
 A session comes from a gateway, which names it and its epoch, or from a client directly. Sessions
 share one event loop; what they ask of the models leaves it at once.
@@ -29,7 +30,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from dalston.orchestrator import logs, peer, request_ids
+from dalston.orchestrator import logs, metrics, peer, request_ids, traces
 from dalston.orchestrator.fleet import Fleet
 from dalston.orchestrator.handler import CloseCode, Limits, Models, handle
 from dalston.orchestrator.inference import InferenceError, LoadedVariant
@@ -88,6 +89,7 @@ class Worker:
         self._slots = Slots(self._redis)
         self._instance = secrets.token_hex(8)
         self._sessions: dict[str, _Running] = {}  # by id
+        self._measured = metrics.Sessions()
         self._variants: Mapping[str, LoadedVariant] = {}
         self._unhealthy: str | None = "starting"
         self._less_room = asyncio.Event()  # than Redis knows of
@@ -234,6 +236,7 @@ class Worker:
             self._unhealthy = None
 
     def _out_of_memory(self) -> None:
+        metrics.OUT_OF_MEMORY.inc()
         if self._memory.ran_out(len(self._sessions)):
             logger.warning("a model ran out of memory: %d sessions at most", self._memory.sessions)
             self._less_room.set()
@@ -264,22 +267,33 @@ class Worker:
     # HTTP and WebSocket.
 
     def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
-        """GET /health without an upgrade; everything else is a WebSocket, sessions for those who
-        know the secret."""
+        """GET /health and /metrics without an upgrade; everything else is a WebSocket, sessions for
+        those who know the secret."""
         path = urlsplit(request.path).path
         if "upgrade" in ",".join(request.headers.get_all("Connection")).lower():
             if path == "/session" and not self._may_have_sessions(request):
                 sentence = "sessions are for gateways with this worker's DALSTON_WORKER_SECRET\n"
                 return connection.respond(http.HTTPStatus.UNAUTHORIZED, sentence)
             return None
+        if path == "/metrics":
+            return _answer(http.HTTPStatus.OK, metrics.CONTENT_TYPE, self._metrics())
         if path != "/health":
-            return connection.respond(http.HTTPStatus.NOT_FOUND, "only /health and /session\n")
+            sentence = "only /health, /metrics and /session\n"
+            return connection.respond(http.HTTPStatus.NOT_FOUND, sentence)
         status = http.HTTPStatus.OK
         if self._unhealthy or self._draining.is_set():
             status = http.HTTPStatus.SERVICE_UNAVAILABLE
-        body = json.dumps(self._health()).encode()
-        headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body))})
-        return Response(status.value, status.phrase, headers, body)
+        return _answer(status, "application/json", json.dumps(self._health()).encode())
+
+    def _metrics(self) -> bytes:
+        state = metrics.State(
+            self._memory.sessions,
+            self._unhealthy is None,
+            self._draining.is_set(),
+            self._slots.errors,
+            self._tritons.pending,
+        )
+        return metrics.page(state, self._measured)
 
     def _may_have_sessions(self, request: Request) -> bool:
         if self._settings.secret is None:
@@ -314,6 +328,8 @@ class Worker:
 
     async def _session(self, connection: ServerConnection, query: dict[str, str]) -> None:
         request_ids.request_id.set(request_ids.new_or(query.get("request_id")))
+        assert connection.request is not None
+        parent = connection.request.headers.get(traces.HEADER, "")
 
         async def refuse(code: ErrorCode, sentence: str, close_code: int, reason: str) -> None:
             retry_after = 5 if code == "no_capacity" else None
@@ -323,6 +339,7 @@ class Worker:
                 recoverable=code == "no_capacity",
                 retry_after=retry_after,
             )
+            metrics.REFUSED.labels(code).inc()
             await connection.send(serialize(named(error)))
             await connection.close(close_code, reason)
 
@@ -393,9 +410,16 @@ class Worker:
         # Others are handed over.
         ending = self._ending if direct else asyncio.Event()
         frames = peer.frames(connection)
-        work = asyncio.create_task(handle(session, frames, send, models, limits, ending, lag))
+        about = {"dalston.session_id": session_id, "dalston.epoch": epoch, "dalston.model": variant}
+
+        async def serving() -> int | None:
+            with traces.span("session", about, parent=parent, kind="server"):
+                return await handle(session, frames, send, models, limits, ending, lag)
+
+        work = asyncio.create_task(serving())
         running = _Running(epoch, lag, connection, direct, work)
         self._sessions[session_id] = running
+        self._measured.began(session, lag)
         code = CloseCode.INTERNAL
         try:
             code = await work
@@ -414,10 +438,15 @@ class Worker:
         finally:
             if self._sessions.get(session_id) is running:
                 del self._sessions[session_id]
+            self._measured.ended(session)
             # Who does not read had its time.
             slow = code == CloseCode.SLOW_READER
             patience = CLOSE_S if slow else settings.reader_seconds
             await peer.close(connection, code or CloseCode.NORMAL, patience)
+            handed_over = connection.close_code == CloseCode.SERVICE_RESTART
+            metrics.ENDED.labels(
+                code or (CloseCode.SERVICE_RESTART if handed_over else "gone")
+            ).inc()
             status = "error" if code == CloseCode.INTERNAL else "ended"
             with contextlib.suppress(RedisError):  # the lease ends without us
                 await self._slots.release(session_id, epoch, status, session.received / SAMPLE_RATE)
@@ -429,6 +458,11 @@ class Worker:
             async with asyncio.timeout(CLOSE_S):
                 await peer.sender(connection)(serialize(message))
         await peer.close(connection, CloseCode.GOING_AWAY, CLOSE_S)
+
+
+def _answer(status: http.HTTPStatus, content_type: str, body: bytes) -> Response:
+    headers = Headers({"Content-Type": content_type, "Content-Length": str(len(body))})
+    return Response(status.value, status.phrase, headers, body)
 
 
 def _port(server: Server) -> int:
@@ -447,6 +481,7 @@ def main(settings: WorkerSettings) -> int:
         await Worker(settings).run(stop)
 
     try:
+        traces.setup("dalston-worker", settings.worker_id, settings.otlp_endpoint)
         uvloop.run(run())
     except (WorkerIdTaken, ValueError, OSError) as error:
         logger.error("%s", error)

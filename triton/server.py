@@ -42,6 +42,7 @@ PROBE_EVERY_S = 10.0
 RELOADS, RELOADS_WITHIN_S = 3, 60.0
 # Before a new server; one that lasted is replaced as fast as the first.
 RESTART_FIRST_S, RESTART_LAST_S, LASTED_S = 0.5, 5.0, 60.0
+_NEVER = 2**31 - 1  # one request of so many is traced unasked
 # Idle it exits within 3 s; requests under way get this long.
 EXIT_TIMEOUT_S = 5
 # Batches and instances use the cores; threads of libraries would fight over them.
@@ -64,7 +65,8 @@ class Ports:
 class Server:
     """One tritonserver, kept running.
 
-    repository: as built by `dalston models build`. folder: for our own files; must exist.
+    repository: as built by `dalston models build`. folder: for our own files; must exist. traces:
+    URL of who collects them, OTLP over HTTP.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Server:
         ports: Ports,
         host: str = "127.0.0.1",
         tell: Callable[[str], None] = logger.info,
+        traces: str | None = None,
     ):
         self._installation = find()
         configs = sorted(repository.glob("*/config.pbtxt"))
@@ -86,7 +89,7 @@ class Server:
         self._backends = backend_folder(self._installation, folder)
         # All that the server and its stubs put into /dev/shm begins like this.
         self._shm = f"dalston_{os.getpid()}_{secrets.token_hex(4)}_"
-        self._tell = tell
+        self._tell, self._traces = tell, traces
         self._process: asyncio.subprocess.Process | None = None
         self._guard: asyncio.subprocess.Process | None = None
         self._was_ready = False
@@ -183,6 +186,7 @@ class Server:
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
             "--log-info=false",
             *([] if _has_gpu() else ["--allow-gpu-metrics=false"]),
+            *(_trace_options(self._traces) if self._traces else []),
         ]
 
     def _environment(self) -> dict[str, str]:
@@ -335,6 +339,18 @@ class Server:
                 path.unlink(missing_ok=True)
 
 
+def _trace_options(url: str) -> list[str]:
+    """Requests that bring a trace along are part of it; of the others so few that it is none."""
+    settings = {
+        "mode": "opentelemetry",
+        "level": "TIMESTAMPS",
+        "rate": str(_NEVER),
+        "opentelemetry,url": f"{url.rstrip('/')}/v1/traces",
+        "opentelemetry,resource": "service.name=dalston-triton",
+    }
+    return [f"--trace-config={name}={value}" for name, value in settings.items()]
+
+
 def _maps(pid: int) -> str:
     """What is mapped into a process."""
     with contextlib.suppress(OSError):
@@ -373,7 +389,7 @@ async def _is_ready(stub: Any, model: str) -> bool:
         return False
 
 
-def main(repository: Path, folder: Path, ports: Ports, host: str) -> int:
+def main(repository: Path, folder: Path, ports: Ports, host: str, traces: str | None = None) -> int:
     """Run Triton until SIGTERM or SIGINT; the exit status."""
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
 
@@ -381,7 +397,7 @@ def main(repository: Path, folder: Path, ports: Ports, host: str) -> int:
         stop = asyncio.Event()
         for name in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(name, stop.set)
-        await Server(repository, folder, ports, host).run(stop)
+        await Server(repository, folder, ports, host, traces=traces).run(stop)
 
     try:
         asyncio.run(run())

@@ -8,7 +8,7 @@
 -- Answers this clock, then "slot", worker, endpoint, epoch; or "limit", "key" or "address"; or "none",
 -- reason, position in line (0: not in line), when he came; or "late": Redis hung, and nobody would
 -- use the slot. The reasons: "no_workers" none is alive, "draining" all that live are going, "full"
--- every slot is taken or wanted by others before.
+-- every slot is taken or wanted by others before, "taken_over" another gateway has the session.
 --
 -- A session that holds a slot already is taken over: the slot passes to the new worker and the
 -- epoch goes up, after which nothing the old owner says counts.
@@ -26,6 +26,17 @@ local clock = string.format("%.6f", now)
 if until_when > 0 and now > until_when then return { clock, "late" } end
 drop_expired()
 local takeover = known_epoch > 0 or redis.call("HGET", key, "status") == "active"
+
+-- A gateway that was not awake for a while may not know that another has its session now. It may
+-- not know of its own last question either, if the answer was lost: that is no other.
+if known_epoch > 0 then
+  local record = redis.call("HMGET", key, "epoch", "gateway")
+  local gateway
+  for i = 13, #ARGV, 2 do if ARGV[i] == "gateway" then gateway = ARGV[i + 1] end end
+  if record[1] and tonumber(record[1]) > known_epoch and record[2] and record[2] ~= gateway then
+    return { clock, "none", "taken_over", 0, "" }
+  end
+end
 
 -- Whether somebody has as many sessions as he may, this one not counted.
 local function reached(of, id, limit)

@@ -14,7 +14,13 @@ from registered import BEGIN, snapshot
 from websockets.asyncio.server import ServerConnection
 
 from dalston.gateway.keys import RedisKeys, make
-from dalston.orchestrator.messages import Error, ErrorCode, Final, serialize
+from dalston.orchestrator.messages import (
+    Error,
+    ErrorCode,
+    Final,
+    SessionTerminated,
+    serialize,
+)
 
 CHUNK = bytes(3200)  # 0.1 s
 
@@ -341,6 +347,18 @@ async def test_the_older_connection_of_a_session_is_let_go(gateway: Gateway) -> 
             assert (messages[-1]["reason"], code) == ("taken_over", 1001)
             assert messages[-1]["recoverable"] is False
             assert await gateway.held() == 1
+
+
+async def test_a_session_that_its_worker_gave_to_another_is_not_taken_back(
+    gateway: Gateway,
+) -> None:
+    message = SessionTerminated(session_id="s", reason="taken_over", recoverable=False)
+    gone = dying_after(1, serialize(message), code=1001)
+    async with FakeWorker(gateway.slots, "a", gone).running() as a, gateway.stream() as stream:
+        await stream.send(CHUNK)
+        messages, code = await drained(stream)
+    assert [m["type"] for m in messages] == ["session.begin", "session.terminated"]
+    assert (code, len(a.requests)) == (1001, 1)
 
 
 async def test_a_drain_tells_clients_that_resume_to_go_on_elsewhere(gateway: Gateway) -> None:

@@ -365,3 +365,20 @@ async def test_sessions_are_listed_with_their_records(slots: Slots) -> None:
     (record,) = await slots.sessions()
     assert (record["session_id"], record["worker_id"], record["language"]) == ("s1", "a", "en")
     assert record["started_at"].endswith("Z")
+
+
+async def test_a_gateway_that_slept_does_not_take_back_what_another_has(slots: Slots) -> None:
+    await register(slots, worker("a"), worker("b"))
+    first = await slots.acquire("s1", "fast", {"gateway": "one"})
+    await slots.acquire("s1", "fast", {"gateway": "two"})
+    with pytest.raises(NoCapacity, match="taken_over"):
+        await slots.acquire("s1", "fast", {"gateway": "one"}, epoch=first.epoch)
+    assert sum((await active(slots)).values()) == 1
+
+
+async def test_a_gateway_whose_answer_was_lost_asks_again(slots: Slots) -> None:
+    await register(slots, worker("a"))
+    first = await slots.acquire("s1", "fast", {"gateway": "one"})
+    await slots.acquire("s1", "fast", {"gateway": "one"}, epoch=first.epoch)
+    again = await slots.acquire("s1", "fast", {"gateway": "one"}, epoch=first.epoch)
+    assert again.epoch == first.epoch + 2

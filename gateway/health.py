@@ -1,0 +1,74 @@
+"""
+What a gateway tells of its health: whether a new session would work, and what that depends on.
+"""
+
+import time
+from importlib.metadata import version
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from dalston.gateway.connection import Connections
+from dalston.orchestrator.slots import Slots, WorkerRecord
+
+_STARTED = time.monotonic()
+
+
+def verdict(connections: Connections, workers: list[WorkerRecord] | RedisError) -> dict[str, str]:
+    """The status, and the reason if it is not healthy."""
+    if isinstance(workers, RedisError):
+        return {"status": "unhealthy", "reason": f"Redis: {workers}"}
+    if connections.draining:
+        return {"status": "draining"}
+    if not any(worker.status in ("ready", "busy") for worker in workers):
+        return {"status": "unhealthy", "reason": "no worker is ready"}
+    return {"status": "healthy"}
+
+
+async def health(slots: Slots, connections: Connections) -> tuple[dict[str, Any], int]:
+    """For load balancers: the body, and 200 only if a new session would work."""
+    try:
+        workers = await slots.workers()
+    except RedisError as error:
+        workers = error
+    body: dict[str, Any] = dict(verdict(connections, workers))
+    if body["status"] != "healthy":
+        return body, 503
+    return body | {"active_sessions": len(connections)}, 200
+
+
+async def extended_health(slots: Slots, connections: Connections) -> tuple[dict[str, Any], int]:
+    """For people: the same, and all that it depends on."""
+    began = time.perf_counter()
+    found: dict[str, Any] = {}
+    try:
+        now = await slots.now()
+        latency_ms = round(1000 * (time.perf_counter() - began), 2)
+        workers = await slots.workers()
+        found["queue_length"] = await slots.waiting()
+        found["redis"] = {"reachable": True, "latency_ms": latency_ms}
+        found["workers"] = [
+            {
+                "id": worker.worker_id,
+                "status": worker.status,
+                "capacity": worker.capacity,
+                "active_sessions": worker.active_sessions,
+                "models": worker.models,
+                "heartbeat_age_seconds": round(now - worker.heartbeat_at, 1),
+            }
+            for worker in workers
+        ]
+    except RedisError as error:
+        workers = error
+        found = {"redis": {"reachable": False, "error": str(error)}}
+    state = verdict(connections, workers)
+    body: dict[str, Any] = {
+        **state,
+        "version": version("dalston"),
+        "uptime_seconds": round(time.monotonic() - _STARTED, 1),
+        "draining": connections.draining,
+        "connections": len(connections),
+        "active_sessions": connections.sessions,
+        **found,
+    }
+    return body, 200 if state["status"] == "healthy" else 503
