@@ -150,12 +150,15 @@ async def test_nobody_listening_is_told(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_falls_silent_is_left(tmp_path: Path) -> None:
+    left = asyncio.Event()
+
     async def frozen(line: Line) -> None:
         await line.begin()
         line.freeze()
-        await asyncio.sleep(20)
+        await left.wait()
 
     async def from_the_start(line: Line) -> None:
+        left.set()
         await line.resume(0)
         await line.hear()
         await line.finish()
