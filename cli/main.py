@@ -26,6 +26,11 @@ environment:
   DALSTON_HEARTBEAT_SECONDS  how often it renews its record (10)
   DALSTON_IDLE_SECONDS   a session ends after so long without a frame (30)
   DALSTON_SESSION_SECONDS  and after so long altogether (14400)
+  DALSTON_LAG_WARNING_SECONDS  so far behind its audio a session is warned (3)
+  DALSTON_LAG_LIMIT_SECONDS  so far behind it ends, (5)
+  DALSTON_LAG_HELD_SECONDS  if that lasts so long (2)
+  DALSTON_READER_SECONDS  how long a message may be on its way to who does not read (15)
+  DALSTON_HANDSHAKE_SECONDS  for an opening handshake, and a snapshot to go on from (10)
   OUTAGE_SECONDS         how long a session waits for failing models (30)
   DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
   DALSTON_WORKER_SECRET  what gateways must show; without it whoever reaches the port may
@@ -41,6 +46,15 @@ environment:
   DALSTON_API_KEYS       redis, or a file: where `dalston keys` keeps them; without it everybody may
   DALSTON_ADMIN_KEY      bearer key for /v1/realtime/sessions; without it nobody may
   DALSTON_WORKER_SECRET  the workers' own
+  OVERFLOW_STRATEGY      when no slot is free: reject, queue or degrade (reject)
+  DALSTON_QUEUE_SECONDS  how long a caller stays in line (30)
+  DALSTON_SESSIONS_PER_ADDRESS  at once, of one client address; 0 is no limit (0)
+  DALSTON_AUDIO_RATE     seconds of audio in a second, that a client may send, (1.5)
+  DALSTON_AUDIO_BURST_SECONDS  beyond so much of it (60);
+  DALSTON_AUDIO_HELD_SECONDS  slowed down to that for so long it is refused (60)
+  DALSTON_CLIENT_READER_SECONDS  how long a client may take no message (10)
+  DALSTON_WORKER_SILENT_SECONDS  how long a worker may say nothing until it is lost (2)
+  OUTAGE_SECONDS         how long a session waits for another worker (30)
   DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
   OTEL_EXPORTER_OTLP_ENDPOINT  who collects traces, http://host:4318; needs dalston[otel]
   LOG_LEVEL              DEBUG, INFO, WARNING or ERROR (INFO)

@@ -18,18 +18,27 @@ import logging
 from collections.abc import Mapping
 from contextvars import copy_context
 from typing import Literal
-from urllib.parse import urlencode
 
 from fastapi import WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
 from dalston.gateway import metrics
+from dalston.gateway.link import (
+    ABNORMAL,
+    GOING_AWAY,
+    INTERNAL,
+    SERVICE_RESTART,
+    WorkerAway,
+    WorkerRefused,
+    begin,
+    lost,
+)
 from dalston.gateway.pace import Pace, PaceLimits, TooFast
 from dalston.gateway.relay import Relay
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator import request_ids, traces
+from dalston.orchestrator import request_ids
 from dalston.orchestrator.messages import (
     End,
     Error,
@@ -42,8 +51,6 @@ from dalston.orchestrator.slots import NoCapacity, Slot, Slots
 
 logger = logging.getLogger(__name__)
 
-CONNECT_S = 1.5  # for a worker to answer; it is on the same network
-BEGIN_S = 5.0  # and to begin the session
 FIRST_WORKER_S = 4.0  # to look for a worker that answers, before the client is sent away
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
 SAVE_AGAIN_S = 1.0
@@ -54,12 +61,7 @@ LAST_WORDS_S = 2.0  # for a client to take them
 MOST_LOSSES = 8
 # Audio that is held, in seconds of it: an utterance, silence before a snapshot, and being behind.
 HELD_S = 120
-# A frame between gateway and worker: the client's largest, or a snapshot.
-LONGEST_MESSAGE = 16 << 20  # bytes
-_GOING_AWAY, _INTERNAL, _SERVICE_RESTART, _ABNORMAL = 1001, 1011, 1012, 1006
 _SLOW_READER, _RATE_LIMIT = 4011, 4029
-_TERMINATED = '{"type":"session.terminated"'
-_LAST_WORDS = ('{"type":"error"', _TERMINATED)
 
 
 class Unreachable(Exception):
@@ -68,14 +70,6 @@ class Unreachable(Exception):
 
 class TakenOver(Exception):
     """Another gateway has the session now."""
-
-
-class WorkerRefused(Exception):
-    """A worker does not take this session, nor would another: its words, and its close code."""
-
-    def __init__(self, frame: str, code: int):
-        super().__init__(frame)
-        self.frame, self.code = frame, code
 
 
 class Call:
@@ -180,7 +174,7 @@ class Call:
         message = SessionTerminated(
             session_id=session, reason=reason, recoverable=hint is not None, recovery_hint=hint
         )
-        self._end_with(message, _GOING_AWAY)
+        self._end_with(message, GOING_AWAY)
 
     def _end_with(self, message: ServerMessage, code: int) -> None:
         if not self._leave.done():
@@ -260,7 +254,7 @@ class Call:
         except WebSocketDisconnect:
             raise
         except RuntimeError as error:  # Starlette's word for a socket that closed meanwhile
-            raise WebSocketDisconnect(_ABNORMAL, str(error)) from None
+            raise WebSocketDisconnect(ABNORMAL, str(error)) from None
         finally:
             self._telling = False
 
@@ -290,18 +284,18 @@ class Call:
                 takeover.failed()
                 return await self._give_up()
             code, last = await self._listen(link)
-            if relay.end or not _lost(code, last):
-                self._status = "error" if code == _INTERNAL else "ended"
-                code = 1000 if relay.end and code in (_ABNORMAL, _SERVICE_RESTART) else code
+            if relay.end or not lost(code, last):
+                self._status = "error" if code == INTERNAL else "ended"
+                code = 1000 if relay.end and code in (ABNORMAL, SERVICE_RESTART) else code
                 return await self._websocket.close(code, link.close_reason or None)
             losses = losses + 1 if relay.snapshot is since else 1
             since = relay.snapshot
-            takeover = metrics.Takeover("drain" if code == _SERVICE_RESTART else "lost")
+            takeover = metrics.Takeover("drain" if code == SERVICE_RESTART else "lost")
             if losses > MOST_LOSSES:
                 takeover.failed()
                 return await self._give_up()
             within, slot, avoid = self._outage_s, None, self.slot.worker_id
-            if code == _SERVICE_RESTART:
+            if code == SERVICE_RESTART:
                 logger.info("%s: %s drains", relay.session_id, avoid)
             else:
                 logger.error("%s: %s is lost (%s)", relay.session_id, avoid, code)
@@ -318,21 +312,26 @@ class Call:
         self._status = "error"
         await self._save_now()
         await self._tell(serialize(message))
-        await self._websocket.close(_INTERNAL)
+        await self._websocket.close(INTERNAL)
 
     async def _attach(self, slot: Slot | None, avoid: str, within: float) -> ClientConnection:
         """A worker that has begun the session; its slot is ours. Raises Unreachable and
         WorkerRefused."""
         loop = asyncio.get_running_loop()
         deadline, wait = loop.time() + within, RETRY_FIRST_S
+        away = set[str]()
         while True:
             if slot:
                 self.slot = slot
                 try:
                     return await self._reach(slot)
-                except (OSError, TimeoutError, InvalidHandshake, InvalidMessage) as error:
-                    logger.warning("worker %s at %s: %r", slot.worker_id, slot.endpoint, error)
-                    avoid, slot = slot.worker_id, None
+                except WorkerAway as error:
+                    logger.warning("worker %s at %s: %s", slot.worker_id, slot.endpoint, error)
+                    avoid = slot.worker_id
+                if avoid in away:  # all were asked
+                    await asyncio.sleep(wait)
+                    wait = min(2 * wait, RETRY_LAST_S)
+                away.add(avoid)
             if loop.time() + wait > deadline:
                 raise Unreachable
             try:
@@ -342,7 +341,7 @@ class Call:
                     raise TakenOver from None
                 # Perhaps the lost one is back before another has room.
                 logger.debug("%s: %r", self._relay.session_id, error)
-                avoid = ""
+                avoid, slot = "", None
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, RETRY_LAST_S)
 
@@ -367,57 +366,22 @@ class Call:
             raise
 
     async def _reach(self, slot: Slot) -> ClientConnection:
-        """A connection to the worker of the slot, where the session has begun.
-
-        Raises OSError and what connect() raises if this worker does not, WorkerRefused if none
-        would.
-        """
+        """The worker of the slot, the session begun and the client told."""
         relay = self._relay
-        snapshot = relay.stated()
-        parameters = self._query | {"session_id": slot.session_id, "epoch": str(slot.epoch)}
-        parameters["request_id"] = request_ids.request_id.get()
-        if snapshot:
-            parameters["resume"] = "1"
-        link = await connect(
-            f"{slot.endpoint}/session?{urlencode(parameters)}",
-            additional_headers=self._headers(),
-            open_timeout=CONNECT_S,
-            ping_interval=None,  # look_after() does it, and knows when not to
-            close_timeout=1.0,
-            compression=None,
-            max_size=LONGEST_MESSAGE,
-        )
+        link, frame = await begin(slot, relay.stated(), self._query, self._secret)
         try:
-            async with asyncio.timeout(BEGIN_S):
-                if snapshot:
-                    await link.send(serialize(snapshot))
-                frame = await link.recv()
-                assert isinstance(frame, str)
-                if frame.startswith(_LAST_WORDS):
-                    await link.wait_closed()
-                    if link.close_code == 1013:
-                        raise ConnectionRefusedError("it takes no more sessions")
-                    raise WorkerRefused(frame, link.close_code or _INTERNAL)
-        except ConnectionClosed as closed:
-            raise ConnectionResetError(str(closed)) from None
+            missed = relay.missed()
+            told = relay.pass_on(frame)
+            # Whoever is told that it has begun can go on with it elsewhere.
+            if not await self._save_now():
+                self._unsaved.set()
+            for known in (told, *missed):
+                if known:
+                    await self._tell(known)
         except BaseException:
             link.transport.abort()
             raise
-        missed = relay.missed()
-        told = relay.pass_on(frame)
-        # Whoever is told that it has begun can go on with it elsewhere.
-        if not await self._save_now():
-            self._unsaved.set()
-        for known in (told, *missed):
-            if known:
-                await self._tell(known)
         return link
-
-    def _headers(self) -> dict[str, str]:
-        headers = {traces.HEADER: parent} if (parent := traces.header()) else {}
-        if self._secret:
-            headers["Authorization"] = f"Bearer {self._secret.get_secret_value()}"
-        return headers
 
     async def _listen(self, link: ClientConnection) -> tuple[int, str]:
         """Pass on what a worker says until it closes: the code, and its last words."""
@@ -444,7 +408,7 @@ class Call:
             link.transport.abort()
             saying.cancel()
             await asyncio.gather(saying, return_exceptions=True)
-        return link.close_code or _ABNORMAL, last
+        return link.close_code or ABNORMAL, last
 
     async def _say_again(self, link: ClientConnection, number: int) -> None:
         """Tell a worker everything that is held, then let the client's frames go straight to it."""
@@ -485,15 +449,3 @@ class Call:
         else:
             self.send_away("taken_over", None)
         return True
-
-
-def _lost(code: int, last: str) -> bool:
-    """Whether a worker that closed so has left its session to us."""
-    if last.startswith(_TERMINATED):
-        return False
-    if code == _GOING_AWAY:
-        return not last.startswith(_LAST_WORDS[1])  # another gateway has the session
-    if code in (_ABNORMAL, _SERVICE_RESTART):
-        return True
-    # Without a word of why it is the library that closed.
-    return code == _INTERNAL and not last.startswith(_LAST_WORDS)

@@ -2,8 +2,7 @@
 The worker process: sessions over WebSocket at /session, its health at /health, its metrics at
 /metrics, its record in Redis.
 
-A session comes from a gateway, which names it and its epoch, or from a client directly. Sessions
-share one event loop; what they ask of the models leaves it at once.
+Sessions (sessions.py) share one event loop; what they ask of the models leaves it at once.
 """
 
 import asyncio
@@ -17,12 +16,10 @@ import secrets
 import signal
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.metadata import version
 from urllib.parse import parse_qsl, urlsplit
 
-import msgspec
 import uvloop
 from redis.exceptions import RedisError
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -30,22 +27,12 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from dalston.orchestrator import logs, metrics, peer, request_ids, traces
+from dalston.orchestrator import logs, metrics, traces
 from dalston.orchestrator.fleet import Fleet
-from dalston.orchestrator.handler import CloseCode, Limits, Models, handle
-from dalston.orchestrator.inference import InferenceError, LoadedVariant
-from dalston.orchestrator.lag import Lag, LagLimits
+from dalston.orchestrator.handler import Models
+from dalston.orchestrator.inference import InferenceError
 from dalston.orchestrator.memory import Memory
-from dalston.orchestrator.messages import (
-    Error,
-    ErrorCode,
-    SessionTerminated,
-    Snapshot,
-    serialize,
-)
-from dalston.orchestrator.parameters import ParameterError, choose_variant, session_config
-from dalston.orchestrator.request_ids import named
-from dalston.orchestrator.session import Session
+from dalston.orchestrator.sessions import Sessions
 from dalston.orchestrator.settings import LOOPBACK, WorkerSettings
 from dalston.orchestrator.slots import (
     Registration,
@@ -54,7 +41,6 @@ from dalston.orchestrator.slots import (
     WorkerIdTaken,
     redis_client,
 )
-from dalston.triton.contract import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
@@ -63,21 +49,7 @@ logger = logging.getLogger(__name__)
 LONGEST_MESSAGE = 16 << 20  # bytes
 # Frames that the library holds of each connection while the session does not read.
 FRAMES_HELD = 4
-# For a client that did not read, to read what was said last.
-CLOSE_S = 2.0
 LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
-
-
-@dataclass(eq=False)
-class _Running:
-    """A session in this worker, until its last words are said."""
-
-    epoch: int
-    lag: Lag
-    connection: ServerConnection
-    direct: bool  # without a gateway
-    work: asyncio.Task[int | None]
-    taken_over: bool = False  # by a later epoch
 
 
 class Worker:
@@ -88,14 +60,9 @@ class Worker:
         self._redis = redis_client(settings.redis_url)
         self._slots = Slots(self._redis)
         self._instance = secrets.token_hex(8)
-        self._sessions: dict[str, _Running] = {}  # by id
-        self._measured = metrics.Sessions()
-        self._variants: Mapping[str, LoadedVariant] = {}
         self._unhealthy: str | None = "starting"
         self._less_room = asyncio.Event()  # than Redis knows of
-        self._draining = asyncio.Event()  # no new sessions
-        self._ending = asyncio.Event()  # running ones end, where no gateway goes on with them
-        self._local_vad = None
+        vad = self._tritons
         if settings.vad == "worker":
             try:
                 from dalston.orchestrator.local_vad import LocalVad
@@ -103,7 +70,9 @@ class Worker:
                 raise ValueError(f"DALSTON_VAD=worker needs onnxruntime: {error}") from None
             if settings.vad_model is None:
                 raise ValueError("DALSTON_VAD=worker needs DALSTON_VAD_MODEL")
-            self._local_vad = LocalVad(settings.vad_model)
+            vad = LocalVad(settings.vad_model)
+        models = Models(vad.speech_probabilities, self._tritons.transcribe)
+        self._sessions = Sessions(settings, models, self._slots, self._memory)
 
     async def run(
         self, stop: asyncio.Event, listening: Callable[[int], None] = lambda _: None
@@ -153,17 +122,11 @@ class Worker:
     async def _drain(self, port: int) -> None:
         """No new sessions; those that run have drain_seconds to end by themselves."""
         logger.info("draining %d sessions", len(self._sessions))
-        self._draining.set()
+        self._sessions.draining = True
         with contextlib.suppress(RedisError):
             await self._register(port)
         await self._until_empty(self._settings.drain_seconds)
-        # A gateway goes on with its sessions elsewhere; whoever has none ends here, and what was
-        # said last is still finished and told.
-        self._ending.set()
-        left = [running.connection for running in self._sessions.values() if not running.direct]
-        await asyncio.gather(
-            *(peer.close(connection, CloseCode.SERVICE_RESTART, CLOSE_S) for connection in left)
-        )
+        await self._sessions.hand_over()
         await self._until_empty(LAST_FINALS_S)
 
     async def _until_empty(self, seconds: float) -> None:
@@ -198,41 +161,41 @@ class Worker:
                 logger.warning("Redis: %s", error)
 
     async def _register(self, port: int) -> None:
-        if not self._variants:
+        if not self._sessions.variants:
             return  # nothing to offer yet
         used, total = await self._gpu_memory()
-        languages = {code for loaded in self._variants.values() for code in loaded.languages}
+        variants, running = self._sessions.variants, self._sessions.running
+        languages = {code for loaded in variants.values() for code in loaded.languages}
         registration = Registration(
             worker_id=self._settings.worker_id,
             instance=self._instance,
             endpoint=self._settings.advertised(port),
             # A worker whose models fail takes no sessions either.
-            status="draining" if self._draining.is_set() or self._unhealthy else "ready",
+            status="draining" if self._sessions.draining or self._unhealthy else "ready",
             capacity=self._memory.sessions,
-            models=list(self._variants),
-            models_loaded=sorted({loaded.model_id for loaded in self._variants.values()}),
+            models=list(variants),
+            models_loaded=sorted({loaded.model_id for loaded in variants.values()}),
             languages=[*sorted(languages), "auto"],
             version=version("dalston"),
             gpu_memory_used=used,
             gpu_memory_total=total,
         )
-        epochs = {id: running.epoch for id, running in self._sessions.items()}
-        await self._slots.heartbeat(registration, epochs)
+        await self._slots.heartbeat(registration, {id: here.epoch for id, here in running.items()})
         await self._slots.renew(
-            [Slot(id, "", "", here.epoch) for id, here in self._sessions.items() if here.direct]
+            [Slot(id, "", "", here.epoch) for id, here in running.items() if here.direct]
         )
 
     async def _look_after_models(self) -> None:
         """Whether sessions would work: by asking the models, not whether they are ready."""
         try:
-            self._variants = await self._tritons.variants()
+            self._sessions.variants = await self._tritons.variants()
         except InferenceError as error:
             if self._unhealthy != str(error):
                 logger.warning("not healthy: %s", error)
             self._unhealthy = str(error)
         else:
             if self._unhealthy:
-                logger.info("healthy: %s", ", ".join(self._variants))
+                logger.info("healthy: %s", ", ".join(self._sessions.variants))
             self._unhealthy = None
 
     def _out_of_memory(self) -> None:
@@ -281,7 +244,7 @@ class Worker:
             sentence = "only /health, /metrics and /session\n"
             return connection.respond(http.HTTPStatus.NOT_FOUND, sentence)
         status = http.HTTPStatus.OK
-        if self._unhealthy or self._draining.is_set():
+        if self._unhealthy or self._sessions.draining:
             status = http.HTTPStatus.SERVICE_UNAVAILABLE
         return _answer(status, "application/json", json.dumps(self._health()).encode())
 
@@ -289,11 +252,11 @@ class Worker:
         state = metrics.State(
             self._memory.sessions,
             self._unhealthy is None,
-            self._draining.is_set(),
+            self._sessions.draining,
             self._slots.errors,
             self._tritons.pending,
         )
-        return metrics.page(state, self._measured)
+        return metrics.page(state, self._sessions.measured)
 
     def _may_have_sessions(self, request: Request) -> bool:
         if self._settings.secret is None:
@@ -303,7 +266,7 @@ class Worker:
         return hmac.compare_digest(shown.encode(errors="replace"), expected.encode())
 
     def _health(self) -> dict[str, object]:
-        if self._draining.is_set():
+        if self._sessions.draining:
             return {"status": "draining", "active_sessions": len(self._sessions)}
         if self._unhealthy:
             return {"status": "unhealthy", "reason": self._unhealthy}
@@ -311,7 +274,7 @@ class Worker:
             "status": "healthy",
             "active_sessions": len(self._sessions),
             "capacity": self._memory.sessions,
-            "models": sorted(self._variants),
+            "models": sorted(self._sessions.variants),
         }
 
     async def _serve(self, connection: ServerConnection) -> None:
@@ -322,142 +285,9 @@ class Worker:
                 await connection.send(json.dumps(self._health()))
                 await connection.close()
             elif url.path == "/session":
-                await self._session(connection, dict(parse_qsl(url.query)))
+                await self._sessions.serve(connection, dict(parse_qsl(url.query)))
             else:
                 await connection.close(1008, "Invalid path")
-
-    async def _session(self, connection: ServerConnection, query: dict[str, str]) -> None:
-        request_ids.request_id.set(request_ids.new_or(query.get("request_id")))
-        assert connection.request is not None
-        parent = connection.request.headers.get(traces.HEADER, "")
-
-        async def refuse(code: ErrorCode, sentence: str, close_code: int, reason: str) -> None:
-            retry_after = 5 if code == "no_capacity" else None
-            error = Error(
-                code=code,
-                message=sentence,
-                recoverable=code == "no_capacity",
-                retry_after=retry_after,
-            )
-            metrics.REFUSED.labels(code).inc()
-            await connection.send(serialize(named(error)))
-            await connection.close(close_code, reason)
-
-        session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
-        # One that runs has to go on somewhere, and here it has its slot.
-        here = session_id in self._sessions
-        full = not here and len(self._sessions) >= self._memory.sessions
-        overloaded = not (here or "resume" in query) and any(
-            running.lag.overloaded for running in self._sessions.values()
-        )
-        if full or overloaded or self._draining.is_set() or not self._variants:
-            sentence = "this worker takes no more sessions"
-            return await refuse("no_capacity", sentence, 1013, "Server at capacity")
-        try:
-            config, warnings = session_config(query)
-            languages = {name: loaded.languages for name, loaded in self._variants.items()}
-            variant, fallbacks = choose_variant(config, languages)
-            epoch = msgspec.convert(query.get("epoch", "1"), int, strict=False)
-            snapshot = None
-            if query.get("resume"):
-                async with asyncio.timeout(self._settings.handshake_seconds):
-                    first = await connection.recv()
-                snapshot = msgspec.json.decode(first, type=Snapshot)
-        except ParameterError as error:
-            return await refuse(error.code, str(error), 4400, str(error)[:120])
-        except msgspec.MsgspecError as error:
-            return await refuse("invalid_message", str(error), 4400, "no epoch, or no snapshot")
-        except TimeoutError:
-            sentence = f"no snapshot came for {self._settings.handshake_seconds:g} s"
-            return await refuse("session_timeout", sentence, CloseCode.TIMEOUT, sentence)
-
-        request_ids.session_id.set(session_id)
-        if before := self._sessions.get(session_id):
-            if before.epoch >= epoch:
-                return await self._send_away(connection, session_id)
-            before.taken_over = True
-            before.work.cancel()
-        loaded = self._variants[variant]
-        config = msgspec.structs.replace(config, model=variant, model_id=loaded.model_id)
-        session = Session(
-            session_id,
-            config,
-            variant,  # pyright: ignore[reportArgumentType]
-            languages=frozenset(loaded.languages),
-            epoch=epoch,
-            warnings=[*warnings, *fallbacks],
-            snapshot=snapshot,
-            partial_every=round(self._settings.partial_seconds * SAMPLE_RATE),
-        )
-        vad = self._local_vad or self._tritons
-        models = Models(vad.speech_probabilities, self._tritons.transcribe)
-        settings = self._settings
-        limits = Limits(
-            settings.idle_seconds,
-            settings.session_seconds,
-            settings.outage_seconds,
-            settings.reader_seconds,
-        )
-        lag_limits = LagLimits(
-            settings.lag_warning_seconds,
-            settings.lag_limit_seconds,
-            settings.lag_held_seconds,
-            settings.outage_seconds,
-        )
-        lag = Lag(lag_limits, session.received, asyncio.get_running_loop().time())
-        send = peer.sender(connection)
-        direct = "session_id" not in query
-        # Others are handed over.
-        ending = self._ending if direct else asyncio.Event()
-        frames = peer.frames(connection)
-        about = {"dalston.session_id": session_id, "dalston.epoch": epoch, "dalston.model": variant}
-
-        async def serving() -> int | None:
-            with traces.span("session", about, parent=parent, kind="server"):
-                return await handle(session, frames, send, models, limits, ending, lag)
-
-        work = asyncio.create_task(serving())
-        running = _Running(epoch, lag, connection, direct, work)
-        self._sessions[session_id] = running
-        self._measured.began(session, lag)
-        code = CloseCode.INTERNAL
-        try:
-            code = await work
-        except asyncio.CancelledError:
-            if not running.taken_over:
-                raise
-            logger.info("epoch %d is taken over", epoch)
-            await self._send_away(connection, session_id)
-        except Exception:
-            logger.exception("%s failed", session_id)
-            sentence = "something went wrong in the server"
-            error = Error(code="internal_error", message=sentence, recoverable=False)
-            with contextlib.suppress(ConnectionError, TimeoutError):
-                async with asyncio.timeout(CLOSE_S):
-                    await send(serialize(named(error)))
-        finally:
-            if self._sessions.get(session_id) is running:
-                del self._sessions[session_id]
-            self._measured.ended(session)
-            # Who does not read had its time.
-            slow = code == CloseCode.SLOW_READER
-            patience = CLOSE_S if slow else settings.reader_seconds
-            await peer.close(connection, code or CloseCode.NORMAL, patience)
-            handed_over = connection.close_code == CloseCode.SERVICE_RESTART
-            metrics.ENDED.labels(
-                code or (CloseCode.SERVICE_RESTART if handed_over else "gone")
-            ).inc()
-            status = "error" if code == CloseCode.INTERNAL else "ended"
-            with contextlib.suppress(RedisError):  # the lease ends without us
-                await self._slots.release(session_id, epoch, status, session.received / SAMPLE_RATE)
-
-    async def _send_away(self, connection: ServerConnection, session_id: str) -> None:
-        """A gateway whose session another one goes on with, here."""
-        message = SessionTerminated(session_id=session_id, reason="taken_over", recoverable=False)
-        with contextlib.suppress(ConnectionError, TimeoutError):
-            async with asyncio.timeout(CLOSE_S):
-                await peer.sender(connection)(serialize(message))
-        await peer.close(connection, CloseCode.GOING_AWAY, CLOSE_S)
 
 
 def _answer(status: http.HTTPStatus, content_type: str, body: bytes) -> Response:

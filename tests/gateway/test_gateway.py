@@ -185,6 +185,7 @@ async def test_a_worker_that_does_not_read_slows_its_caller_down_and_costs_no_me
     reading = asyncio.Event()
 
     async def slow(connection: ServerConnection) -> None:
+        await connection.send(BEGIN)
         await reading.wait()
         await echo(connection)
 
@@ -203,6 +204,8 @@ async def test_a_worker_that_does_not_read_slows_its_caller_down_and_costs_no_me
         await asyncio.sleep(0.3)
         assert sent == stopped_at < 100
         sending.cancel()
+        stream.transport.abort()
+        await asyncio.gather(sending, return_exceptions=True)
         reading.set()
 
 

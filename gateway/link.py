@@ -1,0 +1,91 @@
+"""
+The connection to the worker of a slot: how it begins, and what its end means.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from urllib.parse import urlencode
+
+from pydantic import SecretStr
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
+
+from dalston.orchestrator import request_ids, traces
+from dalston.orchestrator.messages import Snapshot, serialize
+from dalston.orchestrator.slots import Slot
+
+CONNECT_S = 1.5  # for a worker to answer; it is on the same network
+BEGIN_S = 5.0  # and to begin the session
+# A frame between gateway and worker: the client's largest, or a snapshot.
+LONGEST_MESSAGE = 16 << 20  # bytes
+GOING_AWAY, ABNORMAL, INTERNAL, SERVICE_RESTART, NO_CAPACITY = 1001, 1006, 1011, 1012, 1013
+_TERMINATED = '{"type":"session.terminated"'
+_LAST_WORDS = ('{"type":"error"', _TERMINATED)
+
+
+class WorkerAway(Exception):
+    """This worker does not have the session; another may."""
+
+
+class WorkerRefused(Exception):
+    """A worker does not take this session, nor would another: its words, and its close code."""
+
+    def __init__(self, frame: str, code: int):
+        super().__init__(frame)
+        self.frame, self.code = frame, code
+
+
+async def begin(
+    slot: Slot, snapshot: Snapshot | None, query: Mapping[str, str], secret: SecretStr | None
+) -> tuple[ClientConnection, str]:
+    """A connection on which the session has begun, or goes on from the snapshot; the first frame.
+
+    Raises WorkerAway and WorkerRefused.
+    """
+    parameters = {**query, "session_id": slot.session_id, "epoch": str(slot.epoch)}
+    parameters["request_id"] = request_ids.request_id.get()
+    if snapshot:
+        parameters["resume"] = "1"
+    headers = {traces.HEADER: parent} if (parent := traces.header()) else {}
+    if secret:
+        headers["Authorization"] = f"Bearer {secret.get_secret_value()}"
+    try:
+        link = await connect(
+            f"{slot.endpoint}/session?{urlencode(parameters)}",
+            additional_headers=headers,
+            open_timeout=CONNECT_S,
+            ping_interval=None,  # the call asks, and knows when not to
+            close_timeout=1.0,
+            compression=None,
+            max_size=LONGEST_MESSAGE,
+        )
+    except (OSError, TimeoutError, InvalidHandshake, InvalidMessage) as error:
+        raise WorkerAway(repr(error)) from None
+    try:
+        async with asyncio.timeout(BEGIN_S):
+            if snapshot:
+                await link.send(serialize(snapshot))
+            frame = await link.recv()
+            assert isinstance(frame, str)
+            if frame.startswith(_LAST_WORDS):
+                await link.wait_closed()
+                if link.close_code == NO_CAPACITY:
+                    raise WorkerAway("it takes no more sessions")
+                raise WorkerRefused(frame, link.close_code or INTERNAL)
+            return link, frame
+    except (ConnectionClosed, TimeoutError) as error:
+        link.transport.abort()
+        raise WorkerAway(repr(error)) from None
+    except BaseException:
+        link.transport.abort()
+        raise
+
+
+def lost(code: int, last: str) -> bool:
+    """Whether a worker that closed so, `last` being its last words, has left its session to us."""
+    if last.startswith(_TERMINATED):
+        return False
+    if code in (ABNORMAL, GOING_AWAY, SERVICE_RESTART):
+        return True
+    # Without a word of why it is the library that closed.
+    return code == INTERNAL and not last.startswith(_LAST_WORDS)

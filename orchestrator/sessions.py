@@ -1,0 +1,208 @@
+"""
+The sessions of a worker: who may begin one, who goes on with one, and the end of each.
+
+A session comes from a gateway, which names it and its epoch, or from a client directly. A later
+epoch of a session that still runs here ends the earlier one: they are one slot.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+from redis.exceptions import RedisError
+from websockets.asyncio.server import ServerConnection
+
+from dalston.orchestrator import metrics, peer, request_ids, traces
+from dalston.orchestrator.handler import CloseCode, Limits, Models, handle
+from dalston.orchestrator.inference import LoadedVariant
+from dalston.orchestrator.lag import Lag, LagLimits
+from dalston.orchestrator.memory import Memory
+from dalston.orchestrator.messages import (
+    Error,
+    ErrorCode,
+    SessionTerminated,
+    Snapshot,
+    serialize,
+)
+from dalston.orchestrator.parameters import ParameterError, choose_variant, session_config
+from dalston.orchestrator.request_ids import named
+from dalston.orchestrator.session import Session
+from dalston.orchestrator.settings import WorkerSettings
+from dalston.orchestrator.slots import Slots
+from dalston.triton.contract import SAMPLE_RATE
+
+logger = logging.getLogger(__name__)
+
+# For a client that did not read, to read what was said last.
+CLOSE_S = 2.0
+
+
+@dataclass(eq=False)
+class Running:
+    """A session in this worker, until its last words are said."""
+
+    epoch: int
+    lag: Lag
+    connection: ServerConnection
+    direct: bool  # without a gateway
+    work: asyncio.Task[int | None]
+    taken_over: bool = False  # by a later epoch
+
+
+class Sessions:
+    """models: what they ask. slots: where their ends are told. memory: how many there may be."""
+
+    def __init__(self, settings: WorkerSettings, models: Models, slots: Slots, memory: Memory):
+        self._settings, self._models, self._slots, self._memory = settings, models, slots, memory
+        self.running: dict[str, Running] = {}  # by id
+        self.measured = metrics.Sessions()
+        self.variants: Mapping[str, LoadedVariant] = {}  # that models are there for
+        self.draining = False  # no new ones
+        self._ending = asyncio.Event()  # running ones end, where no gateway goes on with them
+
+    def __len__(self) -> int:
+        return len(self.running)
+
+    async def hand_over(self) -> None:
+        """A gateway goes on with its sessions elsewhere; whoever has none ends here, and what was
+        said last is still finished and told."""
+        self._ending.set()
+        left = [running.connection for running in self.running.values() if not running.direct]
+        await asyncio.gather(
+            *(peer.close(connection, CloseCode.SERVICE_RESTART, CLOSE_S) for connection in left)
+        )
+
+    async def serve(self, connection: ServerConnection, query: dict[str, str]) -> None:
+        request_ids.request_id.set(request_ids.new_or(query.get("request_id")))
+        assert connection.request is not None
+        parent = connection.request.headers.get(traces.HEADER, "")
+
+        async def refuse(code: ErrorCode, sentence: str, close_code: int, reason: str) -> None:
+            retry_after = 5 if code == "no_capacity" else None
+            error = Error(
+                code=code,
+                message=sentence,
+                recoverable=code == "no_capacity",
+                retry_after=retry_after,
+            )
+            metrics.REFUSED.labels(code).inc()
+            await connection.send(serialize(named(error)))
+            await connection.close(close_code, reason)
+
+        session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
+        # One that runs has to go on somewhere, and here it has its slot.
+        here = session_id in self.running
+        full = not here and len(self.running) >= self._memory.sessions
+        overloaded = not (here or "resume" in query) and any(
+            running.lag.overloaded for running in self.running.values()
+        )
+        if full or overloaded or self.draining or not self.variants:
+            sentence = "this worker takes no more sessions"
+            return await refuse("no_capacity", sentence, 1013, "Server at capacity")
+        try:
+            config, warnings = session_config(query)
+            languages = {name: loaded.languages for name, loaded in self.variants.items()}
+            variant, fallbacks = choose_variant(config, languages)
+            epoch = msgspec.convert(query.get("epoch", "1"), int, strict=False)
+            snapshot = None
+            if query.get("resume"):
+                async with asyncio.timeout(self._settings.handshake_seconds):
+                    first = await connection.recv()
+                snapshot = msgspec.json.decode(first, type=Snapshot)
+        except ParameterError as error:
+            return await refuse(error.code, str(error), 4400, str(error)[:120])
+        except msgspec.MsgspecError as error:
+            return await refuse("invalid_message", str(error), 4400, "no epoch, or no snapshot")
+        except TimeoutError:
+            sentence = f"no snapshot came for {self._settings.handshake_seconds:g} s"
+            return await refuse("session_timeout", sentence, CloseCode.TIMEOUT, sentence)
+
+        request_ids.session_id.set(session_id)
+        if before := self.running.get(session_id):
+            if before.epoch >= epoch:
+                return await self._send_away(connection, session_id)
+            before.taken_over = True
+            before.work.cancel()
+        loaded = self.variants[variant]
+        config = msgspec.structs.replace(config, model=variant, model_id=loaded.model_id)
+        session = Session(
+            session_id,
+            config,
+            variant,  # pyright: ignore[reportArgumentType]
+            languages=frozenset(loaded.languages),
+            epoch=epoch,
+            warnings=[*warnings, *fallbacks],
+            snapshot=snapshot,
+            partial_every=round(self._settings.partial_seconds * SAMPLE_RATE),
+        )
+        settings = self._settings
+        limits = Limits(
+            settings.idle_seconds,
+            settings.session_seconds,
+            settings.outage_seconds,
+            settings.reader_seconds,
+        )
+        lag_limits = LagLimits(
+            settings.lag_warning_seconds,
+            settings.lag_limit_seconds,
+            settings.lag_held_seconds,
+            settings.outage_seconds,
+        )
+        lag = Lag(lag_limits, session.received, asyncio.get_running_loop().time())
+        send = peer.sender(connection)
+        direct = "session_id" not in query
+        # Others are handed over.
+        ending = self._ending if direct else asyncio.Event()
+        frames = peer.frames(connection)
+        about = {"dalston.session_id": session_id, "dalston.epoch": epoch, "dalston.model": variant}
+
+        async def serving() -> int | None:
+            with traces.span("session", about, parent=parent, kind="server"):
+                return await handle(session, frames, send, self._models, limits, ending, lag)
+
+        work = asyncio.create_task(serving())
+        running = Running(epoch, lag, connection, direct, work)
+        self.running[session_id] = running
+        self.measured.began(session, lag)
+        code = CloseCode.INTERNAL
+        try:
+            code = await work
+        except asyncio.CancelledError:
+            if not running.taken_over:
+                raise
+            logger.info("epoch %d is taken over", epoch)
+            await self._send_away(connection, session_id)
+        except Exception:
+            logger.exception("%s failed", session_id)
+            sentence = "something went wrong in the server"
+            error = Error(code="internal_error", message=sentence, recoverable=False)
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await send(serialize(named(error)))
+        finally:
+            if self.running.get(session_id) is running:
+                del self.running[session_id]
+            self.measured.ended(session)
+            # Who does not read had its time.
+            slow = code == CloseCode.SLOW_READER
+            patience = CLOSE_S if slow else settings.reader_seconds
+            await peer.close(connection, code or CloseCode.NORMAL, patience)
+            handed_over = connection.close_code == CloseCode.SERVICE_RESTART
+            metrics.ENDED.labels(
+                code or (CloseCode.SERVICE_RESTART if handed_over else "gone")
+            ).inc()
+            status = "error" if code == CloseCode.INTERNAL else "ended"
+            with contextlib.suppress(RedisError):  # the lease ends without us
+                await self._slots.release(session_id, epoch, status, session.received / SAMPLE_RATE)
+
+    async def _send_away(self, connection: ServerConnection, session_id: str) -> None:
+        """A gateway whose session another one goes on with, here."""
+        message = SessionTerminated(session_id=session_id, reason="taken_over", recoverable=False)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await peer.sender(connection)(serialize(message))
+        await peer.close(connection, CloseCode.GOING_AWAY, CLOSE_S)
