@@ -1,6 +1,6 @@
 """
 OpenTelemetry traces of gateway and worker, where OTEL_EXPORTER_OTLP_ENDPOINT says who collects
-them; without it nothing of OpenTelemetry is imported.
+them; without it nothing of OpenTelemetry is imported here.
 
     call             gateway: a client's connection, or the trace the client brings along
       session        worker: each one that had the call's session

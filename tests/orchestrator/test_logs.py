@@ -35,6 +35,7 @@ async def main():
     await asyncio.gather(serve(1), serve(2))
 
 asyncio.run(main())
+log.info("of another", extra={"session_id": "sess_9"})
 log.debug("not at this level")
 for name in ("uvicorn.error", "websockets", "websockets.server", "websockets.client"):
     logging.getLogger(name).debug("GET /?api_key=abc")
@@ -92,7 +93,7 @@ def lines(form: str) -> list[str]:
 
 def test_each_line_is_a_json_object_that_names_session_and_request() -> None:
     said = [json.loads(line) for line in lines("json")]
-    assert len(said) == 8
+    assert len(said) == 9
     assert said[0].keys() == {"time", "level", "logger", "message"}
     assert (said[0]["level"], said[0]["logger"]) == ("INFO", "dalston.test")
     assert said[0]["message"] == "before 1"
@@ -102,6 +103,7 @@ def test_each_line_is_a_json_object_that_names_session_and_request() -> None:
         assert own[0]["message"] == "a line of ümlauts"
         assert own[2]["message"] == "failed\nbadly"
         assert own[2]["exception"].startswith("Traceback")
+    assert [line["session_id"] for line in said if line["message"] == "of another"] == ["sess_9"]
     assert said[-1]["message"] == "told"
 
 
