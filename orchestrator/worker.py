@@ -7,6 +7,7 @@ share one event loop; what they ask of the models leaves it at once.
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import http
 import json
@@ -373,7 +374,8 @@ class Worker:
             partial_every=round(self._settings.partial_seconds * SAMPLE_RATE),
         )
         vad = self._local_vad or self._tritons
-        models = Models(vad.speech_probabilities, self._tritons.transcribe)
+        mute = functools.partial(self._tritons.mute, variant)
+        models = Models(vad.speech_probabilities, self._tritons.transcribe, mute)
         settings = self._settings
         limits = Limits(
             settings.idle_seconds,
