@@ -14,6 +14,7 @@ would ask the same, but this server takes one a second for an attack and hangs u
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any
@@ -77,8 +78,10 @@ class Channel:
         self.silent = False
         self._connection = _Connection(url)
         self._given_up: dict[_Connection, asyncio.Task[None]] = {}
-        self._due: set[asyncio.Future[Any]] = set()  # what somebody waits for
+        # What somebody waits for: of which model, since when. The oldest is the first.
+        self._due: dict[asyncio.Future[Any], tuple[str, float]] = {}
         self._answers = 0  # so far
+        self._answered: dict[str, float] = {}  # models; when, last
         self._listening: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -94,6 +97,14 @@ class Channel:
     def pending(self) -> int:
         """Inferences under way, with those that nobody waits for any more."""
         return len(self._connection.calls)
+
+    def mute_s(self, model: str) -> float:
+        """For how long a model has answered nobody, while somebody waits."""
+        due = (at for call, (of, at) in self._due.items() if of == model and not call.done())
+        oldest = next(due, None)
+        if oldest is None:
+            return 0.0
+        return time.monotonic() - max(oldest, self._answered.get(model, oldest))
 
     async def ask(self, method: str, request: Any, deadline_s: float = 2.0) -> Any:
         """Anything but an inference. Raises CallFailed."""
@@ -120,7 +131,7 @@ class Channel:
 
         def done(call: asyncio.Future[Any]) -> None:
             calls.discard(call)
-            self._due.discard(waiting)
+            self._due.pop(waiting, None)
             over()
             # Asked for even if nobody waits any more, or asyncio complains.
             error = None if call.cancelled() else call.exception()
@@ -128,6 +139,7 @@ class Channel:
                 error = _failed(error)
             if not isinstance(error, CallFailed) or error.code != _LATE:
                 self._answers += 1
+                self._answered[request.model_name] = time.monotonic()
             if waiting.done():
                 return
             if call.cancelled():
@@ -140,7 +152,7 @@ class Channel:
         infer = self._connection.stub.ModelInfer
         call = asyncio.ensure_future(infer(request, timeout=deadline_s, metadata=metadata))
         calls.add(call)
-        self._due.add(waiting)
+        self._due[waiting] = request.model_name, time.monotonic()
         call.add_done_callback(done)
         if self._listening is None or self._listening.done():
             # It is not about the session that happened to ask: not in its log lines and traces.

@@ -28,6 +28,9 @@ PROBE_AFTER_S = 25.0
 PROBE_FIRST_S, PROBE_LAST_S = 0.1, 1.0  # between probes of a model that failed
 # For a model that fails everywhere to answer again somewhere; then it is asked as it is.
 RETURN_S = 3.0
+# A Whisper model that has answered nobody for so long hangs: longer than a batch of finals takes,
+# and soon enough for lag that would end sessions.
+MUTE_S = 4.0
 # What a model that works fails on so often will never succeed.
 REFUSALS = 2
 # Of the VAD, in good order: it was started again, or nobody used the sequence for long.
@@ -196,6 +199,11 @@ class Fleet:
                 raise failure
             logger.warning("%s; asked %s", failure, other.triton.url)
             member = other
+
+    def mute(self, variant: str) -> bool:
+        """Whether transcripts of a variant are waited for and a server answers none at all."""
+        model = whisper_model(variant)
+        return any(member.triton.mute_s(model) >= MUTE_S for member in self._members)
 
     def _another(self, model: str, tried: Sequence[_Member] = ()) -> _Member | None:
         """The least busy of those with this model that are thought to work."""

@@ -92,6 +92,9 @@ class Models:
 
     speech_probabilities: Callable[[SpeechRequest], Awaitable[list[float]]]
     transcribe: Callable[[TranscriptRequest], Awaitable[Hypothesis]]
+    # Whether transcripts wait for a model that answers nobody. One that only has too much to do
+    # answers somebody.
+    mute: Callable[[], bool] = lambda: False
 
 
 async def handle(
@@ -300,7 +303,7 @@ async def handle(
         while session.state is State.LISTENING:
             now = loop.time()
             unanswered = speech_asked is not None and now - speech_asked >= NO_ANSWER_S
-            failing = unanswered or failing_since is not None or bool(retrying)
+            failing = unanswered or failing_since is not None or bool(retrying) or models.mute()
             verdict = lag.measure(session.received, session.processed, failing, now)
             session.sparing = lag.seconds > SPARING_S
             if verdict is Verdict.WARN:

@@ -93,6 +93,10 @@ class Triton:
     def pending(self) -> int:
         return self._waiting + self._channel.pending
 
+    def mute_s(self, model: str) -> float:
+        """For how long a model has answered nobody, while somebody waits."""
+        return self._channel.mute_s(model)
+
     async def variants(self) -> Mapping[str, LoadedVariant]:
         """The Whisper variants that are ready. Raises InferenceError if the VAD is not, or none."""
         try:

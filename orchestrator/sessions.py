@@ -7,9 +7,10 @@ epoch of a session that still runs here ends the earlier one: they are one slot.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -17,6 +18,7 @@ from redis.exceptions import RedisError
 from websockets.asyncio.server import ServerConnection
 
 from dalston.orchestrator import metrics, peer, request_ids, traces
+from dalston.orchestrator.fleet import Fleet
 from dalston.orchestrator.handler import CloseCode, Limits, Models, handle
 from dalston.orchestrator.inference import LoadedVariant
 from dalston.orchestrator.lag import Lag, LagLimits
@@ -30,6 +32,7 @@ from dalston.orchestrator.messages import (
 )
 from dalston.orchestrator.parameters import ParameterError, choose_variant, session_config
 from dalston.orchestrator.request_ids import named
+from dalston.orchestrator.requests import SpeechRequest
 from dalston.orchestrator.session import Session
 from dalston.orchestrator.settings import WorkerSettings
 from dalston.orchestrator.slots import Slots
@@ -54,10 +57,18 @@ class Running:
 
 
 class Sessions:
-    """models: what they ask. slots: where their ends are told. memory: how many there may be."""
+    """hear, tritons: who is asked. slots: where ends are told. memory: how many there may be."""
 
-    def __init__(self, settings: WorkerSettings, models: Models, slots: Slots, memory: Memory):
-        self._settings, self._models, self._slots, self._memory = settings, models, slots, memory
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        hear: Callable[[SpeechRequest], Awaitable[list[float]]],
+        tritons: Fleet,
+        slots: Slots,
+        memory: Memory,
+    ):
+        self._settings, self._slots, self._memory = settings, slots, memory
+        self._hear, self._tritons = hear, tritons
         self.running: dict[str, Running] = {}  # by id
         self.measured = metrics.Sessions()
         self.variants: Mapping[str, LoadedVariant] = {}  # that models are there for
@@ -139,6 +150,8 @@ class Sessions:
             snapshot=snapshot,
             partial_every=round(self._settings.partial_seconds * SAMPLE_RATE),
         )
+        mute = functools.partial(self._tritons.mute, variant)
+        models = Models(self._hear, self._tritons.transcribe, mute)
         settings = self._settings
         limits = Limits(
             settings.idle_seconds,
@@ -162,7 +175,7 @@ class Sessions:
 
         async def serving() -> int | None:
             with traces.span("session", about, parent=parent, kind="server"):
-                return await handle(session, frames, send, self._models, limits, ending, lag)
+                return await handle(session, frames, send, models, limits, ending, lag)
 
         work = asyncio.create_task(serving())
         running = Running(epoch, lag, connection, direct, work)

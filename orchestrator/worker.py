@@ -29,7 +29,6 @@ from websockets.http11 import Request, Response
 
 from dalston.orchestrator import logs, metrics, traces
 from dalston.orchestrator.fleet import Fleet
-from dalston.orchestrator.handler import Models
 from dalston.orchestrator.inference import InferenceError
 from dalston.orchestrator.memory import Memory
 from dalston.orchestrator.sessions import Sessions
@@ -62,7 +61,7 @@ class Worker:
         self._instance = secrets.token_hex(8)
         self._unhealthy: str | None = "starting"
         self._less_room = asyncio.Event()  # than Redis knows of
-        vad = self._tritons
+        hear = self._tritons.speech_probabilities
         if settings.vad == "worker":
             try:
                 from dalston.orchestrator.local_vad import LocalVad
@@ -70,9 +69,8 @@ class Worker:
                 raise ValueError(f"DALSTON_VAD=worker needs onnxruntime: {error}") from None
             if settings.vad_model is None:
                 raise ValueError("DALSTON_VAD=worker needs DALSTON_VAD_MODEL")
-            vad = LocalVad(settings.vad_model)
-        models = Models(vad.speech_probabilities, self._tritons.transcribe)
-        self._sessions = Sessions(settings, models, self._slots, self._memory)
+            hear = LocalVad(settings.vad_model).speech_probabilities
+        self._sessions = Sessions(settings, hear, self._tritons, self._slots, self._memory)
 
     async def run(
         self, stop: asyncio.Event, listening: Callable[[int], None] = lambda _: None

@@ -38,6 +38,7 @@ STARTING_S = 600.0  # large checkpoints take minutes to load
 UNLOADING_S = 10.0  # it waits for what is under way
 WATCH_EVERY_S = 0.5
 PROBE_EVERY_S = 10.0
+PROBED_S = 10.0  # for the answer of a model that gave none since the last look
 # After so many reloads of one model within this time, a new server is the better cure.
 RELOADS, RELOADS_WITHIN_S = 3, 60.0
 # Before a new server; one that lasted is replaced as fast as the first.
@@ -275,7 +276,7 @@ class Server:
                 statistics = await stub.ModelStatistics(request, timeout=5)
                 count = sum(s.inference_stats.success.count for s in statistics.model_stats)
                 if count <= answered.get(model, -1):
-                    await probe(stub, model)
+                    await probe(stub, model, PROBED_S)
                     count += 1
                 answered[model] = count
             except ServerError as error:

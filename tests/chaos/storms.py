@@ -30,8 +30,8 @@ from websockets.exceptions import WebSocketException
 
 SIZE = Size(gateways=1, workers=1, tritons=1, sessions=400)
 SAMPLE_EVERY_S = 0.25
-# Answered by a sentence that names it: the most output for what is sent.
-_ECHOED = json.dumps({"type": "x" * 16_000})
+# Answered by a sentence that names it: the most output for what is sent. So many at once.
+_ECHOED, _ECHOES = json.dumps({"type": "x" * 180}), 60
 
 
 @dataclass
@@ -74,7 +74,8 @@ async def never_reading(url: str, count: int, lasting_s: float) -> None:
                 try:
                     async with asyncio.timeout(lasting_s):
                         while True:
-                            await connection.send(_ECHOED)
+                            for _ in range(_ECHOES):
+                                await connection.send(_ECHOED)
                             await asyncio.sleep(0.1)
                 finally:
                     connection.transport.abort()

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -271,6 +272,43 @@ async def test_a_silent_server_is_noticed_and_its_finals_are_asked_of_another(
 
 
 @pytest.mark.usefixtures("impatient")
+async def test_a_model_that_answers_nobody_while_somebody_waits_is_mute(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(fleet, "MUTE_S", 0.5)
+    hangs, works = SmallTriton(), SmallTriton()
+    async with fleet_of(hangs, works) as tritons:
+        hangs.answering.clear()
+        waiting = [asyncio.create_task(tritons.transcribe(final())) for _ in range(2)]
+        await asyncio.sleep(0.3)
+        assert not tritons.mute("fast")
+        await until(lambda: tritons.mute("fast"))
+        assert not tritons.mute("accurate")
+        # What nobody waits for any more does not count.
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert not tritons.mute("fast")
+        hangs.answering.set()
+
+
+async def test_a_model_with_too_much_to_do_is_not_mute(monkeypatch: pytest.MonkeyPatch):
+    class Busy(SmallTriton):
+        async def ModelInfer(self, request: Any, context: Any) -> Any:
+            await asyncio.sleep(0.8)
+            return await super().ModelInfer(request, context)
+
+    monkeypatch.setattr(fleet, "MUTE_S", 0.5)
+    async with fleet_of(Busy()) as tritons:
+        asked = list[asyncio.Task[Any]]()
+        for number in range(12):  # each waits for longer; somebody is answered all the time
+            asked.append(asyncio.create_task(tritons.transcribe(final())))
+            await asyncio.sleep(0.2)
+            assert number < 4 or not tritons.mute("fast")
+        await asyncio.gather(*asked)
+        assert not tritons.mute("fast")
+
+
 async def test_a_slow_server_is_no_silent_one():
     triton = SmallTriton()
     async with fleet_of(triton) as fleet:

@@ -3,6 +3,7 @@ One session between a client and the models, with coroutines of the test for bot
 """
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class Peer:
     told: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     vad: Vad = field(default_factory=Vad)
+    mute: bool = False
     ended_sequences: int = 0
     read: int = 0  # frames that the handler has taken
 
@@ -68,7 +70,7 @@ class Peer:
 
     def start(self) -> asyncio.Task[int | None]:
         session = Session("sess_1", self.config, "fast", languages={"en"}, snapshot=self.snapshot)
-        models = Models(self.speech, self.transcribe)
+        models = Models(self.speech, self.transcribe, lambda: self.mute)
         lag = Lag(self.lag_limits, session.received, asyncio.get_running_loop().time())
         frames = self.received()
         return asyncio.create_task(
@@ -452,10 +454,15 @@ async def test_a_reader_that_never_reads_is_let_go_with_the_reason() -> None:
 async def test_a_reader_of_long_messages_is_let_go_after_fewer_of_them() -> None:
     peer = Peer(limits=Limits(reader_s=60))
     read_until(peer, 1)
+
+    async def verbose(request: TranscriptRequest) -> Hypothesis:
+        heard = recognise(request.audio, request.language)
+        return dataclasses.replace(heard, text="wb " * (CHARACTERS_WAITING // 9))
+
+    peer.transcribe = verbose
     task = peer.start()
-    # The answer repeats what it does not understand.
-    wrong = json.dumps({"type": "x" * 10_000})
-    peer.say(*[wrong] * (CHARACTERS_WAITING // 10_000 + 2))
+    for _ in range(4):  # the last is not told any more
+        peer.say(SPOKEN)
     assert await ended(task) == 4011
     assert peer.read < MESSAGES_WAITING
 
@@ -655,6 +662,25 @@ async def test_finals_that_are_asked_for_again_are_no_lag() -> None:
     assert await ended(task) == 1000
     assert peer.finals() == ["wb wc wd"]
     assert not peer.of("warning")
+
+
+async def test_a_model_that_answers_nobody_is_an_outage_though_nothing_fails() -> None:
+    peer = Peer(lag_limits=LAG)
+
+    async def hangs(request: TranscriptRequest) -> Hypothesis:
+        if request.kind == "final":
+            await asyncio.sleep(0.8)  # lag is above its threshold, and not yet for long
+            peer.mute = True
+            await asyncio.sleep(1.7)
+            peer.mute = False
+        return recognise(request.audio)
+
+    peer.transcribe = hangs
+    task = peer.start()
+    await peer.speak(SPOKEN + bytes(32_000 * 4))
+    peer.say(END)
+    assert await ended(task) == 1000
+    assert peer.finals() == ["wb wc wd"]
 
 
 # Acks.
