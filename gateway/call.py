@@ -36,7 +36,7 @@ from dalston.gateway.link import (
     lost,
 )
 from dalston.gateway.pace import Pace, PaceLimits, TooFast
-from dalston.gateway.relay import Relay
+from dalston.gateway.relay import HELD_S, Relay
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator import request_ids
 from dalston.orchestrator.messages import (
@@ -59,8 +59,6 @@ SLOWED_S = 1.0
 LAST_WORDS_S = 2.0  # for a client to take them
 # Workers lost without a snapshot in between: audio that kills whoever hears it is told to no more.
 MOST_LOSSES = 8
-# Audio that is held, in seconds of it: an utterance, silence before a snapshot, and being behind.
-HELD_S = 120
 _SLOW_READER, _RATE_LIMIT = 4011, 4029
 
 
@@ -106,6 +104,7 @@ class Call:
         self._pace = Pace(limits, relay.config, now)
         if relay.resume_offset_ms is not None:
             self._pace.exempt(HELD_S)
+        self._pace.receive(relay.held_bytes, now)  # said while it waited for a slot
         self._reader_s = settings.reader_seconds
         # What the client is told last, and the code to close with, when it is us who end the call.
         self._leave: asyncio.Future[tuple[ServerMessage, int]] = (
@@ -217,7 +216,6 @@ class Call:
 
     async def _upstream(self) -> None:
         relay = self._relay
-        most = HELD_S * relay.config.sample_rate * relay.config.frame_bytes
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
@@ -236,7 +234,7 @@ class Call:
                     return self._end_with(message, _RATE_LIMIT)
                 if wait:
                     await asyncio.sleep(min(wait, SLOWED_S))
-            while relay.held_bytes > most:
+            while relay.full:
                 self._progress.clear()
                 await self._progress.wait()
 

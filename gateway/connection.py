@@ -67,6 +67,7 @@ class Connections:
         self.draining = False
         self._settings = settings
         self._calls: dict[str, Call] = {}
+        self._asking: set[asyncio.Task[Slot]] = set()  # for slots, some of them in line
         self._count = 0
 
     def __len__(self) -> int:
@@ -111,7 +112,10 @@ class Connections:
         return True
 
     async def end_all(self) -> None:
-        """The gateway has to go: clients that can go on elsewhere are told to."""
+        """The gateway has to go: clients that can go on elsewhere are told to, and nobody waits in
+        line here any more."""
+        for asking in self._asking:
+            asking.cancel()
         for session_id, call in list(self._calls.items()):
             if call.resumes:
                 call.send_away("server_drain", "connect again with resume_session_id")
@@ -167,7 +171,7 @@ class Connections:
             strategy=self._overflow(query),
             timeout_s=self._settings.queue_seconds,
         )
-        slot = await self._admit(websocket, admission)
+        slot = await self._admit(websocket, relay, admission)
         call = Call(
             websocket,
             relay,
@@ -207,9 +211,27 @@ class Connections:
             sentence = f"overflow={asked!r} is not allowed; it may be {allowed}"
             raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER) from None
 
-    async def _admit(self, websocket: WebSocket, admission: Admission) -> Slot:
-        """A slot, perhaps after a wait in line, which ends when the caller vanishes."""
+    async def _admit(self, websocket: WebSocket, relay: Relay, admission: Admission) -> Slot:
+        """A slot, perhaps after a wait in line, which ends when the caller vanishes or we have to
+        go. What he says meanwhile is held."""
+        asking = asyncio.create_task(self._ask(websocket, admission))
+        listening = asyncio.create_task(_hold(websocket, relay))
+        self._asking.add(asking)
+        try:
+            await asyncio.wait([asking, listening], return_when=asyncio.FIRST_COMPLETED)
+            if asking.cancelled():
+                raise Refusal("no_capacity", _WHY_NOT["draining"], _NO_CAPACITY)
+            if not asking.done():
+                await listening
+                raise WebSocketDisconnect
+            return await asking
+        finally:
+            self._asking.discard(asking)
+            for task in (asking, listening):
+                task.cancel()
+            await asyncio.gather(asking, listening, return_exceptions=True)
 
+    async def _ask(self, websocket: WebSocket, admission: Admission) -> Slot:
         allocation = metrics.Allocation()
 
         async def tell(position: Queued) -> None:
@@ -260,6 +282,17 @@ class Connections:
             raise Refusal("internal_error", sentence, 1011) from None
         metrics.RESUMED.inc()
         return relay
+
+
+async def _hold(websocket: WebSocket, relay: Relay) -> None:
+    """Take what a caller says who has no worker yet, until he leaves."""
+    while not relay.full:
+        message = await websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        frame = message.get("bytes")
+        relay.hold(frame if frame is not None else message["text"])
+    await asyncio.Event().wait()
 
 
 async def _tell_the_end(websocket: WebSocket, relay: Relay) -> None:

@@ -40,6 +40,9 @@ _FINAL, _PARTIAL = '{"type":"transcript.final"', '{"type":"transcript.partial"'
 _SPEECH, _ACK, _END = '{"type":"vad.', '{"type":"ack"', '{"type":"session.end"'
 _UPDATED, _PONG, _ERROR = '{"type":"config.updated"', '{"type":"pong"', '{"type":"error"'
 
+# Audio that is held, in seconds of it: an utterance, silence before a snapshot, and being behind.
+HELD_S = 120
+
 
 @dataclass
 class Held:
@@ -125,6 +128,11 @@ class Relay:
     @property
     def held_bytes(self) -> int:
         return self._received - self._needed
+
+    @property
+    def full(self) -> bool:
+        """Whether the client should wait until less is held."""
+        return self.held_bytes > HELD_S * self.config.sample_rate * self.config.frame_bytes
 
     # To the register.
 

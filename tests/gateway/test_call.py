@@ -3,6 +3,7 @@ Workers that die, hang, drain or send a session away; clients that come back, pu
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from fronted import STREAM, FakeWorker, Gateway, drained, echo, gateway_over
 from registered import BEGIN, snapshot
 from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
 
 from dalston.gateway.keys import RedisKeys, make
 from dalston.orchestrator.messages import (
@@ -386,6 +388,42 @@ async def test_a_caller_in_line_is_told_its_position_and_gets_the_slot(gateway: 
             assert json.loads(await second.recv())["type"] == "session.begin"
 
 
+async def test_what_a_caller_in_line_says_is_not_lost(gateway: Gateway) -> None:
+    notes = Notes()
+    async with FakeWorker(gateway.slots, "a", notes, capacity=1).running():
+        async with gateway.stream() as first, gateway.stream("overflow=queue") as second:
+            await first.recv()
+            await second.recv()
+            await second.send(CHUNK)
+            await asyncio.sleep(0.1)
+            assert notes.audio == 0
+            await first.send('{"type":"end"}')
+            await until(lambda: notes.audio == len(CHUNK))
+
+
+async def test_a_caller_who_vanishes_leaves_the_line(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", Notes(), capacity=1).running():
+        async with gateway.stream() as first:
+            await first.recv()
+            async with gateway.stream("overflow=queue") as second:
+                await second.recv()
+                assert await gateway.slots.waiting() == 1
+            async with asyncio.timeout(2):
+                while await gateway.slots.waiting():
+                    await asyncio.sleep(0.01)
+
+
+async def test_a_drain_sends_away_who_is_in_line(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", Notes(), capacity=1).running():
+        async with gateway.stream() as first, gateway.stream("overflow=queue") as second:
+            await first.recv()
+            await second.recv()
+            gateway.stop.set()
+            (error,), code = await drained(second)
+            assert (error["code"], code) == ("no_capacity", 1013)
+            assert "restarted" in error["message"]
+
+
 async def test_an_unknown_way_out_is_refused(gateway: Gateway) -> None:
     async with gateway.stream("overflow=magic") as stream:
         (error,), code = await drained(stream)
@@ -400,9 +438,15 @@ async def test_a_client_that_pushes_is_slowed_down_and_in_the_end_refused(redis_
     limits = {"audio_burst_seconds": 1.0, "audio_held_seconds": 0.5}
     async with gateway_over(redis_url, **limits) as gateway:
         async with FakeWorker(gateway.slots, "a", Notes()).running(), gateway.stream() as stream:
-            for _ in range(60):
-                await stream.send(CHUNK)
+
+            async def push() -> None:
+                with contextlib.suppress(ConnectionClosed):
+                    while True:
+                        await stream.send(CHUNK)
+
+            pushing = asyncio.create_task(push())
             messages, code = await drained(stream)
+            await pushing
         assert ([m["type"] for m in messages], code) == (["session.begin", "error"], 4029)
         assert messages[-1]["code"] == "rate_limit"
         await gateway.until_held(0)
