@@ -52,6 +52,7 @@ class Held:
     end: int  # audio bytes of the session up to and with it
     ordinal: int = 0  # of a text frame, as its worker counts them
     answered: bool = False  # a config whose config.updated or error was told
+    invalid: bool = False  # no message; held until a worker has said so
 
 
 class Relay:
@@ -118,7 +119,8 @@ class Relay:
         try:
             message = parse(frame)
         except MessageError:
-            return  # the worker says so; nobody has to hear it twice
+            self._held.append(Held(frame, self._received, self._texts, invalid=True))
+            return
         if isinstance(message, Ping):
             self._pings += 1
             return
@@ -242,6 +244,8 @@ class Relay:
             code = msgspec.json.decode(frame, type=Error).code
             if code == "language_unsupported":
                 return self._pass_answer(frame)
+            if code == "invalid_message":
+                self._drop_invalid()
             if code == "invalid_audio":
                 told, self._invalid_told = self._invalid_told, True
                 return None if told else frame
@@ -299,10 +303,20 @@ class Relay:
             self._updates_due -= 1
             return None
         for held in self._held:
-            if isinstance(held.frame, str) and not held.answered and _is_config(held.frame):
+            if held.invalid or held.answered or isinstance(held.frame, bytes):
+                continue
+            if _is_config(held.frame):
                 held.answered = True
                 break
         return frame
+
+    def _drop_invalid(self) -> None:
+        """A worker has said so; no other has to."""
+        for at, held in enumerate(self._held):
+            if held.invalid:
+                del self._held[at]
+                self._dropped += 1
+                return
 
     def _state(self, frame: str) -> None:
         """Nothing before a snapshot is needed any more."""

@@ -243,6 +243,16 @@ def test_a_message_that_was_no_message_is_not_said_again(line: Line) -> None:
     assert sum(json.loads(serialize(m))["type"] == "error" for m in line.heard) == 1
 
 
+def test_what_nobody_has_answered_is_said_again(line: Line) -> None:
+    line.relay.hold('{"type":"dance"}')
+    number = line.relay.start_again()
+    held = list[str | bytes]()
+    while (frame := line.relay.frame(number)) is not None:
+        held.append(frame)
+        number += 1
+    assert held[-1] == '{"type":"dance"}'
+
+
 def test_audio_is_held_from_the_last_snapshot_on_and_no_longer(line: Line) -> None:
     before = line.relay.held_bytes
     assert before == len(pcm(np.concatenate([silence(0.5), say([1, 2, 3, 4, 5, 6])])))
