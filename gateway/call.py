@@ -152,8 +152,13 @@ class Call:
 
     async def _go(self, saving: asyncio.Task[None]) -> None:
         await saving
+        await self._release()
+
+    async def _release(self) -> None:
         try:
-            await self._slots.release(self.slot.session_id, self.slot.epoch, self._status)
+            await self._slots.release(
+                self.slot.session_id, self.slot.epoch, self._status, self._relay.audio_s
+            )
         except RedisError as error:
             logger.error("%s: the slot comes back with its lease: %s", self.slot.session_id, error)
 
@@ -285,6 +290,7 @@ class Call:
             if relay.end or not lost(code, last):
                 self._status = "error" if code == INTERNAL else "ended"
                 code = 1000 if relay.end and code in (ABNORMAL, SERVICE_RESTART) else code
+                await self._release()  # a client that sees the end may want the next slot at once
                 return await self._websocket.close(code, link.close_reason or None)
             losses = losses + 1 if relay.snapshot is since else 1
             since = relay.snapshot

@@ -128,6 +128,11 @@ class Relay:
         self._held.append(Held(frame, self._received, self._texts))
 
     @property
+    def audio_s(self) -> float:
+        """What the client has sent of its session, in seconds."""
+        return self._received / self.config.frame_bytes / self.config.sample_rate
+
+    @property
     def held_bytes(self) -> int:
         return self._received - self._needed
 

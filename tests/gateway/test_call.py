@@ -155,6 +155,20 @@ async def test_the_next_worker_is_given_the_snapshot_and_the_audio_behind_it(
     assert second.audio == len(CHUNK)
 
 
+async def test_when_a_client_sees_the_end_its_slot_is_free_and_its_audio_counted(
+    gateway: Gateway,
+) -> None:
+    async with FakeWorker(gateway.slots, "a", Notes()).running(), gateway.stream() as stream:
+        await stream.recv()
+        (session,) = await gateway.slots.sessions()
+        await stream.send(CHUNK)
+        await stream.send('{"type":"end"}')
+        await drained(stream)
+        assert await gateway.held() == 0
+    key = f"dalston:realtime:session:{session['session_id']}"
+    assert await gateway.client.hget(key, "audio_duration") == b"0.100"
+
+
 async def test_a_final_that_both_workers_tell_is_told_once(gateway: Gateway) -> None:
     async def repeat(connection: ServerConnection, _: Notes) -> None:
         await connection.send(final(0))
