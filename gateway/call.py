@@ -433,23 +433,28 @@ class Call:
             await self._unsaved.wait()
             self._unsaved.clear()
             if not await self._save_now() and not self._over:
-                await asyncio.sleep(SAVE_AGAIN_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(SAVE_AGAIN_S):
+                        await self._unsaved.wait()
                 self._unsaved.set()
 
     async def _save_now(self) -> bool:
-        fields = self._relay.unsaved()
-        if not fields:
-            return True
-        try:
-            ours = await self._slots.keep(
-                self.slot.session_id, self.slot.epoch, fields, key_id=self.slot.key_id
-            )
-        except RedisError as error:
-            self._relay.not_saved(fields)
-            logger.warning("%s: not saved: %s", self.slot.session_id, error)
-            return False
-        if ours:
-            self._relay.saved(fields)
-        else:
-            self.send_away("taken_over", None)
+        relay, slot = self._relay, self.slot
+        while fields := relay.unsaved():
+            try:
+                answer = await self._slots.keep(
+                    slot.session_id, slot.epoch, fields, slot.key_id, whole="config" in fields
+                )
+            except RedisError as error:
+                relay.not_saved(fields)
+                logger.warning("%s: not saved: %s", slot.session_id, error)
+                return False
+            if answer == "lost":
+                relay.nothing_is_saved()
+                continue
+            if answer == "kept":
+                relay.saved(fields)
+            else:
+                self.send_away("taken_over", None)
+            break
         return True

@@ -100,6 +100,7 @@ class Relay:
         relay._received = relay.config.frame(replay_from) * relay.config.frame_bytes
         relay._needed = relay._received
         relay._last_told = last_segment
+        relay.nothing_is_saved()
         return relay
 
     def missed(self) -> list[str]:
@@ -144,7 +145,8 @@ class Relay:
     # To the register.
 
     def unsaved(self) -> dict[str, str]:
-        """What a gateway that resumes the session needs and was not told yet; it counts as told."""
+        """What a gateway that resumes the session needs and was not told yet; it counts as told.
+        With `config` among it, it is all there is."""
         fields, self._unsaved = self._unsaved, {}
         return fields
 

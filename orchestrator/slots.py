@@ -208,15 +208,21 @@ class Slots:
         return int(await self._expire(args=[]))
 
     async def keep(
-        self, session_id: str, epoch: int, fields: Mapping[str, str], key_id: str = ""
-    ) -> bool:
+        self,
+        session_id: str,
+        epoch: int,
+        fields: Mapping[str, str],
+        key_id: str = "",
+        whole: bool = False,
+    ) -> Literal["kept", "taken_over", "lost"]:
         """Keep for two minutes what the session is continued from, should its client come back.
 
-        Fields add to those kept before. False, and nothing is kept, if another epoch has the
-        session.
+        Fields add to those kept before, unless they are the `whole` of it. Nothing is written if
+        another epoch has the session ("taken_over"), or if what they add to is not there ("lost").
         """
         rows = [item for pair in fields.items() for item in pair]
-        return bool(await self._keep(args=[session_id, epoch, key_id, *rows]))
+        args = [session_id, epoch, key_id, int(whole), *rows]
+        return _text(await self._keep(args=args))  # pyright: ignore[reportReturnType]
 
     async def kept(self, session_id: str) -> dict[str, str] | None:
         """What was kept, and `key_id`; None if that was nothing, or too long ago."""

@@ -285,6 +285,30 @@ async def test_a_session_that_had_ended_tells_its_end_again(gateway: Gateway) ->
     assert (types, code) == (["session.begin", "transcript.final", "session.end"], 1000)
 
 
+async def test_what_redis_has_lost_is_written_again_with_the_next_that_is_kept(
+    gateway: Gateway,
+) -> None:
+    async def say(connection: ServerConnection, _: Notes) -> None:
+        await connection.send(final(0))
+        await connection.recv()
+        await connection.send(final(1))
+
+    async with FakeWorker(gateway.slots, "a", Notes(say)).running(), gateway.stream() as stream:
+        await stream.recv()
+        await stream.recv()
+        (session,) = await gateway.slots.sessions()
+        id = session["session_id"]
+        async with asyncio.timeout(5):
+            while "seg_0000" not in (await gateway.slots.kept(id) or {}):
+                await asyncio.sleep(0.01)
+        await gateway.client.flushall()
+        await stream.send(CHUNK)
+        async with asyncio.timeout(5):
+            while "seg_0001" not in (kept := await gateway.slots.kept(id) or {}):
+                await asyncio.sleep(0.01)
+        assert {"config", "seg_0000"} <= kept.keys()
+
+
 async def test_of_an_unknown_session_nothing_is_kept(gateway: Gateway) -> None:
     async with gateway.stream(f"resume_session_id=sess_{'0' * 24}") as stream:
         (error,), code = await drained(stream)
