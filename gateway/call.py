@@ -290,7 +290,6 @@ class Call:
             if relay.end or not lost(code, last):
                 self._status = "error" if code == INTERNAL else "ended"
                 code = 1000 if relay.end and code in (ABNORMAL, SERVICE_RESTART) else code
-                await self._release()  # a client that sees the end may want the next slot at once
                 return await self._websocket.close(code, link.close_reason or None)
             losses = losses + 1 if relay.snapshot is since else 1
             since = relay.snapshot
@@ -400,6 +399,8 @@ class Call:
                     continue
                 last = frame
                 told = relay.pass_on(frame)
+                if relay.end:
+                    await self._release()  # who sees the end may want the next slot at once
                 if told is not None:
                     await self._tell(told)
                 if relay.has_unsaved:
