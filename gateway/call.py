@@ -181,7 +181,7 @@ class Call:
         self._end_with(message, GOING_AWAY)
 
     def _end_with(self, message: ServerMessage, code: int) -> None:
-        if not self._leave.done():
+        if not self._leave.done() and not self._relay.end:  # behind which nothing is told
             self._leave.set_result((message, code))
 
     @property

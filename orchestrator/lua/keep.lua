@@ -8,7 +8,8 @@ local session, epoch = ARGV[1], tonumber(ARGV[2])
 local resume = resume_key(session)
 local known = tonumber(redis.call("HGET", session_key(session), "epoch"))
 local kept = tonumber(redis.call("HGET", resume, "epoch"))
-if (known and known ~= epoch) or (kept and kept > epoch) then return "taken_over" end
+-- An older epoch on record is no owner: a worker that is out of date told of it after Redis lost its data.
+if math.max(known or 0, kept or 0) > epoch then return "taken_over" end
 if not kept and ARGV[4] ~= "1" then return "lost" end
 redis.call("HSET", resume, "epoch", epoch, unpack(ARGV, 5))
 redis.call("HSETNX", resume, "key_id", ARGV[3])

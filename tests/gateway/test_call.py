@@ -398,6 +398,26 @@ async def test_a_session_that_its_worker_gave_to_another_is_not_taken_back(
     assert (code, len(a.requests)) == (1001, 1)
 
 
+async def test_nothing_is_told_behind_the_end(gateway: Gateway) -> None:
+    taken = asyncio.Event()
+
+    async def end(connection: ServerConnection, _: Notes) -> None:
+        await taken.wait()
+        await connection.send('{"type":"session.end"}')
+        await asyncio.sleep(1)  # slow to close
+        await connection.close(1000)
+
+    async with (
+        FakeWorker(gateway.slots, "a", Notes(end)).running() as a,
+        gateway.stream() as stream,
+    ):
+        await stream.recv()
+        await gateway.slots.acquire(a.requests[0]["session_id"], "fast", {})
+        taken.set()
+        messages, code = await drained(stream)
+    assert ([m["type"] for m in messages], code) == (["session.end"], 1000)
+
+
 async def test_a_drain_tells_clients_that_resume_to_go_on_elsewhere(gateway: Gateway) -> None:
     async def with_ack(connection: ServerConnection) -> None:
         await connection.send(BEGIN.replace('"ack":false', '"ack":true'))

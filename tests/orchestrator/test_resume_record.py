@@ -79,3 +79,9 @@ async def test_a_part_is_not_kept_without_the_rest(slots: Slots, client: Any) ->
     await client.flushall()
     assert await slots.keep("s1", 1, {"seg_0002": "b"}) == "lost"
     assert await slots.kept("s1") is None
+
+
+async def test_an_older_epoch_on_record_is_no_owner(slots: Slots) -> None:
+    await register(slots, worker("a"))
+    await slots.acquire("s1", "fast", {})
+    assert await slots.keep("s1", 2, {"config": "{}"}, whole=True) == "kept"
