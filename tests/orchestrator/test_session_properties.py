@@ -23,7 +23,7 @@ from dalston.orchestrator.messages import (
 from dalston.orchestrator.session import Session
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(scene=scenes(), sizes=SIZES, seed=st.integers(0, 2**32 - 1))
 def test_chunking_and_the_order_of_answers_change_nothing_but_partials(
     scene: Scene, sizes: list[int], seed: int
@@ -54,7 +54,7 @@ def test_one_byte_at_a_time_is_as_good_as_ten_seconds(sizes: list[int]) -> None:
     assert [m.text for m in usual if isinstance(m, Final)] == ["wb wc wd", "we"]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(scene=scenes(), sizes=SIZES, data=st.data())
 def test_a_session_continued_from_any_snapshot_equals_the_undisturbed_one(
     scene: Scene, sizes: list[int], data: st.DataObject
@@ -71,7 +71,7 @@ def test_a_session_continued_from_any_snapshot_equals_the_undisturbed_one(
     assert told([m for m in messages if not isinstance(m, SessionBegin)]) == expected
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(scene=scenes(), seed=st.integers(0, 2**32 - 1))
 def test_every_utterance_starts_then_ends_then_has_at_most_one_final(
     scene: Scene, seed: int
@@ -103,7 +103,7 @@ def test_every_utterance_starts_then_ends_then_has_at_most_one_final(
     assert isinstance(messages[-1], SessionEnd)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(scene=scenes())
 def test_words_are_in_order_inside_their_segment(scene: Scene) -> None:
     messages = Driver(scene.session()).run(scene.steps([3200]))
@@ -114,7 +114,7 @@ def test_words_are_in_order_inside_their_segment(scene: Scene) -> None:
         assert times[-1] <= final.end
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(scene=scenes(), seed=st.integers(0, 2**32 - 1))
 def test_stable_text_never_shrinks_and_never_changes(scene: Scene, seed: int) -> None:
     driver = Driver(scene.session(), late=np.random.default_rng(seed))
@@ -128,7 +128,7 @@ def test_stable_text_never_shrinks_and_never_changes(scene: Scene, seed: int) ->
             stable[message.segment_id] = now
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(words=st.lists(utterances(), min_size=1, max_size=4), pause=st.sampled_from([0.7, 1.0, 2.5]))
 def test_no_word_is_lost_or_said_twice(words: list[list[int]], pause: float) -> None:
     sound = np.concatenate([x for group in words for x in (silence(pause), say(group))])
