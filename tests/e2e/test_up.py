@@ -23,14 +23,29 @@ from dalston import client
 from dalston.triton.process import free_port
 
 
+@contextlib.contextmanager
+def _own(data_dir: Path) -> Generator[Stack]:
+    stack = start_stack(data_dir, 1, MAX_SESSIONS="4", DRAIN_SECONDS="3")
+    try:
+        yield stack
+    finally:
+        if stack.process.poll() is None:
+            os.killpg(stack.process.pid, signal.SIGKILL)
+            stack.process.wait(10)
+
+
 @pytest.fixture
 def own(data_dir: Path) -> Generator[Stack]:
-    """A stack to do harm to."""
-    stack = start_stack(data_dir, 1, MAX_SESSIONS="4", DRAIN_SECONDS="3")
-    yield stack
-    if stack.process.poll() is None:
-        os.killpg(stack.process.pid, signal.SIGKILL)
-        stack.process.wait(10)
+    """A stack to bring to its end."""
+    with _own(data_dir) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def mending(data_dir: Path) -> Generator[Stack]:
+    """A stack to do harm to that it mends."""
+    with _own(data_dir) as stack:
+        yield stack
 
 
 def family(stack: Stack) -> list[psutil.Process]:
@@ -48,8 +63,10 @@ def gone(processes: list[psutil.Process]) -> None:
     assert [p.cmdline() for p in alive] == []
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("dalston_*")}
+def shared_memory(processes: list[psutil.Process]) -> list[str]:
+    """What Triton's supervisor among them has in /dev/shm."""
+    folder = Path("/dev/shm")
+    return [path.name for p in processes for path in folder.glob(f"dalston_{p.pid}_*")]
 
 
 def until_healthy(stack: Stack) -> None:
@@ -69,19 +86,15 @@ async def transcribed(stack: Stack) -> str:
         return [event async for event in session][-1]["transcript"]
 
 
-async def test_an_idle_stack_stops_within_ten_seconds_and_leaves_nothing(
-    data_dir: Path,
-) -> None:
-    before = shared_memory()
-    stack = start_stack(data_dir, 1)
-    assert await transcribed(stack)
-    processes = family(stack)
+async def test_an_idle_stack_stops_within_ten_seconds_and_leaves_nothing(own: Stack) -> None:
+    assert await transcribed(own)
+    processes = family(own)
     assert len(processes) >= 8  # Redis, Triton, its supervisor and stubs, worker, gateway
-    assert shared_memory() > before
-    stack.process.send_signal(signal.SIGTERM)
-    assert stack.process.wait(10) == 0
+    assert shared_memory(processes)
+    own.process.send_signal(signal.SIGTERM)
+    assert own.process.wait(10) == 0
     gone(processes)
-    assert shared_memory() == before
+    assert not shared_memory(processes)
 
 
 async def test_everything_listens_to_this_machine_alone_and_workers_to_the_gateway(
@@ -134,15 +147,15 @@ async def test_a_session_that_does_not_finish_is_ended_with_what_was_said(own: S
 
 
 @pytest.mark.parametrize("words", ["redis-server", "worker", "gateway", "main triton"])
-async def test_a_part_that_dies_is_started_again(own: Stack, words: str) -> None:
-    part(own, words).kill()
+async def test_a_part_that_dies_is_started_again(mending: Stack, words: str) -> None:
+    part(mending, words).kill()
     # Health must notice: it is about a new session, not about processes.
     await asyncio.sleep(0.3)
-    until_healthy(own)
+    until_healthy(mending)
     deadline = time.monotonic() + 30
     while True:
         try:
-            assert await transcribed(own)
+            assert await transcribed(mending)
             break
         except (client.SessionFailed, OSError):
             assert time.monotonic() < deadline
@@ -156,14 +169,14 @@ async def test_everything_dies_with_it(own: Stack) -> None:
     gone(processes)
 
 
-def test_a_port_that_is_taken_is_said_and_nothing_stays(data_dir: Path, own: Stack) -> None:
-    command = [sys.executable, "-m", "dalston.cli.main", "up", "--port", str(own.port)]
+def test_a_port_that_is_taken_is_said_and_nothing_stays(data_dir: Path, mending: Stack) -> None:
+    command = [sys.executable, "-m", "dalston.cli.main", "up", "--port", str(mending.port)]
     done = subprocess.run(
         [*command, "--data-dir", str(data_dir)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert f"port {own.port}" in done.stderr
-    assert own.http("/health")[0] == 200
+    assert f"port {mending.port}" in done.stderr
+    assert mending.http("/health")[0] == 200
 
 
 def test_it_can_be_stopped_before_it_is_up(data_dir: Path) -> None:
