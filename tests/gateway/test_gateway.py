@@ -4,7 +4,6 @@ A real gateway over a real Redis, in front of workers that do what the test want
 
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -356,11 +355,9 @@ async def test_a_running_session_has_its_slot_again_as_soon_as_redis_is_back(
         async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as running:
             await running.recv()
             redis.kill()
-            began = time.monotonic()
-            async with gateway.stream() as late:
+            async with asyncio.timeout(5), gateway.stream() as late:
                 (error,), code = await drained(late)
             assert (error["code"], error["retry_after"], code) == ("no_capacity", 5, 1013)
-            assert time.monotonic() - began < 1
             await asyncio.sleep(0.5)
             redis.start()
             async with asyncio.timeout(1):

@@ -109,13 +109,11 @@ async def test_a_sequence_that_was_forgotten_is_no_reason_to_avoid_the_server():
 # --- who is asked next ----------------------------------------------------------------------------
 
 
-async def test_a_final_that_fails_is_asked_of_another_at_once():
+async def test_a_final_that_fails_is_asked_of_another():
     one, other = SmallTriton(), SmallTriton()
     async with fleet_of(one, other) as fleet:
         one.failures = [AWAY]
-        began = time.monotonic()
         assert (await fleet.transcribe(final())).text == TEXT
-        assert time.monotonic() - began < 0.5
     assert (one.transcripts, other.transcripts) == (1, 1)
 
 
@@ -257,9 +255,7 @@ async def test_a_silent_server_is_noticed_and_its_finals_are_asked_of_another(
         await fleet.speech_probabilities(start("a"))
         one.living.clear()
         listening = asyncio.create_task(fleet.speech_probabilities(more("a")))
-        began = time.monotonic()
         assert (await fleet.transcribe(final())).text == TEXT
-        assert time.monotonic() - began < 2
         with pytest.raises(SequenceLost, match="is silent"):
             await listening
         await fleet.speech_probabilities(start("a2"))
