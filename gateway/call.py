@@ -70,6 +70,15 @@ class TakenOver(Exception):
     """Another gateway has the session now."""
 
 
+async def received(websocket: WebSocket) -> str | bytes | None:
+    """The client's next frame; None when it has left."""
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        return None
+    frame = message.get("bytes")
+    return frame if frame is not None else message["text"]
+
+
 class Call:
     def __init__(
         self,
@@ -221,12 +230,7 @@ class Call:
 
     async def _upstream(self) -> None:
         relay = self._relay
-        while True:
-            message = await self._websocket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            frame = message.get("bytes")
-            frame = frame if frame is not None else message["text"]
+        while (frame := await received(self._websocket)) is not None:
             relay.hold(frame)
             if self._worker:
                 with contextlib.suppress(ConnectionClosed):  # it is told to the next
@@ -376,7 +380,7 @@ class Call:
             missed = relay.missed()
             told = relay.pass_on(frame)
             # Whoever is told that it has begun can go on with it elsewhere.
-            if not await self._save_now():
+            if not told or not await self._save_now():
                 self._unsaved.set()
             for known in (told, *missed):
                 if known:

@@ -17,8 +17,8 @@ from redis.exceptions import RedisError
 from dalston.gateway import metrics
 from dalston.gateway.access import Access, Caller, Refused, check_resume, chosen_subprotocol
 from dalston.gateway.admission import Admission, admit
-from dalston.gateway.call import Call, Unreachable
-from dalston.gateway.relay import Relay
+from dalston.gateway.call import Call, Unreachable, received
+from dalston.gateway.relay import Relay, segment_number
 from dalston.gateway.settings import GatewaySettings, Overflow
 from dalston.orchestrator import request_ids, traces
 from dalston.orchestrator.messages import (
@@ -259,11 +259,10 @@ class Connections:
             raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER)
         number = -1
         if last:
-            digits = last.removeprefix("seg_")
-            if digits == last or not digits.isdecimal():
+            number = segment_number(last)
+            if number < 0:
                 sentence = f"last_segment_id={last!r} is no segment, such as seg_0007"
                 raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER)
-            number = int(digits)
         try:
             kept = await self.slots.kept(session_id)
         except RedisError as error:
@@ -287,11 +286,10 @@ class Connections:
 async def _hold(websocket: WebSocket, relay: Relay) -> None:
     """Take what a caller says who has no worker yet, until he leaves."""
     while not relay.full:
-        message = await websocket.receive()
-        if message["type"] == "websocket.disconnect":
+        frame = await received(websocket)
+        if frame is None:
             return
-        frame = message.get("bytes")
-        relay.hold(frame if frame is not None else message["text"])
+        relay.hold(frame)
     await asyncio.Event().wait()
 
 

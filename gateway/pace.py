@@ -9,7 +9,7 @@ that keeps pushing for too long all the same is refused.
 
 from dataclasses import dataclass
 
-from dalston.orchestrator.messages import SAMPLE_BYTES, SessionConfig
+from dalston.orchestrator.messages import SessionConfig
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class TooFast(Exception):
 class Pace:
     def __init__(self, limits: PaceLimits, config: SessionConfig, now: float):
         self._limits = limits
-        frame_bytes = SAMPLE_BYTES[config.encoding] * config.channels
-        self._bytes_per_second = frame_bytes * config.sample_rate
+        self._bytes_per_second = config.bytes_per_second
         self._left = limits.burst_s  # in the bucket: seconds of audio
         self._filled = now
         self._slowed: float | None = None  # since

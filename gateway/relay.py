@@ -18,7 +18,6 @@ import msgspec
 from dalston.orchestrator.messages import (
     Ack,
     Configure,
-    End,
     Error,
     Final,
     MessageError,
@@ -64,7 +63,6 @@ class Relay:
         self.snapshot: Snapshot | None = None  # the last, without segments
         self.finals: dict[str, str] = {}  # by segment id, as they were told
         self.end: str | None = None  # session.end, once it was told
-        self.ending = False  # the client has said so, or the gateway
         self._unsaved: dict[str, str] = {}
         self._last_told = -1  # number of the last final the client has
         self._held: list[Held] = []
@@ -88,7 +86,9 @@ class Relay:
         """To go on with what was saved of a session, whose client has the finals up to
         `last_segment`. Raises msgspec.MsgspecError and KeyError if that is not what was saved."""
         relay = cls(session_id, msgspec.json.decode(kept["config"], type=SessionConfig))
-        relay.finals = {id: kept[id] for id in sorted(kept, key=_number) if _number(id) >= 0}
+        relay.finals = {
+            id: kept[id] for id in sorted(kept, key=segment_number) if segment_number(id) >= 0
+        }
         relay.end = kept.get("end")
         replay_from = 0
         if "snapshot" in kept:
@@ -105,8 +105,10 @@ class Relay:
 
     def missed(self) -> list[str]:
         """Finals the client does not have, and the end; for one that resumes."""
-        missed = [final for id, final in self.finals.items() if _number(id) > self._last_told]
-        self._last_told = max([self._last_told, *map(_number, self.finals)])
+        missed = [
+            final for id, final in self.finals.items() if segment_number(id) > self._last_told
+        ]
+        self._last_told = max([self._last_told, *map(segment_number, self.finals)])
         return [*missed, self.end] if self.end else missed
 
     # From the client.
@@ -125,13 +127,12 @@ class Relay:
         if isinstance(message, Ping):
             self._pings += 1
             return
-        self.ending = self.ending or isinstance(message, End)
         self._held.append(Held(frame, self._received, self._texts))
 
     @property
     def audio_s(self) -> float:
         """What the client has sent of its session, in seconds."""
-        return self._received / self.config.frame_bytes / self.config.sample_rate
+        return self._received / self.config.bytes_per_second
 
     @property
     def held_bytes(self) -> int:
@@ -140,7 +141,7 @@ class Relay:
     @property
     def full(self) -> bool:
         """Whether the client should wait until less is held."""
-        return self.held_bytes > HELD_S * self.config.sample_rate * self.config.frame_bytes
+        return self.held_bytes > HELD_S * self.config.bytes_per_second
 
     # To the register.
 
@@ -182,7 +183,7 @@ class Relay:
         segments = [
             Segment(final.start, final.end, final.text, final.segment_id)
             for final in finals
-            if _number(final.segment_id) < self.snapshot.next_segment
+            if segment_number(final.segment_id) < self.snapshot.next_segment
         ]
         return msgspec.structs.replace(self.snapshot, segments=segments)
 
@@ -268,7 +269,7 @@ class Relay:
         begin = parse_server(frame)
         assert isinstance(begin, SessionBegin)
         self.config = begin.config
-        self._unsaved["config"] = msgspec.json.encode(begin.config).decode()
+        self.nothing_is_saved()
         if self.resume_offset_ms is None:
             return frame
         begin = msgspec.structs.replace(
@@ -278,14 +279,14 @@ class Relay:
 
     def _pass_final(self, frame: str) -> str | None:
         segment = _final(frame).segment_id
-        if self._shown and _number(segment) >= _number(self._shown[0]):
+        if self._shown and segment_number(segment) >= segment_number(self._shown[0]):
             self._shown = None
         self._partial = None
         if segment not in self.finals:
             self.finals[segment] = self._unsaved[segment] = frame
-        if _number(segment) <= self._last_told:
+        if segment_number(segment) <= self._last_told:
             return None
-        self._last_told = _number(segment)
+        self._last_told = segment_number(segment)
         return frame
 
     def _pass_partial(self, frame: str) -> str | None:
@@ -293,7 +294,7 @@ class Relay:
         assert self._shown
         partial = msgspec.json.decode(frame, type=Partial)
         segment, end, stable = self._shown
-        if _number(partial.segment_id) > _number(segment):
+        if segment_number(partial.segment_id) > segment_number(segment):
             self._shown, self._partial = None, frame
             return frame
         if partial.segment_id != segment:
@@ -351,7 +352,7 @@ def _final(frame: str) -> Final:
     return msgspec.json.decode(frame, type=Final)
 
 
-def _number(segment_id: str) -> int:
+def segment_number(segment_id: str) -> int:
     """Of seg_0007 it is 7; -1 if that is no segment."""
     digits = segment_id.removeprefix("seg_")
     return int(digits) if digits != segment_id and digits.isdecimal() else -1

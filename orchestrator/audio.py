@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from dalston.orchestrator.messages import SAMPLE_BYTES, Encoding
+from dalston.orchestrator.messages import SAMPLE_BYTES, Encoding, client_frame
 from dalston.triton.contract import SAMPLE_RATE
 
 # Resampled audio is fed in blocks of this, so that the numbers do not depend on how the client
@@ -68,7 +68,7 @@ class AudioStream:
 
     def frame(self, position: int) -> int:
         """The first of the client's frames at or behind `position`."""
-        return -(-position * self._rate // SAMPLE_RATE)
+        return client_frame(position, self._rate)
 
     @property
     def received_frames(self) -> int:

@@ -27,9 +27,7 @@ from dalston.orchestrator.messages import (
     Partial,
     ServerMessage,
     SessionEnd,
-    SessionTerminated,
     Snapshot,
-    Warn,
     parse,
     serialize,
 )
@@ -308,10 +306,10 @@ async def handle(
             session.sparing = lag.seconds > SPARING_S
             if verdict is Verdict.WARN:
                 metrics.LAG_WARNINGS.inc()
-                tell(lag_warning(lag))
+                tell(lag.warning())
             elif verdict is Verdict.EXCEEDED:
                 close_code = CloseCode.LAG
-                for message in lag_exceeded(lag, session):
+                for message in lag.last_words(session.id, session.last_transcript):
                     tell(message)
                 return tell(None)
             if session.config.ack and now >= next_ack:
@@ -378,28 +376,3 @@ async def handle(
         for request in session.requests():
             if isinstance(request, SpeechRequest) and request.end:
                 await end_sequence(request)
-
-
-def lag_warning(lag: Lag) -> Warn:
-    return Warn(
-        code="processing_lag",
-        message="Processing lag is above threshold",
-        lag_seconds=round(lag.seconds, 2),
-        warning_threshold_seconds=lag.limits.warning_s,
-        hard_threshold_seconds=lag.limits.limit_s,
-    )
-
-
-def lag_exceeded(lag: Lag, session: Session) -> list[ServerMessage]:
-    """What a session says last that is too far behind."""
-    sentence = f"{lag.seconds:.1f} s behind; a session ends above {lag.limits.limit_s:g} s"
-    told = session.last_transcript
-    return [
-        Error(code="lag_exceeded", message=sentence, recoverable=False),
-        SessionTerminated(
-            session_id=session.id,
-            reason="lag_exceeded",
-            recoverable=False,
-            last_transcript_offset_ms=None if told is None else round(told * 1000),
-        ),
-    ]

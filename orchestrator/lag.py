@@ -15,6 +15,7 @@ at most, nothing follows from it.
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from dalston.orchestrator.messages import Error, ServerMessage, SessionTerminated, Warn
 from dalston.triton.contract import SAMPLE_RATE
 
 WARNING_EVERY_S = 5.0
@@ -71,3 +72,28 @@ class Lag:
             self._next_warning = now + WARNING_EVERY_S
             return Verdict.WARN
         return Verdict.FINE
+
+    def warning(self) -> Warn:
+        return Warn(
+            code="processing_lag",
+            message="Processing lag is above threshold",
+            lag_seconds=round(self.seconds, 2),
+            warning_threshold_seconds=self.limits.warning_s,
+            hard_threshold_seconds=self.limits.limit_s,
+        )
+
+    def last_words(self, session_id: str, last_transcript_s: float | None) -> list[ServerMessage]:
+        """What a session says last that is too far behind; `last_transcript_s` is where the last
+        of its finals ended."""
+        limit_s = self.limits.limit_s
+        sentence = f"{self.seconds:.1f} s behind; a session ends above {limit_s:g} s"
+        offset_ms = None if last_transcript_s is None else round(last_transcript_s * 1000)
+        return [
+            Error(code="lag_exceeded", message=sentence, recoverable=False),
+            SessionTerminated(
+                session_id=session_id,
+                reason="lag_exceeded",
+                recoverable=False,
+                last_transcript_offset_ms=offset_ms,
+            ),
+        ]

@@ -93,6 +93,11 @@ ClientMessage = Configure | Flush | Commit | Clear | End | Ping
 # --- to the client -------------------------------------------------------------------------------
 
 
+def client_frame(position: int, sample_rate: int) -> int:
+    """The first frame of `sample_rate` a second at or behind `position`, samples at 16 kHz."""
+    return -(-position * sample_rate // SAMPLE_RATE)
+
+
 class SessionConfig(msgspec.Struct, frozen=True):
     """How a session listens; every field is told to the client in session.begin.
 
@@ -121,9 +126,14 @@ class SessionConfig(msgspec.Struct, frozen=True):
         """Of the client's audio: one sample of every channel."""
         return SAMPLE_BYTES[self.encoding] * self.channels
 
+    @property
+    def bytes_per_second(self) -> int:
+        """Of the client's audio."""
+        return self.frame_bytes * self.sample_rate
+
     def frame(self, position: int) -> int:
         """The first of the client's frames at or behind `position`, samples at 16 kHz."""
-        return -(-position * self.sample_rate // SAMPLE_RATE)
+        return client_frame(position, self.sample_rate)
 
 
 class Notice(msgspec.Struct, frozen=True):

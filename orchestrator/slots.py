@@ -125,7 +125,7 @@ class Slots:
 
         self._acquire, self._renew = script("acquire"), script("renew")
         self._release, self._expire = script("release"), script("expire")
-        self._keep, self._forget, self._leave = script("keep"), script("forget"), script("leave")
+        self._keep, self._leave = script("keep"), script("leave")
         self._heartbeat, self._unregister = script("heartbeat"), script("unregister")
 
     # For gateways.
@@ -230,12 +230,6 @@ class Slots:
         fields = {_text(key): _text(value) for key, value in raw.items()}
         fields.pop("epoch", None)
         return fields or None
-
-    async def forget(self, session_id: str, epoch: int) -> None:
-        """The session ended in order: nobody will continue it."""
-        await self._forget(args=[session_id, epoch])
-
-    # For workers.
 
     async def heartbeat(
         self, worker: Registration, sessions: Mapping[str, int], lease_s: float = LEASE_S
