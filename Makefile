@@ -53,7 +53,7 @@ serve: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/dalston models build --data-dir build --profile demo
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -106,20 +106,19 @@ class Chaos:
                 task.cancel()
             await asyncio.gather(*self._crowd, return_exceptions=True)
 
-    async def run(self, faults: int, gap_s: tuple[float, float], every: Sequence[Reading]) -> None:
-        async with self.calls(every):
-            done = self.journal.faults
-            for fault in itertools.islice(plan(self._seed, gap_s), done, faults):
-                await asyncio.sleep(fault.after_s)
-                for task in self._crowd:
-                    if task.done():
-                        task.result()
-                struck = await self.injector.strike(fault)
-                self.recovery.strike(struck)
-                self._note(struck, faults)
-                if (fault.number + 1) % QUIET_EVERY == 0 and fault.number + 1 < faults:
-                    await self.quiet()
-            await self.quiet()
+    async def strike(self, faults: int, gap_s: tuple[float, float]) -> None:
+        """While they call: the faults of the seed, up to that many, those of the journal done."""
+        for fault in itertools.islice(plan(self._seed, gap_s), self.journal.faults, faults):
+            await asyncio.sleep(fault.after_s)
+            for task in self._crowd:
+                if task.done():
+                    task.result()
+            struck = await self.injector.strike(fault)
+            self.recovery.strike(struck)
+            self._note(struck, faults)
+            if (fault.number + 1) % QUIET_EVERY == 0 and fault.number + 1 < faults:
+                await self.quiet()
+        await self.quiet()
 
     async def roll(self) -> None:
         """Every process in turn is stopped as a deploy does, and started again."""
@@ -249,7 +248,6 @@ async def run(
     *,
     callers: int = CALLERS,
     gap_s: tuple[float, float] = GAP_S,
-    every: Sequence[Reading] | None = None,
     size: Size | None = None,
 ) -> Journal:
     """The whole of it: start, faults, checks, stop."""
@@ -257,7 +255,8 @@ async def run(
     if journal.faults < faults:
         async with deployed(folder / str(seed), size) as deployment:
             chaos = Chaos(deployment, journal, seed, callers)
-            await chaos.run(faults, gap_s, every or readings())
+            async with chaos.calls(readings()):
+                await chaos.strike(faults, gap_s)
         await chaos.leftovers()
     return journal
 

@@ -1,5 +1,5 @@
 """
-Tests here take minutes and both cores: they run last.
+Tests here take minutes: they run first, and others beside them.
 """
 
 from pathlib import Path
@@ -11,4 +11,4 @@ HERE = Path(__file__).parent
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: HERE in item.path.parents)
+    items.sort(key=lambda item: HERE not in item.path.parents)

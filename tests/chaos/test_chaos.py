@@ -3,6 +3,7 @@ Whatever is killed, cut or stopped in the middle of a word: the finals are those
 run, each told once, and nothing is left behind. Longer: `make chaos`.
 """
 
+import asyncio
 import itertools
 from pathlib import Path
 
@@ -16,14 +17,33 @@ from readings import readings
 FAULTS, SEED = 64, 20
 
 
-@pytest.fixture(autouse=True)
-def models(model_repository: Path) -> None:
-    """They are built."""
+@pytest.fixture(scope="module")
+def journals(
+    model_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Journal, Journal]:
+    """Of a run of faults, and of a rolling restart behind it, with the same callers."""
+    folder = tmp_path_factory.mktemp("chaos")
+    faults, rolling = (Journal.open(folder / f"{name}.jsonl") for name in ("faults", "rolling"))
+
+    async def run() -> None:
+        async with deployed(folder / "logs") as deployment:
+            disturbed = chaos.Chaos(deployment, faults, SEED, chaos.CALLERS)
+            async with disturbed.calls(readings()[:18]):
+                await disturbed.strike(FAULTS, (0.7, 1.7))
+                disturbed.journal = rolling
+                await disturbed.roll()
+                await disturbed.quiet()
+        await disturbed.leftovers()
+
+    asyncio.run(run())
+    return faults, rolling
 
 
 @pytest.mark.timeout(400)
-async def test_sixty_faults_change_no_final_and_leave_nothing_behind(tmp_path: Path) -> None:
-    journal = await chaos.run(tmp_path, SEED, FAULTS, gap_s=(0.7, 1.7), every=readings()[:18])
+def test_sixty_faults_change_no_final_and_leave_nothing_behind(
+    journals: tuple[Journal, Journal],
+) -> None:
+    journal, _ = journals
     report = journal.report(SEED)
     print(report)
     assert journal.broken() == []
@@ -33,15 +53,10 @@ async def test_sixty_faults_change_no_final_and_leave_nothing_behind(tmp_path: P
     assert report["finals"] > 100
 
 
-@pytest.mark.timeout(240)
-async def test_a_rolling_restart_under_load_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    journal = Journal.open(tmp_path / "rolling.jsonl")
-    async with deployed(tmp_path / "logs") as deployment:
-        run = chaos.Chaos(deployment, journal, seed=3, callers=4)
-        async with run.calls(readings()[:18]):
-            await run.roll()
-            await run.quiet()
-    await run.leftovers()
+def test_a_rolling_restart_under_load_loses_and_doubles_nothing(
+    journals: tuple[Journal, Journal],
+) -> None:
+    _, journal = journals
     assert journal.broken() == []
     calls = journal.of("call")
     assert sum(call["finals"] for call in calls) > 40
