@@ -19,7 +19,7 @@ async function speak() {
     }
     await session.send(audio.subarray(2 * at, 2 * (at + step)));
     const wait = began + (1000 * (at + step)) / rate - performance.now();
-    await new Promise((resolve) => setTimeout(resolve, wait));
+    await new Promise((resolve) => setTimeout(resolve, Math.max(0, wait)));
   }
   session.end();
 }
