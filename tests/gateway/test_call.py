@@ -7,15 +7,21 @@ import contextlib
 import json
 import socket
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from counted import counted
 from fronted import STREAM, FakeWorker, Gateway, drained, echo, gateway_over
 from registered import BEGIN, snapshot
+from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
+from dalston.gateway import metrics
+from dalston.gateway.call import MOST_LOSSES
 from dalston.gateway.keys import RedisKeys, make
+from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.messages import (
     Error,
     ErrorCode,
@@ -111,7 +117,10 @@ async def test_a_worker_that_dies_is_replaced_by_one_that_hears_everything(
     gateway: Gateway,
 ) -> None:
     second = Notes()
+    taken, timed = counted(metrics.TAKEOVERS, "lost", "taken"), counted(metrics.TAKEOVER_TIME)
     messages, _, b = await moved(gateway, dying_after(2), second)
+    assert counted(metrics.TAKEOVERS, "lost", "taken") == taken + 1
+    assert counted(metrics.TAKEOVER_TIME) == timed + 1
     assert [m["type"] for m in messages] == ["warning", "session.end"]
     assert messages[0]["code"] == "worker_lost"
     assert second.audio == 3 * len(CHUNK)
@@ -120,7 +129,9 @@ async def test_a_worker_that_dies_is_replaced_by_one_that_hears_everything(
 
 async def test_a_worker_that_drains_is_replaced_without_a_word(gateway: Gateway) -> None:
     second = Notes()
+    taken = counted(metrics.TAKEOVERS, "drain", "taken")
     messages, _, _ = await moved(gateway, dying_after(2, code=1012), second)
+    assert counted(metrics.TAKEOVERS, "drain", "taken") == taken + 1
     assert [m["type"] for m in messages] == ["session.end"]
     assert second.audio == 3 * len(CHUNK)
 
@@ -190,6 +201,36 @@ async def test_a_worker_that_says_nothing_any_more_is_replaced(gateway: Gateway)
     assert second.audio == 3 * len(CHUNK)
 
 
+async def test_a_worker_that_is_only_quiet_keeps_its_session(redis_url: str) -> None:
+    async with gateway_over(redis_url, worker_silent_seconds=0.8) as gateway:
+        async with (
+            FakeWorker(gateway.slots, "a", Notes()).running() as worker,
+            gateway.stream() as stream,
+        ):
+            await stream.recv()
+            await asyncio.sleep(1.6)  # it answers pings, and says nothing else
+            await stream.send('{"type":"end"}')
+            messages, code = await drained(stream)
+        assert ([m["type"] for m in messages], code) == (["session.end"], 1000)
+        assert len(worker.requests) == 1
+
+
+async def test_a_session_waits_for_a_worker_that_comes_in_time(redis_url: str) -> None:
+    async with gateway_over(redis_url, outage_seconds=30.0) as gateway:
+        first, second = dying_after(1), Notes()
+        async with FakeWorker(gateway.slots, "a", first).running(), gateway.stream() as stream:
+            await stream.recv()
+            await gateway.slots.unregister("a", "a")
+            await stream.send(CHUNK)
+            assert json.loads(await stream.recv())["code"] == "worker_lost"
+            await asyncio.sleep(0.5)
+            async with FakeWorker(gateway.slots, "b", second).running():
+                await stream.send('{"type":"end"}')
+                messages, code = await drained(stream)
+        assert ([m["type"] for m in messages], code) == (["session.end"], 1000)
+        assert second.audio == len(CHUNK)
+
+
 async def test_a_worker_that_takes_no_more_sessions_is_passed_over(gateway: Gateway) -> None:
     async def full(connection: ServerConnection) -> None:
         await connection.send(
@@ -219,14 +260,54 @@ async def test_what_a_worker_does_not_want_is_told_to_the_caller(gateway: Gatewa
     await gateway.until_held(0)
 
 
+async def test_a_worker_that_never_answers_is_passed_over(gateway: Gateway) -> None:
+    async def never(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gone.wait()
+        writer.close()
+
+    gone = asyncio.Event()
+    async with await asyncio.start_server(never, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        await FakeWorker(gateway.slots, "a", echo).register(f"ws://127.0.0.1:{port}")
+        async with FakeWorker(gateway.slots, "b", echo).running(), gateway.stream() as stream:
+            assert json.loads(await stream.recv())["type"] == "session.begin"
+        gone.set()
+
+
 async def test_audio_that_kills_every_worker_is_told_to_no_more_of_them(redis_url: str) -> None:
     async with gateway_over(redis_url, outage_seconds=30.0) as gateway:
-        poisoned = dying_after(1)
+        poisoned, failed = dying_after(1), counted(metrics.TAKEOVERS, "lost", "failed")
         async with FakeWorker(gateway.slots, "a", poisoned).running(), gateway.stream() as stream:
             await stream.send(CHUNK)
             messages, code = await drained(stream)
         assert (messages[-1]["type"], code) == ("session.terminated", 1011)
-        assert len(poisoned.frames) == 9
+        assert messages[-1]["reason"] == "worker_lost"
+        assert len(poisoned.frames) == MOST_LOSSES + 1
+        assert counted(metrics.TAKEOVERS, "lost", "failed") == failed + 1
+
+
+async def test_a_session_that_gets_on_may_lose_more_workers_than_that(redis_url: str) -> None:
+    lost = 0
+
+    async def get_on(connection: ServerConnection, _: Notes) -> None:
+        nonlocal lost
+        if lost <= MOST_LOSSES:
+            lost += 1
+            await connection.recv()
+            await connection.send(snapshot(lost * 1600))
+            await connection.close(1001)
+
+    async with gateway_over(redis_url, outage_seconds=30.0) as gateway:
+        async with (
+            FakeWorker(gateway.slots, "a", Notes(get_on)).running() as worker,
+            gateway.stream() as stream,
+        ):
+            for _ in range(MOST_LOSSES + 2):
+                await stream.send(CHUNK)
+            await stream.send('{"type":"end"}')
+            messages, code = await drained(stream)
+        assert (messages[-1]["type"], code) == ("session.end", 1000)
+        assert len(worker.requests) == MOST_LOSSES + 2
 
 
 # Coming back.
@@ -357,6 +438,7 @@ async def test_a_key_has_as_many_sessions_as_it_may(redis_url: str) -> None:
                 async with gateway.stream(f"api_key={text}") as second:
                     (error,), code = await drained(second)
                 assert (error["code"], code) == ("rate_limit", 4429)
+                assert "this key has as many sessions as it may" in error["message"]
             await gateway.until_held(0)
             async with gateway.stream(f"api_key={text}") as stream:
                 assert json.loads(await stream.recv())["type"] == "session.begin"
@@ -369,6 +451,22 @@ async def test_an_address_has_as_many_sessions_as_it_may(redis_url: str) -> None
             async with gateway.stream() as second:
                 (error,), code = await drained(second)
             assert (error["code"], code) == ("rate_limit", 4429)
+            assert "this address has as many sessions as it may" in error["message"]
+
+
+async def test_behind_a_proxy_of_this_machine_each_address_counts_by_itself(redis_url: str) -> None:
+    async with (
+        gateway_over(redis_url, sessions_per_address=1) as gateway,
+        AsyncExitStack() as calls,
+    ):
+        await calls.enter_async_context(FakeWorker(gateway.slots, "a", Notes()).running())
+        told: list[Any] = []
+        for address in ("10.0.0.1", "10.0.0.2", "10.0.0.2"):
+            forwarded = {"X-Forwarded-For": address}
+            call = connect(f"ws://{gateway.url}{STREAM}", additional_headers=forwarded)
+            told.append(json.loads(await (await calls.enter_async_context(call)).recv()))
+        assert [m["type"] for m in told] == ["session.begin", "session.begin", "error"]
+        assert told[-1]["code"] == "rate_limit"
 
 
 async def test_the_older_connection_of_a_session_is_let_go(gateway: Gateway) -> None:
@@ -443,6 +541,19 @@ async def test_a_caller_in_line_is_told_its_position_and_gets_the_slot(gateway: 
             assert json.loads(await second.recv())["type"] == "session.begin"
 
 
+async def test_a_caller_for_whom_no_slot_comes_free_is_sent_away_in_the_end(
+    redis_url: str,
+) -> None:
+    async with gateway_over(redis_url, queue_seconds=0.5) as gateway:
+        async with FakeWorker(gateway.slots, "a", Notes(), capacity=1).running():
+            async with gateway.stream() as first, gateway.stream("overflow=queue") as second:
+                await first.recv()
+                (queued, error), code = await drained(second)
+            assert (queued["position"], error["code"], code) == (1, "no_capacity", 1013)
+            assert 0 < queued["timeout_seconds"] <= 0.5
+            assert (error["recoverable"], error["retry_after"]) == (True, 5)
+
+
 async def test_what_a_caller_in_line_says_is_not_lost(gateway: Gateway) -> None:
     notes = Notes()
     async with FakeWorker(gateway.slots, "a", notes, capacity=1).running():
@@ -490,7 +601,7 @@ async def test_an_unknown_way_out_is_refused(gateway: Gateway) -> None:
 
 
 async def test_a_client_that_pushes_is_slowed_down_and_in_the_end_refused(redis_url: str) -> None:
-    limits = {"audio_burst_seconds": 1.0, "audio_held_seconds": 0.5}
+    limits = {"audio_rate": 2.0, "audio_burst_seconds": 1.0, "audio_held_seconds": 0.5}
     async with gateway_over(redis_url, **limits) as gateway:
         async with FakeWorker(gateway.slots, "a", Notes()).running(), gateway.stream() as stream:
 
@@ -503,7 +614,11 @@ async def test_a_client_that_pushes_is_slowed_down_and_in_the_end_refused(redis_
             messages, code = await drained(stream)
             await pushing
         assert ([m["type"] for m in messages], code) == (["session.begin", "error"], 4029)
-        assert messages[-1]["code"] == "rate_limit"
+        error = messages[-1]
+        assert (error["code"], error["recoverable"]) == ("rate_limit", False)
+        assert "2 times real time, for 0.5 s beyond 1 s" in error["message"]
+        assert stream.response
+        assert error["request_id"] == stream.response.headers["X-Request-ID"]
         await gateway.until_held(0)
 
 
@@ -515,6 +630,18 @@ async def test_a_burst_and_real_time_behind_it_are_let_through(redis_url: str) -
             for number in range(30):
                 await stream.send(CHUNK)
                 await asyncio.sleep(0 if number < 15 else 0.1)
+            await stream.send('{"type":"end"}')
+            _, code = await drained(stream)
+        assert (notes.audio, code) == (30 * len(CHUNK), 1000)
+
+
+async def test_a_file_that_is_longer_than_a_burst_is_only_read_slower(redis_url: str) -> None:
+    async with gateway_over(redis_url, audio_rate=4.0, audio_burst_seconds=1.0) as gateway:
+        notes = Notes()
+        async with FakeWorker(gateway.slots, "a", notes).running(), gateway.stream() as stream:
+            await stream.recv()
+            for _ in range(30):
+                await stream.send(CHUNK)
             await stream.send('{"type":"end"}')
             _, code = await drained(stream)
         assert (notes.audio, code) == (30 * len(CHUNK), 1000)
@@ -536,3 +663,58 @@ async def test_a_client_that_never_reads_is_let_go(redis_url: str) -> None:
                 )
                 await gateway.until_held(1)
                 await gateway.until_held(0)
+
+
+LONG = '{"type":"filler","text":"%s"}' % ("x" * 100_000)
+MANY = 400  # of these are more than what all the sockets between worker and client hold
+
+
+async def test_a_client_that_reads_again_is_told_why_it_was_let_go(redis_url: str) -> None:
+    async def talk(connection: ServerConnection, _: Notes) -> None:
+        while True:
+            await connection.send(LONG)
+
+    async with gateway_over(redis_url, reader_seconds=0.5) as gateway:
+        let_go = counted(metrics.ERRORS, "slow_reader")
+        async with (
+            FakeWorker(gateway.slots, "a", Notes(talk)).running(),
+            gateway.stream() as stream,
+        ):
+            stream.transport.pause_reading()
+            await until(lambda: counted(metrics.ERRORS, "slow_reader") > let_go)
+            stream.transport.resume_reading()
+            messages, code = await drained(stream)
+        assert (messages[-1]["type"], messages[-1]["code"], code) == ("error", "slow_reader", 4011)
+        await gateway.until_held(0)
+
+
+async def test_a_client_that_reads_late_slows_its_worker_down_and_reads_everything(
+    gateway: Gateway,
+) -> None:
+    sent = 0
+
+    async def talk(connection: ServerConnection, _: Notes) -> None:
+        nonlocal sent
+        while sent < MANY:
+            await connection.send(LONG)
+            sent += 1
+
+    async with FakeWorker(gateway.slots, "a", Notes(talk)).running(), gateway.stream() as stream:
+        await stream.recv()
+        stream.transport.pause_reading()
+        stopped_at = -1
+        while stopped_at < sent or not sent:
+            stopped_at = sent
+            await asyncio.sleep(0.5)
+        assert stopped_at < MANY
+        stream.transport.resume_reading()
+        await stream.send('{"type":"end"}')
+        messages, code = await drained(stream)
+    assert [m["type"] for m in messages].count("filler") == MANY
+    assert (messages[-1]["type"], code) == ("session.end", 1000)
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    settings = GatewaySettings(REDIS_URL="redis://here")  # pyright: ignore[reportCallIssue]
+    assert (settings.outage_seconds, settings.queue_seconds) == (30, 30)
+    assert (settings.reader_seconds, settings.sessions_per_address) == (10, 0)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fronted import STREAM, FakeWorker, Gateway, drained, echo
+from counted import counted
+from fronted import STREAM, FakeWorker, Gateway, drained, echo, gateway_over
 from redis_process import redis_process
 from registered import BEGIN
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection
 
+from dalston.gateway import app, metrics
 from dalston.gateway.app import capacity, serve
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.redis_client import UnsupportedRedis
@@ -155,9 +157,11 @@ async def test_without_another_worker_in_time_the_session_ends_with_a_hint(
         await connection.recv()
         connection.transport.abort()
 
+    failed = counted(metrics.TAKEOVERS, "lost", "failed")
     async with FakeWorker(gateway.slots, "a", die).running(), gateway.stream() as stream:
         await stream.send(bytes(3200))
         messages, code = await drained(stream)
+    assert counted(metrics.TAKEOVERS, "lost", "failed") == failed + 1
     types = [m["type"] for m in messages]
     assert types[:2] == ["session.begin", "warning"]
     assert types[-1] == "session.terminated"
@@ -244,6 +248,22 @@ async def test_leases_are_renewed_while_sessions_last(gateway: Gateway) -> None:
         assert await gateway.slots.renew([Slot(record["session_id"], "a", "", 1)]) == set()
         later = await gateway.client.zrange("dalston:realtime:leases", 0, -1, withscores=True)
     assert later[0][1] > first[0][1]
+
+
+async def test_a_slot_that_nobody_renews_comes_back_and_is_counted(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "EXPIRE_S", 0.1)
+    expired = counted(metrics.LEASES_EXPIRED)
+    async with gateway_over(redis_url) as gateway:
+        async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as stream:
+            await stream.recv()
+            await gateway.slots.acquire("s1", "fast", {}, lease_s=0.2)
+            assert await gateway.held() == 2
+            await gateway.until_held(1)
+            async with asyncio.timeout(5):
+                while counted(metrics.LEASES_EXPIRED) != expired + 1:
+                    await asyncio.sleep(0.01)
 
 
 # HTTP.

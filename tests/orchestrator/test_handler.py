@@ -12,10 +12,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from counted import counted
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from speech import Vad, chunks, pcm, recognise, say, silence
 
+from dalston.orchestrator import metrics
 from dalston.orchestrator.handler import (
     CHARACTERS_WAITING,
     MAX_BACKLOG_S,
@@ -31,6 +33,7 @@ from dalston.orchestrator.lag import Lag, LagLimits
 from dalston.orchestrator.messages import LONGEST_FRAME, SessionConfig, Snapshot
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptRequest
 from dalston.orchestrator.session import Session
+from dalston.orchestrator.settings import WorkerSettings
 
 SPOKEN = pcm(np.concatenate([silence(0.4), say([1, 2, 3]), silence(0.7)]))
 
@@ -249,6 +252,9 @@ async def test_the_longest_session_ends_in_order() -> None:
         peer.say(SPOKEN[:3200])
         await asyncio.sleep(0.1)
     assert await ended(task) == 4008
+    (error,) = peer.of("error")
+    assert (error["code"], error["recoverable"]) == ("session_timeout", False)
+    assert "0.5 s at most" in error["message"]
     assert peer.told[-1]["reason"] == "max_duration"
 
 
@@ -296,7 +302,7 @@ async def test_a_frame_of_the_largest_size_is_taken() -> None:
 
 async def test_a_final_is_asked_for_again_until_the_model_answers() -> None:
     peer = Peer()
-    failures = 2
+    failures, retried = 2, counted(metrics.RETRIED, "fast")
 
     async def shaky(request: TranscriptRequest) -> Hypothesis:
         nonlocal failures
@@ -311,6 +317,31 @@ async def test_a_final_is_asked_for_again_until_the_model_answers() -> None:
     assert await ended(task) == 1000
     assert peer.finals() == ["wb wc wd"]
     assert "error" not in peer.kinds()
+    assert counted(metrics.RETRIED, "fast") == retried + 2
+
+
+async def test_a_final_that_fails_for_too_long_is_given_up_and_the_session_goes_on() -> None:
+    peer = Peer(limits=Limits(outage_s=0.5))
+    failed = counted(metrics.FAILED, "fast", "final")
+    away = True
+
+    async def shaky(request: TranscriptRequest) -> Hypothesis:
+        if request.kind == "final" and away:
+            raise InferenceError("Triton: unavailable", retryable=True)
+        return recognise(request.audio)
+
+    peer.transcribe = shaky
+    task = peer.start()
+    peer.say(SPOKEN[:30_000], '{"type":"flush"}')  # without a pause: no speculation is given up
+    await peer.until("error")
+    away = False
+    peer.say(SPOKEN, END)
+    assert await ended(task) == 1000
+    (error,) = peer.of("error")
+    assert (error["code"], error["recoverable"]) == ("internal_error", True)
+    assert "unavailable" in error["message"]
+    assert peer.finals() == ["wb wc wd"]
+    assert counted(metrics.FAILED, "fast", "final") == failed + 1
 
 
 async def test_a_final_that_cannot_be_made_is_an_error_and_the_session_goes_on() -> None:
@@ -763,22 +794,44 @@ async def test_a_session_that_goes_on_is_final_up_to_its_snapshot() -> None:
     assert await ended(task) == 1000
 
 
+AN_HOUR = Snapshot(
+    session_id="sess_1",
+    epoch=1,
+    position=3600 * 16_000,
+    replay_from=3600 * 16_000,
+    controls=0,
+    config=SessionConfig(language="en"),
+    detected_language=None,
+    next_segment=0,
+    speech_samples=0,
+    segments=[],
+)
+
+
 async def test_what_a_session_lasted_elsewhere_counts() -> None:
-    snapshot = Snapshot(
-        session_id="sess_1",
-        epoch=1,
-        position=3600 * 16_000,
-        replay_from=3600 * 16_000,
-        controls=0,
-        config=SessionConfig(language="en"),
-        detected_language=None,
-        next_segment=0,
-        speech_samples=0,
-        segments=[],
-    )
-    peer = Peer(limits=Limits(session_s=3600.3), snapshot=snapshot)
+    peer = Peer(limits=Limits(session_s=3600.3), snapshot=AN_HOUR)
     assert await ended(peer.start()) == 4008
     assert peer.told[-1]["reason"] == "max_duration"
+
+
+async def test_a_session_that_has_time_left_is_heard_to_its_end() -> None:
+    peer = Peer(limits=Limits(session_s=3660), snapshot=AN_HOUR)
+    task = peer.start()
+    peer.say(SPOKEN)
+    await peer.until("transcript.final")
+    peer.say(END)
+    assert await ended(task) == 1000
+    assert peer.finals() == ["wb wc wd"]
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    settings = WorkerSettings(REDIS_URL="redis://here", WORKER_ID="w")  # pyright: ignore[reportCallIssue]
+    held = (settings.idle_seconds, settings.session_seconds)
+    held += (settings.outage_seconds, settings.reader_seconds)
+    assert Limits(*held) == Limits(30, 4 * 3600, 30, 15) == Limits()
+    lag = (settings.lag_warning_seconds, settings.lag_limit_seconds, settings.lag_held_seconds)
+    assert LagLimits(*lag) == LagLimits(3, 5, 2) == LagLimits()
+    assert (settings.handshake_seconds, settings.host) == (10, "127.0.0.1")
 
 
 @settings(max_examples=5, phases=[Phase.explicit, Phase.reuse, Phase.generate])

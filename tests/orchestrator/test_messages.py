@@ -95,6 +95,11 @@ def test_what_is_no_message_is_refused_with_a_sentence(text: str) -> None:
         parse(text)
 
 
+def test_a_message_of_the_longest_size_is_taken() -> None:
+    text = '{"type":"config","language":"es","x":"%s"}'
+    assert parse(text % ("a" * (LONGEST_TEXT - len(text % "")))) == Configure(language="es")
+
+
 @pytest.mark.parametrize(
     "text",
     ['{"type":"%s"}', '{"type":"config","%s":1,"language":1}', '{"type":"end"}%s', '{"%s":1}'],

@@ -58,7 +58,9 @@ def test_without_parameters_everything_is_as_documented() -> None:
         ("min_speech_duration_ms", "50", 50),
         ("min_silence_duration_ms", "2000", 2_000),
         ("prefix_padding_ms", "0", 0),
+        ("max_utterance_duration", "5", 5.0),
         ("max_utterance_duration", "12.5", 12.5),
+        ("max_utterance_duration", "30", 30.0),
     ],
 )
 def test_a_parameter_is_taken(name: str, text: str, value: object) -> None:

@@ -314,6 +314,13 @@ def test_an_utterance_of_thirty_seconds_is_cut_where_it_is_quiet_and_joined() ->
     assert f"{first.text} {second.text}".split() == ["w" + "abcdefghijkl"[w] for w in words]
 
 
+def test_an_utterance_below_thirty_seconds_is_left_whole() -> None:
+    driver = session_after(audio([k % 12 for k in range(92)], 0.7), End())  # 29.4 s
+    (final,) = (m for m in driver.messages if isinstance(m, Final))
+    assert 29 <= final.end - final.start < 30
+    assert len(final.text.split()) == 92
+
+
 def test_a_language_is_detected_once_and_kept() -> None:
     driver = session_after(audio(0.3, [1, 2, 3, 4], 0.7, [5, 6], 0.7), language="auto")
     asked = [r.language for r in driver.asked if r.kind == "final"]

@@ -22,11 +22,17 @@ from speech import chunks
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from dalston.orchestrator.messages import Snapshot, parse_server
+from dalston.orchestrator.messages import (
+    Segment,
+    SessionConfig,
+    Snapshot,
+    parse_server,
+    serialize,
+)
 from dalston.orchestrator.redis_client import UnsupportedRedis
 from dalston.orchestrator.settings import WorkerSettings
 from dalston.orchestrator.slots import Slots, WorkerIdTaken, redis_client
-from dalston.orchestrator.worker import Worker
+from dalston.orchestrator.worker import LONGEST_MESSAGE, Worker
 from dalston.triton.process import free_port
 
 END = '{"type":"end"}'
@@ -645,6 +651,13 @@ async def test_a_caller_that_sends_in_time_is_not(workers: Workers) -> None:
     assert code == 1000
 
 
+async def test_the_longest_session_is_a_setting(workers: Workers) -> None:
+    worker = await workers.ready(session_seconds=0.5)
+    async with worker.session() as session:
+        (_, error, end), code = await drained(session)
+    assert (error["code"], end["reason"], code) == ("session_timeout", "max_duration", 4008)
+
+
 async def test_a_connection_that_never_asks_for_anything_is_closed(workers: Workers) -> None:
     worker = await workers.ready(handshake_seconds=0.5)
     reader, writer = await asyncio.open_connection("127.0.0.1", worker.port)
@@ -654,12 +667,58 @@ async def test_a_connection_that_never_asks_for_anything_is_closed(workers: Work
     writer.close()
 
 
+async def test_a_connection_that_takes_its_time_to_ask_is_answered(workers: Workers) -> None:
+    worker = await workers.ready(handshake_seconds=20.0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", worker.port)
+    for part in ("GET /health HTTP/1.1\r\n", "Host: x\r\n", "\r\n"):
+        writer.write(part.encode())
+        await asyncio.sleep(0.3)
+    async with asyncio.timeout(5):
+        assert b" 200 OK" in await reader.readline()
+    writer.close()
+
+
 async def test_a_session_without_the_snapshot_it_goes_on_from_is_closed(workers: Workers) -> None:
     worker = await workers.ready(handshake_seconds=0.5)
     async with worker.session("session_id=sess_x&epoch=2&resume=1") as session:
         (error,), code = await drained(session)
     assert (error["code"], code) == ("session_timeout", 4008)
     assert "snapshot" in error["message"]
+
+
+async def test_what_no_caller_needs_to_send_at_once_is_closed_with_1009(workers: Workers) -> None:
+    worker = await workers.ready()
+    async with worker.session() as session:
+        piece = LONGEST_MESSAGE // 16
+        with contextlib.suppress(ConnectionClosed):
+            await session.send([bytes(piece)] * 16 + [bytes(1)])
+        messages, code = await drained(session)
+    # By the library, which holds no more of it: the session never sees it, and cannot say why.
+    assert ([m["type"] for m in messages], code) == (["session.begin"], 1009)
+
+
+async def test_a_snapshot_of_four_hours_is_taken(workers: Workers) -> None:
+    worker = await workers.ready()
+    said = "four hours of somebody who says a dozen words, or a few more, in each of these segments"
+    told = [Segment(float(n), n + 2.0, said, f"seg_{n:04d}") for n in range(0, 4 * 3600, 2)]
+    snapshot = Snapshot(
+        session_id="sess_x",
+        epoch=1,
+        position=3 * 3600 * 16_000,
+        replay_from=3 * 3600 * 16_000,
+        controls=0,
+        config=SessionConfig(language="en"),
+        detected_language=None,
+        next_segment=4 * 3600,
+        speech_samples=0,
+        segments=told,
+    )
+    url = f"ws://127.0.0.1:{worker.port}/session?session_id=sess_x&epoch=2&resume=1"
+    async with connect(url, max_size=None) as session:
+        await session.send(serialize(snapshot))
+        await session.send(END)
+        messages, code = await drained(session)
+    assert (messages[-1]["segments"][-1]["text"], code) == (said, 1000)
 
 
 WRONG = json.dumps({"type": "x" * 200})  # the answer repeats it
