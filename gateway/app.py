@@ -23,11 +23,12 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from dalston.gateway import health, metrics
 from dalston.gateway.access import Access, Refused
 from dalston.gateway.connection import Connections
+from dalston.gateway.handshake import handshake_within
 from dalston.gateway.keys import KeysError
 from dalston.gateway.request_ids import with_request_ids
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator import logs, traces
-from dalston.orchestrator.messages import LONGEST_FRAME, End, Error, serialize
+from dalston.orchestrator.messages import LONGEST_MESSAGE, End, Error, serialize
 from dalston.orchestrator.redis_client import UnsupportedRedis, redis_client, refuse_cluster
 from dalston.orchestrator.request_ids import named, request_id
 from dalston.orchestrator.settings import LOOPBACK
@@ -39,8 +40,6 @@ RENEW_S = LEASE_S / 4
 EXPIRE_S = 5.0
 DEAF_MS = 30_000  # without an acknowledgement of what was sent
 LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
-# Above this uvicorn closes by itself; frames between the two are refused with a sentence.
-LONGEST_MESSAGE = 16 * LONGEST_FRAME
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
@@ -237,6 +236,7 @@ async def serve(
         log_config=None,
         access_log=False,
         lifespan="on",
+        http=handshake_within(settings.handshake_seconds),
         ws="websockets-sansio",
         ws_max_size=LONGEST_MESSAGE,
         # Deflate costs each stream 300 KB and most of its processor time, for speech that does

@@ -27,6 +27,8 @@ from websockets.exceptions import ConnectionClosed
 from dalston.gateway import metrics
 from dalston.gateway.link import (
     ABNORMAL,
+    BEGIN_S,
+    CONNECT_S,
     GOING_AWAY,
     INTERNAL,
     SERVICE_RESTART,
@@ -51,7 +53,8 @@ from dalston.orchestrator.slots import NoCapacity, Slot, Slots
 
 logger = logging.getLogger(__name__)
 
-FIRST_WORKER_S = 4.0  # to look for a worker that answers, before the client is sent away
+# To look for a worker that answers, before the client is sent away: the first may be mute.
+FIRST_WORKER_S = 2 * (CONNECT_S + BEGIN_S)
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
 SAVE_AGAIN_S = 1.0
 # The longest pause between two frames of a client that pushes: if it leaves, that is noticed then.

@@ -11,13 +11,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
 from dalston.orchestrator import request_ids, traces
-from dalston.orchestrator.messages import Snapshot, serialize
+from dalston.orchestrator.messages import LONGEST_MESSAGE, Snapshot, serialize
 from dalston.orchestrator.slots import Slot
 
 CONNECT_S = 1.5  # for a worker to answer; it is on the same network
-BEGIN_S = 5.0  # and to begin the session
-# A frame between gateway and worker: the client's largest, or a snapshot.
-LONGEST_MESSAGE = 16 << 20  # bytes
+BEGIN_S = 3.0  # and to begin the session
 GOING_AWAY, ABNORMAL, INTERNAL, SERVICE_RESTART, NO_CAPACITY = 1001, 1006, 1011, 1012, 1013
 _TERMINATED = '{"type":"session.terminated"'
 _LAST_WORDS = ('{"type":"error"', _TERMINATED)

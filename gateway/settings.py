@@ -37,6 +37,8 @@ class GatewaySettings(BaseSettings):
     api_keys: Literal["redis"] | Path | None = Field(None, alias="DALSTON_API_KEYS")
     # What workers want to be shown: theirs of the same name.
     worker_secret: HeaderSecret | None = Field(None, alias="DALSTON_WORKER_SECRET")
+    # For a connection to say what it wants.
+    handshake_seconds: float = Field(10.0, alias="DALSTON_HANDSHAKE_SECONDS", gt=0)
     # A client that takes no message for so long is let go; less than a worker's, which would seem
     # lost otherwise.
     reader_seconds: float = Field(10.0, alias="DALSTON_CLIENT_READER_SECONDS", gt=0)

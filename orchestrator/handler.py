@@ -82,6 +82,7 @@ class Limits:
     session_s: float = 4 * 3600.0
     outage_s: float = 30.0  # of failing models
     reader_s: float = 15.0  # for a message to leave
+    frame_bytes: int = LONGEST_FRAME  # of audio
 
 
 @dataclass(frozen=True)
@@ -267,11 +268,11 @@ async def handle(
                     session.receive_message(parse(frame))
                 except MessageError as error:
                     session.receive_invalid(str(error))
-            elif len(frame) <= LONGEST_FRAME:
+            elif len(frame) <= limits.frame_bytes:
                 session.receive_audio(frame)
                 spans.arrived(session.received, last_frame)
             else:
-                sentence = f"a frame of {len(frame)} bytes; {LONGEST_FRAME} at most"
+                sentence = f"a frame of {len(frame)} bytes; {limits.frame_bytes} at most"
                 error = Error(code="invalid_message", message=sentence, recoverable=False)
                 end("terminated", CloseCode.TOO_BIG, error)
                 return

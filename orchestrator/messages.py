@@ -321,8 +321,11 @@ _encoder = msgspec.json.Encoder()
 
 # A control message is a few words; anything longer is a mistake, and not worth parsing.
 LONGEST_TEXT = 16_384  # characters
-# A binary frame longer than this is a mistake: 32 s of 16 kHz PCM.
+# A binary frame longer than this is a mistake, if nobody says otherwise: 32 s of 16 kHz PCM.
 LONGEST_FRAME = 1 << 20  # bytes
+# Longer messages no WebSocket here takes in: a connection that brings one is closed with 1009.
+# Snapshots and the end of a session of hours have to fit.
+LONGEST_MESSAGE = 16 << 20  # bytes
 LONGEST_QUOTE = 200  # characters of what a client sent, in the answer that refuses it
 
 

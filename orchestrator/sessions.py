@@ -158,6 +158,7 @@ class Sessions:
             settings.session_seconds,
             settings.outage_seconds,
             settings.reader_seconds,
+            settings.frame_bytes,
         )
         lag_limits = LagLimits(
             settings.lag_warning_seconds,

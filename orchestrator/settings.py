@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dalston.orchestrator.logs import Format
+from dalston.orchestrator.messages import LONGEST_FRAME, LONGEST_MESSAGE, LONGEST_TEXT
 from dalston.orchestrator.slots import HEARTBEAT_S
 
 
@@ -72,6 +73,10 @@ class WorkerSettings(BaseSettings):
     lag_warning_seconds: float = Field(3.0, alias="DALSTON_LAG_WARNING_SECONDS", gt=0)
     lag_limit_seconds: float = Field(5.0, alias="DALSTON_LAG_LIMIT_SECONDS", gt=0)
     lag_held_seconds: float = Field(2.0, alias="DALSTON_LAG_HELD_SECONDS", ge=0)
+    # Longer frames of audio are refused with a sentence; the largest of all closes the connection.
+    frame_bytes: int = Field(
+        LONGEST_FRAME, alias="DALSTON_FRAME_BYTES", ge=LONGEST_TEXT, le=LONGEST_MESSAGE
+    )
     # A message may be so long on its way to a client that does not read.
     reader_seconds: float = Field(15.0, alias="DALSTON_READER_SECONDS", gt=0)
     # For the opening handshake, and for the snapshot of a session that goes on here.

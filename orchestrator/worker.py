@@ -31,6 +31,7 @@ from dalston.orchestrator import logs, metrics, traces
 from dalston.orchestrator.fleet import Fleet
 from dalston.orchestrator.inference import InferenceError
 from dalston.orchestrator.memory import Memory
+from dalston.orchestrator.messages import LONGEST_MESSAGE
 from dalston.orchestrator.sessions import Sessions
 from dalston.orchestrator.settings import LOOPBACK, WorkerSettings
 from dalston.orchestrator.slots import (
@@ -43,9 +44,6 @@ from dalston.orchestrator.slots import (
 
 logger = logging.getLogger(__name__)
 
-# The library closes above this; the handler refuses what is above its own, smaller limit with a
-# message. A snapshot of a four hour session fits.
-LONGEST_MESSAGE = 16 << 20  # bytes
 # Frames that the library holds of each connection while the session does not read.
 FRAMES_HELD = 4
 LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them

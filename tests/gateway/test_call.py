@@ -274,6 +274,18 @@ async def test_a_worker_that_never_answers_is_passed_over(gateway: Gateway) -> N
         gone.set()
 
 
+async def test_a_worker_that_never_begins_is_passed_over(gateway: Gateway) -> None:
+    async def never(connection: ServerConnection) -> None:
+        await connection.wait_closed()
+
+    async with (
+        FakeWorker(gateway.slots, "a", never).running(),
+        FakeWorker(gateway.slots, "b", echo).running(),
+        gateway.stream() as stream,
+    ):
+        assert json.loads(await stream.recv())["type"] == "session.begin"
+
+
 async def test_audio_that_kills_every_worker_is_told_to_no_more_of_them(redis_url: str) -> None:
     async with gateway_over(redis_url, outage_seconds=30.0) as gateway:
         poisoned, failed = dying_after(1), counted(metrics.TAKEOVERS, "lost", "failed")

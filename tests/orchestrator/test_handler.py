@@ -281,22 +281,24 @@ async def test_a_frame_that_is_no_message_is_answered_and_the_session_goes_on(te
     assert peer.finals() == ["wb wc wd"]
 
 
-async def test_a_frame_above_the_limit_ends_the_session_with_what_was_said() -> None:
-    peer = Peer()
+@pytest.mark.parametrize("most", [LONGEST_FRAME, LONGEST_FRAME // 2])
+async def test_a_frame_above_the_limit_ends_the_session_with_what_was_said(most: int) -> None:
+    peer = Peer(limits=Limits(frame_bytes=most))
     task = peer.start()
-    peer.say(SPOKEN, bytes(LONGEST_FRAME + 1))
+    peer.say(SPOKEN, bytes(most + 1))
     assert await ended(task) == 1009
     (error,) = [m for m in peer.told if m["type"] == "error"]
     assert (error["code"], error["recoverable"]) == ("invalid_message", False)
-    assert str(LONGEST_FRAME) in error["message"]
+    assert f"{most} at most" in error["message"]
     assert peer.finals() == ["wb wc wd"]
     assert peer.kinds()[-1] == "session.end"
 
 
-async def test_a_frame_of_the_largest_size_is_taken() -> None:
-    peer = Peer()
+@pytest.mark.parametrize("most", [LONGEST_FRAME, 2 * LONGEST_FRAME])
+async def test_a_frame_of_the_largest_size_is_taken(most: int) -> None:
+    peer = Peer(limits=Limits(frame_bytes=most))
     task = peer.start()
-    peer.say(bytes(LONGEST_FRAME), END)
+    peer.say(bytes(most), END)
     assert await ended(task) == 1000
 
 

@@ -23,6 +23,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from dalston.orchestrator.messages import (
+    LONGEST_MESSAGE,
     Segment,
     SessionConfig,
     Snapshot,
@@ -32,7 +33,7 @@ from dalston.orchestrator.messages import (
 from dalston.orchestrator.redis_client import UnsupportedRedis
 from dalston.orchestrator.settings import WorkerSettings
 from dalston.orchestrator.slots import Slots, WorkerIdTaken, redis_client
-from dalston.orchestrator.worker import LONGEST_MESSAGE, Worker
+from dalston.orchestrator.worker import Worker
 from dalston.triton.process import free_port
 
 END = '{"type":"end"}'
