@@ -37,8 +37,8 @@ from dalston.gateway.link import (
     begin,
     lost,
 )
-from dalston.gateway.pace import Pace, PaceLimits, TooFast
-from dalston.gateway.relay import HELD_S, Relay
+from dalston.gateway.pace import Pace, TooFast
+from dalston.gateway.relay import Relay
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator import request_ids
 from dalston.orchestrator.messages import (
@@ -62,7 +62,7 @@ SLOWED_S = 1.0
 LAST_WORDS_S = 2.0  # for a client to take them
 # Workers lost without a snapshot in between: audio that kills whoever hears it is told to no more.
 MOST_LOSSES = 8
-_SLOW_READER, _RATE_LIMIT = 4011, 4029
+_SLOW_READER, TOO_FAST = 4011, 4029
 
 
 class Unreachable(Exception):
@@ -82,6 +82,12 @@ async def received(websocket: WebSocket) -> str | bytes | None:
     return frame if frame is not None else message["text"]
 
 
+async def keep_pace(pace: Pace, frame: str | bytes) -> None:
+    """Wait as long as a client has to that sent this. Raises TooFast."""
+    if wait := pace.receive(frame, asyncio.get_running_loop().time()):
+        await asyncio.sleep(min(wait, SLOWED_S))
+
+
 class Call:
     def __init__(
         self,
@@ -91,6 +97,7 @@ class Call:
         slot: Slot,
         query: Mapping[str, str],
         record: Mapping[str, str | int],
+        pace: Pace,
         settings: GatewaySettings,
     ):
         self.slot = slot
@@ -109,14 +116,7 @@ class Call:
         self._progress = asyncio.Event()  # fewer frames are held, or a worker is there
         self._unsaved = asyncio.Event()
         self._over = False
-        now = asyncio.get_running_loop().time()
-        limits = PaceLimits(
-            settings.audio_rate, settings.audio_burst_seconds, settings.audio_held_seconds
-        )
-        self._pace = Pace(limits, relay.config, now)
-        if relay.resume_offset_ms is not None:
-            self._pace.exempt(HELD_S)
-        self._pace.receive(relay.held_bytes, now)  # said while it waited for a slot
+        self._pace = pace
         self._reader_s = settings.reader_seconds
         # What the client is told last, and the code to close with, when it is us who end the call.
         self._leave: asyncio.Future[tuple[ServerMessage, int]] = (
@@ -238,14 +238,11 @@ class Call:
             if self._worker:
                 with contextlib.suppress(ConnectionClosed):  # it is told to the next
                     await self._worker.send(frame)
-            if isinstance(frame, bytes):
-                try:
-                    wait = self._pace.receive(len(frame), asyncio.get_running_loop().time())
-                except TooFast as error:
-                    message = Error(code="rate_limit", message=str(error), recoverable=False)
-                    return self._end_with(message, _RATE_LIMIT)
-                if wait:
-                    await asyncio.sleep(min(wait, SLOWED_S))
+            try:
+                await keep_pace(self._pace, frame)
+            except TooFast as error:
+                message = Error(code="rate_limit", message=str(error), recoverable=False)
+                return self._end_with(message, TOO_FAST)
             while relay.full:
                 self._progress.clear()
                 await self._progress.wait()

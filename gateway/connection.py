@@ -17,8 +17,9 @@ from redis.exceptions import RedisError
 from dalston.gateway import metrics
 from dalston.gateway.access import Access, Caller, Refused, check_resume, chosen_subprotocol
 from dalston.gateway.admission import Admission, admit
-from dalston.gateway.call import Call, Unreachable, received
-from dalston.gateway.relay import Relay, segment_number
+from dalston.gateway.call import TOO_FAST, Call, Unreachable, keep_pace, received
+from dalston.gateway.pace import Pace, PaceLimits, TooFast
+from dalston.gateway.relay import HELD_S, Relay, segment_number
 from dalston.gateway.settings import GatewaySettings, Overflow
 from dalston.orchestrator import request_ids, traces
 from dalston.orchestrator.messages import (
@@ -171,7 +172,8 @@ class Connections:
             strategy=self._overflow(query),
             timeout_s=self._settings.queue_seconds,
         )
-        slot = await self._admit(websocket, relay, admission)
+        pace = self._pace(relay)
+        slot = await self._admit(websocket, relay, pace, admission)
         call = Call(
             websocket,
             relay,
@@ -180,6 +182,7 @@ class Connections:
             # Keys are not for workers, and what only a gateway may say is not for clients.
             {name: value for name, value in query.items() if name not in OTHER},
             admission.record,
+            pace,
             self._settings,
         )
         if before := self._calls.get(relay.session_id):
@@ -211,11 +214,26 @@ class Connections:
             sentence = f"overflow={asked!r} is not allowed; it may be {allowed}"
             raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER) from None
 
-    async def _admit(self, websocket: WebSocket, relay: Relay, admission: Admission) -> Slot:
+    def _pace(self, relay: Relay) -> Pace:
+        settings = self._settings
+        audio = PaceLimits(
+            settings.audio_rate, settings.audio_burst_seconds, settings.audio_held_seconds
+        )
+        messages = PaceLimits(
+            settings.message_rate, settings.message_burst, settings.audio_held_seconds
+        )
+        pace = Pace(audio, messages, relay.config, asyncio.get_running_loop().time())
+        if relay.resume_offset_ms is not None:
+            pace.exempt(HELD_S)
+        return pace
+
+    async def _admit(
+        self, websocket: WebSocket, relay: Relay, pace: Pace, admission: Admission
+    ) -> Slot:
         """A slot, perhaps after a wait in line, which ends when the caller vanishes or we have to
         go. What he says meanwhile is held."""
         asking = asyncio.create_task(self._ask(websocket, admission))
-        listening = asyncio.create_task(_hold(websocket, relay))
+        listening = asyncio.create_task(_hold(websocket, relay, pace))
         self._asking.add(asking)
         try:
             await asyncio.wait([asking, listening], return_when=asyncio.FIRST_COMPLETED)
@@ -283,13 +301,17 @@ class Connections:
         return relay
 
 
-async def _hold(websocket: WebSocket, relay: Relay) -> None:
+async def _hold(websocket: WebSocket, relay: Relay, pace: Pace) -> None:
     """Take what a caller says who has no worker yet, until he leaves."""
     while not relay.full:
         frame = await received(websocket)
         if frame is None:
             return
         relay.hold(frame)
+        try:
+            await keep_pace(pace, frame)
+        except TooFast as error:
+            raise Refusal("rate_limit", str(error), TOO_FAST) from None
     await asyncio.Event().wait()
 
 

@@ -298,8 +298,8 @@ async def test_two_hundred_that_wait_are_all_served_in_order(
     async with asyncio.timeout(60):
         await asyncio.gather(*waiting)
     hasty.cancel()
-    # So many are served at once, and hear of it in any order.
+    # So many are served at once and hear of it in any order, some after others have left.
     assert sorted(served) == list(range(200))
-    assert max(abs(place - n) for place, n in enumerate(served)) < 2 * room
+    assert max(abs(place - n) for place, n in enumerate(served)) < 5 * room
     assert most <= room
     assert overtakers == 0

@@ -634,6 +634,34 @@ async def test_a_client_that_pushes_is_slowed_down_and_in_the_end_refused(redis_
         await gateway.until_held(0)
 
 
+async def test_a_flood_of_messages_is_slowed_down_and_in_the_end_refused(redis_url: str) -> None:
+    limits = {"message_rate": 20.0, "message_burst": 5.0, "audio_held_seconds": 0.5}
+    async with gateway_over(redis_url, **limits) as gateway:
+        notes = Notes()
+        async with FakeWorker(gateway.slots, "a", notes).running(), gateway.stream() as stream:
+            for _ in range(50):
+                await stream.send('{"type":"flush"}')
+            messages, code = await drained(stream)
+        assert (messages[-1]["code"], code) == ("rate_limit", 4029)
+        assert "20 a second, for 0.5 s beyond 5" in messages[-1]["message"]
+        await gateway.until_held(0)
+
+
+async def test_who_pushes_while_in_line_is_refused_too(redis_url: str) -> None:
+    limits = {"audio_burst_seconds": 1.0, "audio_held_seconds": 0.2}
+    async with gateway_over(redis_url, **limits) as gateway:
+        async with FakeWorker(gateway.slots, "a", Notes(), capacity=1).running():
+            async with gateway.stream() as first, gateway.stream("overflow=queue") as second:
+                await first.recv()
+                for _ in range(30):
+                    await second.send(CHUNK)
+                (_, error), code = await drained(second)
+            assert (error["code"], code) == ("rate_limit", 4029)
+        async with asyncio.timeout(5):
+            while await gateway.slots.waiting():
+                await asyncio.sleep(0.01)
+
+
 async def test_a_burst_and_real_time_behind_it_are_let_through(redis_url: str) -> None:
     limits = {"audio_burst_seconds": 2.0, "audio_held_seconds": 0.1}
     async with gateway_over(redis_url, **limits) as gateway:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from dalston.gateway.pace import Pace, PaceLimits, TooFast
+from dalston.gateway.pace import SHORTEST_FRAME_S, Pace, PaceLimits, TooFast
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.messages import Encoding, SessionConfig
 
-LIMITS = PaceLimits(rate=1.5, burst_s=60.0, held_s=60.0)
+LIMITS = PaceLimits(rate=1.5, burst=60.0, held_s=60.0)
+MESSAGES = PaceLimits(rate=10.0, burst=100.0, held_s=60.0)
 SECOND = 2 * 16_000  # bytes
 
 
@@ -23,7 +24,7 @@ class Client:
     sent: float = 0.0  # seconds of audio
 
     def send(self, seconds: float) -> float:
-        wait = self.pace.receive(round(seconds * SECOND), self.now)
+        wait = self.pace.receive(bytes(round(seconds * SECOND)), self.now)
         self.sent += seconds
         self.now += wait
         return wait
@@ -35,7 +36,7 @@ class Client:
 
 
 def client() -> Client:
-    return Client(Pace(LIMITS, SessionConfig(), 0.0))
+    return Client(Pace(LIMITS, MESSAGES, SessionConfig(), 0.0))
 
 
 def test_somebody_who_speaks_never_waits() -> None:
@@ -98,6 +99,38 @@ def test_what_a_client_sends_again_does_not_count() -> None:
     assert resumed.send(1.0) > 0
 
 
+def test_a_browser_that_sends_128_samples_at_a_time_never_waits() -> None:
+    pace = Pace(LIMITS, MESSAGES, SessionConfig(sample_rate=48_000), 0.0)
+    for number in range(375 * 600):
+        assert pace.receive(bytes(256), number / 375) == 0
+
+
+def test_empty_frames_are_slowed_down() -> None:
+    empty = client()
+    for _ in range(round(60 / SHORTEST_FRAME_S)):
+        assert empty.pace.receive(b"", 0.0) == 0
+    assert empty.pace.receive(b"", 0.0) > 0
+
+
+def test_ten_messages_a_second_never_wait_and_more_are_slowed_to_that() -> None:
+    talker = client()
+    for number in range(6000):
+        assert talker.pace.receive("{}", number / 10) == 0
+    for _ in range(100):
+        assert talker.pace.receive("{}", 1000.0) == 0
+    assert talker.pace.receive("{}", 1000.0) == pytest.approx(0.1)
+    # Whoever floods with words may still speak.
+    assert talker.send(1.0) == 0
+
+
+def test_a_flood_of_messages_for_a_minute_is_refused() -> None:
+    talker, now = client(), 0.0
+    while now < 60:
+        now += talker.pace.receive("{}", now)
+    with pytest.raises(TooFast, match="faster than 10 a second, for 60 s beyond 100 of them"):
+        talker.pace.receive("{}", now)
+
+
 @pytest.mark.parametrize(
     ("encoding", "rate", "channels", "size"),
     [
@@ -112,13 +145,14 @@ def test_a_second_is_a_second_in_every_encoding(
     encoding: Encoding, rate: int, channels: int, size: int
 ) -> None:
     config = SessionConfig(encoding=encoding, sample_rate=rate, channels=channels)
-    pace = Pace(LIMITS, config, 0.0)
+    pace = Pace(LIMITS, MESSAGES, config, 0.0)
     for _ in range(60):
-        assert pace.receive(size, 0.0) == 0
-    assert pace.receive(3 * size, 0.0) == pytest.approx(2)
+        assert pace.receive(bytes(size), 0.0) == 0
+    assert pace.receive(bytes(3 * size), 0.0) == pytest.approx(2)
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
     settings = GatewaySettings(REDIS_URL="redis://here")  # pyright: ignore[reportCallIssue]
     held = (settings.audio_rate, settings.audio_burst_seconds, settings.audio_held_seconds)
-    assert PaceLimits(*held) == LIMITS == PaceLimits()
+    assert PaceLimits(*held) == LIMITS
+    assert (settings.message_rate, settings.message_burst) == (MESSAGES.rate, MESSAGES.burst)
