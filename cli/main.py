@@ -31,6 +31,7 @@ environment:
   DALSTON_LAG_HELD_SECONDS  if that lasts so long (2)
   DALSTON_READER_SECONDS  how long a message may be on its way to who does not read (15)
   DALSTON_HANDSHAKE_SECONDS  for an opening handshake, and a snapshot to go on from (10)
+  DALSTON_FRAME_BYTES    the longest frame of audio (1048576)
   OUTAGE_SECONDS         how long a session waits for failing models (30)
   DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
   DALSTON_WORKER_SECRET  what gateways must show; without it whoever reaches the port may
@@ -52,6 +53,9 @@ environment:
   DALSTON_AUDIO_RATE     seconds of audio in a second, that a client may send, (1.5)
   DALSTON_AUDIO_BURST_SECONDS  beyond so much of it (60);
   DALSTON_AUDIO_HELD_SECONDS  slowed down to that for so long it is refused (60)
+  DALSTON_MESSAGE_RATE   messages in a second, that a client may send, (10)
+  DALSTON_MESSAGE_BURST  beyond so many of them (100)
+  DALSTON_HANDSHAKE_SECONDS  for a connection to say what it wants (10)
   DALSTON_CLIENT_READER_SECONDS  how long a client may take no message (10)
   DALSTON_WORKER_SILENT_SECONDS  how long a worker may say nothing until it is lost (2)
   OUTAGE_SECONDS         how long a session waits for another worker (30)
