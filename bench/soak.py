@@ -4,7 +4,7 @@ An hour of calls that come and go: whether any process grows.
     python bench/soak.py --minutes 60 --streams 40
 
 80 % of the streams call, one call after the other, in real time. The memory and the open files of
-every process are taken each 10 s and written down at once (build/bench/soak.jsonl); behind the
+every process are taken each 2 s and written down at once (build/bench/soak.jsonl); behind the
 warm-up a line through the memory says how it grows. The table goes to standard error, one JSON
 object is printed, last. The exit status is 1 if a process grows by a megabyte an hour or more, or
 its files become more, or a call failed or lost a final.
@@ -31,7 +31,7 @@ from rich.table import Table
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parent / "build" / "bench"
 SHARE = 0.8  # of the most streams
-EVERY_S = 10.0
+EVERY_S = 2.0
 CALL_S = 40.0
 GROWTH_MB_H = 1.0
 # A few connections more or less are open when a sample is taken; a leak grows with every call.
@@ -97,14 +97,14 @@ async def soak(streams: int, minutes: float, checkpoint: str) -> tuple[list[Samp
         command += ["--lasting", str(60 * minutes)]
         callers = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
         calling, began = asyncio.create_task(callers.communicate()), time.monotonic()
-        with path.open("w") as file:  # noqa: ASYNC230 - a line each 10 s
+        with path.open("w") as file:  # noqa: ASYNC230 - a few lines each 2 s
             while not calling.done():
                 await asyncio.wait([calling], timeout=EVERY_S)
                 now = take(stack, time.monotonic() - began)
                 samples += now
                 file.writelines(json.dumps(asdict(sample)) + "\n" for sample in now)
                 file.flush()
-                if len(samples) // max(len(now), 1) % 30 == 0:
+                if len(samples) // max(len(now), 1) % 150 == 0:
                     at_min = (time.monotonic() - began) / 60
                     used = ", ".join(f"{s.process} {s.rss_mb:.0f}" for s in now)
                     console.print(f"{at_min:5.1f} min  MB: {used}")
@@ -126,7 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--streams", type=int, default=40, help="the most this machine holds (40)")
-    parser.add_argument("--warm-up", type=float, default=5.0, help="minutes (5)")
+    parser.add_argument("--warm-up", type=float, default=20.0, help="minutes (20)")
     parser.add_argument("--checkpoint", default="demo", help="demo, tiny or instant (demo)")
     args = parser.parse_args()
     streams = max(1, round(SHARE * args.streams))

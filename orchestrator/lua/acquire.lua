@@ -138,7 +138,7 @@ if not best then
     redis.call("ZADD", queue_key(variant), came, session)
     redis.call("HSET", key, "status", "waiting")
     count(session, key_id, address)
-    redis.call("EXPIRE", key, RECORD_TTL)
+    redis.call("EXPIRE", key, SESSION_TTL)
   end
   redis.call("ZADD", TICKETS, now + TICKET, session)
   local position = 1 + (before[variant] or 0)

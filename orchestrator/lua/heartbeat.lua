@@ -22,7 +22,7 @@ local first_field = 6 + 2 * served
 redis.call("HSET", key, "instance", instance, "endpoint", endpoint, "heartbeat_at", now,
   "last_heartbeat", iso(now), unpack(ARGV, first_field))
 redis.call("HSETNX", key, "started_at", iso(now))
-redis.call("EXPIRE", key, RECORD_TTL)
+redis.call("EXPIRE", key, WORKER_TTL)
 redis.call("SADD", WORKERS, worker)
 for i = 6, first_field - 1, 2 do reclaim(ARGV[i], tonumber(ARGV[i + 1]), worker, lease) end
 recount(worker)

@@ -3,7 +3,7 @@
 --   dalston:realtime:workers                  set of worker ids
 --   dalston:realtime:worker:{id}              hash, the worker's record; expires with the worker
 --   dalston:realtime:worker:{id}:sessions     set of session ids: the slots that are taken
---   dalston:realtime:session:{id}             hash, kept for an hour after the session
+--   dalston:realtime:session:{id}             hash, kept for ten minutes after the session
 --   dalston:realtime:session:{id}:resume      hash, what a session is continued from
 --   dalston:realtime:sessions:active          set of session ids
 --   dalston:realtime:leases                   sorted set: session -> when its slot comes back
@@ -20,7 +20,8 @@
 
 local PREFIX = "dalston:realtime:"
 local STALE = 30           -- seconds without a heartbeat until a worker is offline
-local RECORD_TTL = 3600    -- seconds that records of the dead are kept for people to look at
+local WORKER_TTL = 3600    -- seconds that records of the dead are kept for people to look at,
+local SESSION_TTL = 600    -- and of sessions, which are many
 local RESUME_TTL = 120     -- seconds in which a client may come back
 local TICKET = 5           -- seconds that a place in line outlives the last question for a slot
 
@@ -96,7 +97,7 @@ local function free(session, status)
     redis.call("SREM", slots_key(worker), session)
     recount(worker)
     redis.call("HSET", key, "status", status)
-    redis.call("EXPIRE", key, RECORD_TTL)
+    redis.call("EXPIRE", key, SESSION_TTL)
   end
 end
 
@@ -160,7 +161,7 @@ local function drop_expired()
   for _, session in ipairs(expired) do
     free(session, "error")
     redis.call("HSET", session_key(session), "expired_at", now)
-    redis.call("EXPIRE", session_key(session), RECORD_TTL)
+    redis.call("EXPIRE", session_key(session), SESSION_TTL)
   end
   return #expired
 end

@@ -17,6 +17,6 @@ if known == epoch then
 elseif not known then
   -- Redis lost it. A heartbeat that was on its way must not bring it back.
   redis.call("HSET", key, "epoch", epoch, "status", ARGV[3], "audio_duration", ARGV[4])
-  redis.call("EXPIRE", key, RECORD_TTL)
+  redis.call("EXPIRE", key, SESSION_TTL)
 end
 return 0
