@@ -28,6 +28,8 @@ import served
 from rich.console import Console
 from rich.table import Table
 
+from dalston.triton.process import die_with_parent
+
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parent / "build" / "bench"
 SHARE = 0.8  # of the most streams
@@ -95,7 +97,9 @@ async def soak(streams: int, minutes: float, checkpoint: str) -> tuple[list[Samp
         command = [sys.executable, str(HERE / "callers.py"), "--url", stack.url]
         command += ["--streams", str(streams), "--seconds", str(CALL_S)]
         command += ["--lasting", str(60 * minutes)]
-        callers = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        callers = await asyncio.create_subprocess_exec(
+            *command, stdout=subprocess.PIPE, preexec_fn=die_with_parent
+        )
         calling, began = asyncio.create_task(callers.communicate()), time.monotonic()
         with path.open("w") as file:  # noqa: ASYNC230 - a few lines each 2 s
             while not calling.done():
