@@ -33,7 +33,7 @@ from dalston.triton.process import die_with_parent
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parent / "build" / "bench"
 SHARE = 0.8  # of the most streams
-EVERY_S = 2.0
+EVERY_S, TOLD_EVERY_S = 2.0, 300.0
 CALL_S = 40.0
 GROWTH_MB_H = 1.0
 # A few connections more or less are open when a sample is taken; a leak grows with every call.
@@ -101,14 +101,14 @@ async def soak(streams: int, minutes: float, checkpoint: str) -> tuple[list[Samp
             *command, stdout=subprocess.PIPE, preexec_fn=die_with_parent
         )
         calling, began = asyncio.create_task(callers.communicate()), time.monotonic()
-        with path.open("w") as file:  # noqa: ASYNC230 - a few lines each 2 s
+        with path.open("w") as file:  # noqa: ASYNC230 - a few lines each time
             while not calling.done():
                 await asyncio.wait([calling], timeout=EVERY_S)
                 now = take(stack, time.monotonic() - began)
                 samples += now
                 file.writelines(json.dumps(asdict(sample)) + "\n" for sample in now)
                 file.flush()
-                if len(samples) // max(len(now), 1) % 150 == 0:
+                if len(samples) // max(len(now), 1) % round(TOLD_EVERY_S / EVERY_S) == 0:
                     at_min = (time.monotonic() - began) / 60
                     used = ", ".join(f"{s.process} {s.rss_mb:.0f}" for s in now)
                     console.print(f"{at_min:5.1f} min  MB: {used}")

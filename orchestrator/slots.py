@@ -231,6 +231,8 @@ class Slots:
         fields.pop("epoch", None)
         return fields or None
 
+    # For workers.
+
     async def heartbeat(
         self, worker: Registration, sessions: Mapping[str, int], lease_s: float = LEASE_S
     ) -> None:
