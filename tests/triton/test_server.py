@@ -296,10 +296,12 @@ async def test_a_sequence_is_over_when_nobody_waited_for_a_chunk_of_it(everythin
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         await stub.ModelInfer(chunk("given up", start=True), timeout=30)
         async with busy(everything) as listening:
-            call = stub.ModelInfer(chunk("given up"), timeout=30)
-            await asyncio.sleep(0.2)
+            answered = True  # While the long audio is still on its way.
+            while answered:
+                waiting = asyncio.create_task(answer(stub, chunk("given up")))
+                answered, _ = await asyncio.wait([waiting], timeout=0.3)
             assert not listening.done()
-            call.cancel()
+            waiting.cancel()
         code, sentence = await answer(stub, chunk("given up"))
         assert code == grpc.StatusCode.NOT_FOUND
         assert "no state for the sequence 'given up': start it again" in sentence
