@@ -2,16 +2,18 @@
 A server in Triton's place that answers everything at once, without a model: so that what is
 measured is gateway and worker alone. Speech is what is loud; every transcript is the same.
 
-    python bench/instant.py PORT      gRPC
+    python bench/instant.py PORT      HTTP
 """
 
 import asyncio
+import json
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
-import grpc.aio
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dalston.triton.contract import STAGES, VAD_FRAME, VAD_MODEL, WHISPER_OUTPUTS
 
@@ -33,45 +35,140 @@ _CONTENTS = {
 _ONE = np.array([1.0], "<f4").tobytes()
 
 
-class Instant(service_pb2_grpc.GRPCInferenceServiceServicer):
-    async def ServerLive(self, request: Any, context: Any) -> Any:
-        return service_pb2.ServerLiveResponse(live=True)
+Tensor = tuple[str, bytes]  # datatype and content of one row
 
-    async def ModelReady(self, request: Any, context: Any) -> Any:
-        return service_pb2.ModelReadyResponse(ready=True)
 
-    async def ModelConfig(self, request: Any, context: Any) -> Any:
-        answer = service_pb2.ModelConfigResponse()
-        answer.config.max_batch_size = 16
-        answer.config.instance_group.add(count=2, kind=2)
-        for key, value in (("checkpoint_id", "instant"), ("languages", "en")):
-            answer.config.parameters[key].string_value = value
-        return answer
+@dataclass(frozen=True)
+class Asked:
+    """Of a model."""
 
-    async def ModelInfer(self, request: Any, context: Any) -> Any:
-        answer = service_pb2.ModelInferResponse(model_name=request.model_name)
-        if request.model_name == VAD_MODEL:
-            audio = np.frombuffer(request.raw_input_contents[0], "<i2").astype(np.float32)
+    model: str
+    parameters: dict[str, Any]
+    inputs: dict[str, bytes]
+    outputs: list[str]
+
+
+class Refused(Exception):
+    """Answered with this HTTP status, and a sentence."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(sentence)
+        self.status = status
+
+
+class Instant:
+    async def live(self) -> None:
+        pass
+
+    async def ready(self, model: str) -> None:
+        pass
+
+    def config(self) -> dict[str, Any]:
+        parameters = {"checkpoint_id": "instant", "languages": "en"}
+        return {
+            "max_batch_size": 16,
+            "instance_group": [{"count": 2, "kind": "KIND_CPU"}],
+            "parameters": {name: {"string_value": value} for name, value in parameters.items()},
+        }
+
+    async def infer(self, asked: Asked) -> dict[str, Tensor]:
+        """May raise Refused."""
+        if asked.model == VAD_MODEL:
+            audio = np.frombuffer(asked.inputs["AUDIO"], "<i2").astype(np.float32)
             frames = audio[: len(audio) // VAD_FRAME * VAD_FRAME].reshape(-1, VAD_FRAME)
             loud = np.sqrt((frames**2).mean(axis=1)) > LOUD
-            found = np.where(loud, SPEECH, SILENCE).astype("<f4")
-            answer.outputs.add(name="PROBABILITY", datatype="FP32", shape=[1, len(found)])
-            answer.raw_output_contents.append(found.tobytes())
-            return answer
-        types = {tensor.name: tensor.type for tensor in WHISPER_OUTPUTS}
-        for output in request.outputs:
-            datatype = types[output.name].replace("STRING", "BYTES")
-            answer.outputs.add(name=output.name, datatype=datatype, shape=[1, 1])
-            answer.raw_output_contents.append(_CONTENTS.get(output.name, _ONE))
-        return answer
+            return {
+                "PROBABILITY": ("FP32", np.where(loud, SPEECH, SILENCE).astype("<f4").tobytes())
+            }
+        types = {tensor.name: tensor.type.replace("STRING", "BYTES") for tensor in WHISPER_OUTPUTS}
+        return {name: (types[name], _CONTENTS.get(name, _ONE)) for name in asked.outputs}
+
+    # HTTP
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while head := (await reader.readuntil(b"\r\n\r\n")).decode():
+                lines = head.split("\r\n")
+                fields = dict(line.lower().split(": ", 1) for line in lines[1:-2])
+                body = await reader.readexactly(int(fields.get("content-length", "0")))
+                parts = int(fields.get("inference-header-content-length", "0"))
+                try:
+                    answer = await self._answer(lines[0].split()[1].split("/"), body, parts)
+                    status = 200
+                except Refused as refused:
+                    status, answer = refused.status, (_json({"error": str(refused)}), b"")
+                lengths = f"Content-Length: {len(answer[0]) + len(answer[1])}\r\n"
+                if answer[1]:
+                    lengths += f"Inference-Header-Content-Length: {len(answer[0])}\r\n"
+                writer.write(f"HTTP/1.1 {status} X\r\n{lengths}\r\n".encode() + b"".join(answer))
+        writer.close()
+
+    async def _answer(self, path: list[str], body: bytes, parts: int) -> tuple[bytes, bytes]:
+        match path:
+            case ["", "v2", "health", "live"]:
+                await self.live()
+                return b"", b""
+            case ["", "v2", "models", model, "ready"]:
+                await self.ready(model)
+                return b"", b""
+            case ["", "v2", "models", _, "config"]:
+                return _json(self.config()), b""
+            case ["", "v2", "models", model, "infer"]:
+                outputs = await self.infer(_asked(model, body, parts))
+                tensors = [
+                    {
+                        "name": name,
+                        "datatype": datatype,
+                        "shape": [1, 1],
+                        "parameters": {"binary_data_size": len(content)},
+                    }
+                    for name, (datatype, content) in outputs.items()
+                ]
+                contents = b"".join(content for _, content in outputs.values())
+                return _json({"model_name": model, "outputs": tensors}), contents
+            case _:
+                raise Refused(404, "no such page")
+
+
+def _asked(model: str, body: bytes, parts: int) -> Asked:
+    question = json.loads(body[:parts])
+    inputs, at = dict[str, bytes](), parts
+    for tensor in question["inputs"]:
+        end = at + tensor["parameters"]["binary_data_size"]
+        inputs[tensor["name"]] = body[at:end]
+        at = end
+    names = [output["name"] for output in question["outputs"]]
+    return Asked(model, question.get("parameters", {}), inputs, names)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+@asynccontextmanager
+async def serving(instant: Instant, port: int = 0) -> AsyncGenerator[int]:
+    """It listens; the port."""
+    tasks = set[asyncio.Task[None]]()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(instant.connected(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        task.add_done_callback(lambda _: writer.transport.abort())
+
+    server = await asyncio.start_server(connected, "127.0.0.1", port)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def main() -> None:
-    server = grpc.aio.server()
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Instant(), server)  # pyright: ignore
-    server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}")
-    await server.start()
-    await server.wait_for_termination()
+    async with serving(Instant(), int(sys.argv[1])):
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

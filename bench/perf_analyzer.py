@@ -15,8 +15,8 @@ and it asks in two regimes:
     in flight   closed loop: so many requests are always under way. What the models can do.
     live        open loop: the hops of so many callers, when they would speak them. What they feel.
 
-Calls are unary: streaming gRPC crashes this server under load (docs/perf_analyzer.md). Only
-perf_analyzer's own numbers are shown; nothing is computed from them but sums and ratios.
+Calls go over HTTP, as ours do. Only perf_analyzer's own numbers are shown; nothing is computed from
+them but sums and ratios.
 """
 
 import argparse
@@ -37,11 +37,12 @@ import zipfile
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from urllib.request import Request, urlopen
 
-import grpc
 import machine
 from rich.console import Console
 from spoken_requests import (
@@ -56,7 +57,6 @@ from spoken_requests import (
     step,
     write,
 )
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dalston.orchestrator.inference import InferenceError, Triton
 from dalston.orchestrator.requests import TranscriptRequest
@@ -316,7 +316,7 @@ def measure(
 def _arguments(
     url: str, load: Load, data: InputData, until: Windows | Requests, report: Path
 ) -> list[str]:
-    arguments = ["-m", load.model, "-u", url, "-i", "grpc", "--input-data", str(data.path)]
+    arguments = ["-m", load.model, "-u", url, "--input-data", str(data.path)]
     arguments += ["-f", str(report), "--verbose-csv"]
     if load.live:
         # A caller's next hop waits for the answer to the one before, as in a session.
@@ -364,26 +364,25 @@ def parse(report: str, output: str) -> Measured:
 
 @contextlib.contextmanager
 def running_triton(repository: Path, folder: Path) -> Generator[str]:
-    """`dalston triton` with its log in `folder`, ready; the address of its gRPC.
+    """`dalston triton` with its log in `folder`, ready; the address of its HTTP.
 
     Raises BenchError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    log, port = folder / "triton.log", free_port()
+    log, grpc, http = folder / "triton.log", free_port(), free_port()
     command = [sys.executable, "-m", "dalston.cli.main", "triton"]
     command += ["--repository", str(repository), "--run-dir", str(folder)]
-    command += ["--grpc-port", str(port), "--http-port", str(free_port())]
+    command += ["--grpc-port", str(grpc), "--http-port", str(http)]
     command += ["--metrics-port", str(free_port())]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=die_with_parent)
-    url = f"127.0.0.1:{port}"
     try:
         with console.status("starting Triton"):
-            while not _answers(url):
+            while not _answers(f"127.0.0.1:{grpc}"):
                 if process.poll() is not None:  # it gives up by itself
                     raise BenchError(f"Triton does not start:\n{log.read_text(errors='replace')}")
                 time.sleep(0.1)
-        yield url
+        yield f"127.0.0.1:{http}"
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -400,16 +399,12 @@ def _answers(url: str) -> bool:
 
 def served_by(url: str) -> tuple[str, set[str]]:
     """Triton's version, and the models that are ready. Raises BenchError."""
-    with grpc.insecure_channel(url) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        try:
-            version: str = stub.ServerMetadata(
-                service_pb2.ServerMetadataRequest(), timeout=5
-            ).version
-            index = stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=5)
-        except grpc.RpcError as error:
-            raise BenchError(f"no Triton answers at {url}: {error.details()}") from None
-        return version, {model.name for model in index.models}
+    index = Request(f"http://{url}/v2/repository/index", b'{"ready": true}')
+    try:
+        with urlopen(f"http://{url}/v2", timeout=5) as server, urlopen(index, timeout=5) as models:
+            return json.load(server)["version"], {model["name"] for model in json.load(models)}
+    except (OSError, HTTPException, ValueError) as error:
+        raise BenchError(f"no Triton answers at {url}: {error}") from None
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -477,7 +472,7 @@ def main() -> int:
         epilog="How to read the table: docs/perf_analyzer.md.",
     )
     parser.add_argument("--quick", action="store_true", help="a few rows, short windows")
-    parser.add_argument("--url", metavar="HOST:PORT", help="gRPC of a Triton that runs already")
+    parser.add_argument("--url", metavar="HOST:PORT", help="HTTP of a Triton that runs already")
     parser.add_argument(
         "--repository",
         type=Path,

@@ -129,7 +129,7 @@ async def running(
         worker = next(part for part in parts if part.name == "worker-1")
         worker.command = [sys.executable, str(_RECORDER), str(recording)]
     if checkpoint == "instant":
-        grpc_port = triton[triton.index("--grpc-port") + 1]
-        triton[:] = [sys.executable, str(_INSTANT), grpc_port]
+        http_port = triton[triton.index("--http-port") + 1]
+        triton[:] = [sys.executable, str(_INSTANT), http_port]
     async with up.running(parts, f"http://127.0.0.1:{port}"):
         yield Stack(f"ws://127.0.0.1:{port}", None if checkpoint == "instant" else metrics)

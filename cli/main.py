@@ -18,7 +18,7 @@ environment:
   WORKER_ENDPOINT        where gateways reach it (ws://HOSTNAME:PORT)
   DALSTON_HOST           address to listen at (127.0.0.1)
   MAX_SESSIONS           sessions at the same time (4)
-  TRITON_URLS            gRPC addresses of Triton, comma separated (127.0.0.1:8001)
+  TRITON_URLS            HTTP addresses of Triton, comma separated (127.0.0.1:8000)
   TRITON_METRICS_URL     its metrics page, for GPU memory
   DALSTON_VAD            triton, or worker to run the VAD in this process (triton)
   DALSTON_VAD_MODEL      the VAD's ONNX file, for DALSTON_VAD=worker

@@ -130,7 +130,7 @@ def parts(
         triton = [*dalston, "triton", "--repository", str(repository), "--run-dir", str(folder)]
         triton += ["--grpc-port", grpc, "--http-port", http, "--metrics-port", metrics]
         stack.append(part(name, triton, {}, 8))
-        triton_urls.append(f"127.0.0.1:{grpc}")
+        triton_urls.append(f"127.0.0.1:{http}")
     for number in range(1, workers + 1):
         worker_port = free_port()
         environment = secret | {

@@ -14,11 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 
-import grpc
-
 from dalston.orchestrator import memory, metrics
 from dalston.orchestrator.inference import InferenceError, LoadedVariant, SequenceLost, Triton
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptRequest
+from dalston.orchestrator.wire import Code
 from dalston.triton.contract import VAD_MODEL, VARIANTS, whisper_model
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ MUTE_S = 4.0
 # What a model that works fails on so often will never succeed.
 REFUSALS = 2
 # Of the VAD, in good order: it was started again, or nobody used the sequence for long.
-_FORGOTTEN = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+_FORGOTTEN = (Code.NOT_FOUND, Code.INVALID_ARGUMENT)
 
 
 def _nothing() -> None:
@@ -110,7 +109,7 @@ class _Member:
 
 
 class Fleet:
-    """urls: of the Tritons' gRPC. out_of_memory: called when a model says so."""
+    """urls: of the Tritons' HTTP. out_of_memory: called when a model says so."""
 
     def __init__(self, urls: Sequence[str], out_of_memory: Callable[[], None] = _nothing):
         self._members = [_Member(url) for url in urls]
@@ -178,7 +177,7 @@ class Fleet:
             if no_memory:
                 self._out_of_memory()
             if request.kind == "partial":  # another is due soon, and that it was late is no wonder
-                late = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
+                late = failure.code is Code.DEADLINE_EXCEEDED
                 if failure.retryable and not no_memory and not late:
                     member.doubt(model)
                 raise failure
@@ -186,7 +185,7 @@ class Fleet:
                 raise failure
             tried.append(member)
             other = self._another(model, tried)
-            refused = failure.code is grpc.StatusCode.INTERNAL and not no_memory
+            refused = failure.code is Code.INTERNAL and not no_memory
             if other is None and refused and await member.answers(model):
                 # It works, but not on this audio.
                 refusals += 1

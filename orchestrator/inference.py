@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
+import msgspec
 import numpy as np
-from tritonclient.grpc import service_pb2
 
 from dalston.orchestrator import traces
-from dalston.orchestrator.channel import CallFailed, Channel
+from dalston.orchestrator.channel import Channel, Inference
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TimedWord, TranscriptRequest
 from dalston.orchestrator.turns import Turns
+from dalston.orchestrator.wire import CallFailed, Code
 from dalston.triton.contract import STAGES, VAD_MODEL, VARIANTS, whisper_model
 
 SPEECH_DEADLINE_S = 10.0
@@ -48,9 +48,7 @@ _DTYPES = {"INT32": np.dtype("<i4"), "FP32": np.dtype("<f4"), "BOOL": np.dtype("
 class InferenceError(Exception):
     """A model did not answer. `retryable`: it may, if asked again."""
 
-    def __init__(
-        self, sentence: str, retryable: bool, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
-    ):
+    def __init__(self, sentence: str, retryable: bool, code: Code = Code.UNAVAILABLE):
         super().__init__(sentence)
         self.retryable = retryable
         self.code = code
@@ -59,7 +57,7 @@ class InferenceError(Exception):
 class SequenceLost(Exception):
     """The VAD no longer knows this sequence, or never will: it has to be started again."""
 
-    def __init__(self, sentence: str, code: grpc.StatusCode = grpc.StatusCode.NOT_FOUND):
+    def __init__(self, sentence: str, code: Code = Code.NOT_FOUND):
         super().__init__(sentence)
         self.code = code
 
@@ -74,10 +72,10 @@ class LoadedVariant:
 
 
 class Triton:
-    """Both models behind one server's URL, "host:port" of its gRPC."""
+    """Both models behind one server's URL, "host:port" of its HTTP."""
 
     def __init__(self, url: str):
-        self._channel = Channel(url)
+        self._channel = Channel(url, self.probe)
         self._waiting = 0  # partials, for their turn
         # By variant, as large as the variant was when it was first seen.
         self._partials: dict[str, Turns] = {}
@@ -106,13 +104,12 @@ class Triton:
             for variant in VARIANTS:
                 if not await self._ready(whisper_model(variant)):
                     continue
-                request = service_pb2.ModelConfigRequest(name=whisper_model(variant))
-                config = (await self._channel.ask("ModelConfig", request)).config
-                parameters = {k: v.string_value for k, v in config.parameters.items()}
+                page = await self._channel.get(f"/v2/models/{whisper_model(variant)}/config")
+                config = _config(page)
                 loaded[variant] = LoadedVariant(
-                    parameters["checkpoint_id"],
-                    tuple(parameters["languages"].split()),
-                    _partials_in_flight(config),
+                    config.parameters["checkpoint_id"].string_value,
+                    tuple(config.parameters["languages"].string_value.split()),
+                    config.partials_in_flight,
                 )
                 self._partials.setdefault(variant, Turns(loaded[variant].partials_in_flight))
         except CallFailed as error:
@@ -122,13 +119,13 @@ class Triton:
         return loaded
 
     async def _ready(self, model: str) -> bool:
-        request = service_pb2.ModelReadyRequest(name=model)
         try:
-            return (await self._channel.ask("ModelReady", request)).ready
+            await self._channel.get(f"/v2/models/{model}/ready")
         except CallFailed as error:
-            if error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
                 raise  # that is the server, and what else is asked of it would tell the same
-        return False
+            return False
+        return True
 
     async def probe(self, model: str) -> None:
         """Whether a model works, by asking it something small. Raises InferenceError."""
@@ -149,17 +146,20 @@ class Triton:
 
     async def speech_probabilities(self, request: SpeechRequest) -> list[float]:
         """The probability of each whole frame. Raises SequenceLost."""
-        call = service_pb2.ModelInferRequest(model_name=VAD_MODEL)
-        call.parameters["sequence_id"].string_param = request.sequence
-        call.parameters["sequence_start"].bool_param = request.start
-        call.parameters["sequence_end"].bool_param = request.end
-        _add(call, "AUDIO", "INT16", [1, len(request.audio) // 2], request.audio)
+        call = Inference(
+            VAD_MODEL,
+            ("PROBABILITY",),
+            sequence_id=request.sequence,
+            sequence_start=request.start,
+            sequence_end=request.end,
+        )
+        call.add("AUDIO", "INT16", len(request.audio) // 2, request.audio)
         try:
-            response = await self._channel.infer(call, SPEECH_DEADLINE_S)
+            outputs = await self._channel.infer(call, SPEECH_DEADLINE_S)
         except CallFailed as error:
             # Whatever it was, this part of the audio was or was not heard: nobody knows.
             raise SequenceLost(_sentence(error), error.code) from None
-        content = response.raw_output_contents[0]
+        _, content = outputs["PROBABILITY"]
         return list(struct.unpack(f"<{len(content) // 4}f", content))
 
     async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
@@ -196,43 +196,51 @@ class Triton:
         full_window: bool = False,
         over: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        call = service_pb2.ModelInferRequest(model_name=whisper_model(request.variant))
+        wanted = _FINAL_OUTPUTS if request.kind == "final" else _PARTIAL_OUTPUTS
+        call = Inference(whisper_model(request.variant), wanted)
         prefix = np.array(request.prefix, "<i4").tobytes()
         draft = np.array(request.draft, "<i4").tobytes()
-        _add(call, "AUDIO", "INT16", [1, len(request.audio) // 2], request.audio)
-        _add(call, "LANGUAGE", "BYTES", [1, 1], _string(request.language))
-        _add(call, "TASK", "BYTES", [1, 1], _string("transcribe"))
-        _add(call, "PREFIX", "INT32", [1, len(request.prefix)], prefix)
-        _add(call, "DRAFT", "INT32", [1, len(request.draft)], draft)
-        _add(call, "WORDS", "BOOL", [1, 1], bytes([request.words]))
-        _add(call, "FULL_WINDOW", "BOOL", [1, 1], bytes([full_window]))
-        for name in _FINAL_OUTPUTS if request.kind == "final" else _PARTIAL_OUTPUTS:
-            call.outputs.add(name=name)
+        call.add("AUDIO", "INT16", len(request.audio) // 2, request.audio)
+        call.add("LANGUAGE", "BYTES", 1, _string(request.language))
+        call.add("TASK", "BYTES", 1, _string("transcribe"))
+        call.add("PREFIX", "INT32", len(request.prefix), prefix)
+        call.add("DRAFT", "INT32", len(request.draft), draft)
+        call.add("WORDS", "BOOL", 1, bytes([request.words]))
+        call.add("FULL_WINDOW", "BOOL", 1, bytes([full_window]))
         try:
-            metadata = traces.metadata() if request.kind == "final" else None
-            response = await self._channel.infer(call, deadline_s, over, metadata)
+            headers = traces.headers() if request.kind == "final" else ()
+            outputs = await self._channel.infer(call, deadline_s, over, headers)
         except CallFailed as error:
-            retryable = error.code not in (
-                grpc.StatusCode.INVALID_ARGUMENT,
-                grpc.StatusCode.UNIMPLEMENTED,
-            )
+            retryable = error.code not in (Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED)
             raise InferenceError(_sentence(error), retryable, error.code) from None
-        return {
-            output.name: _value(output.datatype, content)
-            for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
-        }
+        return {name: _value(*output) for name, output in outputs.items()}
 
 
-def _partials_in_flight(config: Any) -> int:
-    """Enough to keep every instance busy: a batch on a GPU; on a CPU one row and the next."""
-    (group,) = config.instance_group
-    rows = config.max_batch_size if group.kind == group.KIND_GPU else 2
-    return rows * group.count
+class _Group(msgspec.Struct):
+    count: int
+    kind: str
 
 
-def _add(call: Any, name: str, datatype: str, shape: list[int], content: bytes) -> None:
-    call.inputs.add(name=name, datatype=datatype, shape=shape)
-    call.raw_input_contents.append(content)
+class _Parameter(msgspec.Struct):
+    string_value: str
+
+
+class _Config(msgspec.Struct):
+    """What we need of https://github.com/triton-inference-server/common, ModelConfig."""
+
+    max_batch_size: int
+    instance_group: list[_Group]
+    parameters: dict[str, _Parameter]
+
+    @property
+    def partials_in_flight(self) -> int:
+        """Enough to keep every instance busy: a batch on a GPU; on a CPU one row and the next."""
+        (group,) = self.instance_group
+        rows = self.max_batch_size if group.kind == "KIND_GPU" else 2
+        return rows * group.count
+
+
+_config = msgspec.json.Decoder(_Config).decode
 
 
 def _string(text: str) -> bytes:
@@ -241,13 +249,13 @@ def _string(text: str) -> bytes:
     return struct.pack("<I", len(data)) + data
 
 
-def _value(datatype: str, content: bytes) -> Any:
+def _value(datatype: str, content: memoryview) -> Any:
     if datatype != "BYTES":
         return np.frombuffer(content, _DTYPES[datatype])
     strings, at = list[str](), 0
     while at < len(content):
         (length,) = struct.unpack_from("<I", content, at)
-        strings.append(content[at + 4 : at + 4 + length].decode())
+        strings.append(str(content[at + 4 : at + 4 + length], "utf-8"))
         at += 4 + length
     return strings
 

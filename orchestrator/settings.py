@@ -58,8 +58,8 @@ class WorkerSettings(BaseSettings):
     endpoint: str | None = Field(None, alias="WORKER_ENDPOINT", pattern="^wss?://")
     host: str = Field("127.0.0.1", alias="DALSTON_HOST")  # the address to listen at
     max_sessions: int = Field(4, alias="MAX_SESSIONS", ge=1)
-    # gRPC addresses, comma separated. A session stays with one.
-    triton_urls: Annotated[list[str], NoDecode] = Field(["127.0.0.1:8001"], alias="TRITON_URLS")
+    # HTTP addresses, comma separated. A session stays with one.
+    triton_urls: Annotated[list[str], NoDecode] = Field(["127.0.0.1:8000"], alias="TRITON_URLS")
     # Where Triton tells its GPU memory; without a GPU there is nothing to tell.
     triton_metrics_url: str | None = Field(None, alias="TRITON_METRICS_URL")
     vad: Literal["triton", "worker"] = Field("triton", alias="DALSTON_VAD")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 EXPORT_S = 3.0  # for the collector to take what it is sent; a process that ends waits so long
-HEADER = "traceparent"  # of HTTP and gRPC, W3C Trace Context
+HEADER = "traceparent"  # of HTTP, W3C Trace Context
 
 _tracer: "Tracer | None" = None
 
@@ -122,6 +122,6 @@ def header() -> str:
     return carrier.get(HEADER, "")
 
 
-def metadata() -> list[tuple[str, str]] | None:
-    """The same for a gRPC call."""
-    return [(HEADER, value)] if (value := header()) else None
+def headers() -> list[tuple[str, str]]:
+    """The same as headers of a request."""
+    return [(HEADER, value)] if (value := header()) else []

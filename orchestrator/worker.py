@@ -303,7 +303,6 @@ def main(settings: WorkerSettings) -> int:
         stop = asyncio.Event()
         for name in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(name, stop.set)
-        # Inside the loop: gRPC's channels belong to the one they are made in.
         await Worker(settings).run(stop)
 
     try:

@@ -56,29 +56,29 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
 
 @contextmanager
 def _triton(repository: Path, folder: Path) -> Generator[str]:
-    grpc_port = free_port()
+    grpc_port, http_port = free_port(), free_port()
     command = [sys.executable, "-m", "dalston.cli.main", "triton", "--run-dir", str(folder)]
     command += ["--repository", str(repository), "--grpc-port", str(grpc_port)]
-    command += ["--http-port", str(free_port()), "--metrics-port", str(free_port())]
+    command += ["--http-port", str(http_port), "--metrics-port", str(free_port())]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
-    url, deadline = f"127.0.0.1:{grpc_port}", time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while True:
         try:
-            asyncio.run(probe_all(url))
+            asyncio.run(probe_all(f"127.0.0.1:{grpc_port}"))
             break
         except ServerError:
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.1)
-    yield url
+    yield f"127.0.0.1:{http_port}"
     process.terminate()
     process.wait(20)
 
 
 @pytest.fixture(scope="session")
 def triton_url(model_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """The gRPC address of a real Triton with every model, for all tests that do it no harm."""
+    """The HTTP address of a real Triton with every model, for all tests that do it no harm."""
     with _triton(model_repository, tmp_path_factory.mktemp("triton")) as url:
         yield url
 

@@ -108,7 +108,7 @@ def test_only_triton_asks_for_a_gpu_and_only_in_the_gpu_profile() -> None:
 )
 def test_each_profile_is_a_whole_stack(profile: str, worker: str, triton: str) -> None:
     assert {worker, triton, "redis", "gateway"} <= needs(worker)
-    assert SERVICES[worker]["environment"]["TRITON_URLS"] == f"{triton}:8001"
+    assert SERVICES[worker]["environment"]["TRITON_URLS"] == f"{triton}:8000"
     (job,) = SERVICES[triton]["depends_on"]
     assert SERVICES[triton]["depends_on"][job] == {"condition": "service_completed_successfully"}
     build, serve = (main._parser().parse_args(command(name)[1:]) for name in (job, triton))  # pyright: ignore[reportPrivateUsage]

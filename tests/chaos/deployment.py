@@ -212,8 +212,7 @@ def _members(deployment: Deployment) -> list[Member]:
     """In the order they are started; their proxies are open."""
     links, folder, size = deployment.links, deployment.folder, deployment.size
     dalston = [sys.executable, "-m", "dalston.cli.main"]
-    grpc = [free_port() for _ in range(size.tritons)]
-    ports = {name: free_port() for name in _names(size) if not name.startswith("triton")}
+    ports = {name: free_port() for name in _names(size)}
     repository = ROOT / "build" / "model_repository"
 
     def member(
@@ -231,14 +230,14 @@ def _members(deployment: Deployment) -> list[Member]:
     redis += ["--dir", str(data), "--save", "", "--appendonly", "yes", "--appendfsync", "always"]
     members = [member("redis", "redis", ports["redis"], redis, 3)]
     for number in range(1, size.tritons + 1):
-        port, run = free_port(), folder / f"triton-{number}"
+        name, run = f"triton-{number}", folder / f"triton-{number}"
         run.mkdir(exist_ok=True)
         command = [*dalston, "triton", "--repository", str(repository), "--run-dir", str(run)]
-        command += ["--grpc-port", str(grpc[number - 1]), "--http-port", str(port)]
+        command += ["--grpc-port", str(free_port()), "--http-port", str(ports[name])]
         command += ["--metrics-port", str(free_port())]
         if size.instant:
-            command = [sys.executable, str(_INSTANT), str(grpc[number - 1])]
-        members.append(member(f"triton-{number}", "triton", port, command, 8))
+            command = [sys.executable, str(_INSTANT), str(ports[name])]
+        members.append(member(name, "triton", ports[name], command, 8))
     for number in range(1, size.workers + 1):
         name = f"worker-{number}"
         tritons = [links[f"{name}>triton-{other}"].port for other in range(1, size.tritons + 1)]
@@ -258,7 +257,8 @@ def _members(deployment: Deployment) -> list[Member]:
         environment = {"DALSTON_PORT": str(ports[name])}
         command = [*dalston, "gateway"]
         members.append(member(name, "gateway", ports[name], command, DRAIN_S + 8, **environment))
-    _aim(links, ports, grpc)
+    for name, proxy in links.items():
+        proxy.target = ports[name.partition(">")[2]]
     return members
 
 
@@ -280,12 +280,6 @@ def _connections(size: Size) -> list[str]:
         *(f"{worker}>{triton}" for worker in workers for triton in tritons),
         *(f"{name}>redis" for name in [*gateways, *workers]),
     ]
-
-
-def _aim(links: dict[str, Proxy], ports: dict[str, int], grpc: list[int]) -> None:
-    for name, proxy in links.items():
-        far = name.partition(">")[2]
-        proxy.target = grpc[int(far[-1]) - 1] if far.startswith("triton") else ports[far]
 
 
 @asynccontextmanager

@@ -54,7 +54,7 @@ async def placements(
                 await asyncio.sleep(0.05)
         if server.done():
             await server
-        client = Triton(f"127.0.0.1:{ports.grpc}")
+        client = Triton(f"127.0.0.1:{ports.http}")
         yield Placements(client, LocalVad(silero_of(model_repository)))
         await client.close()
     finally:

@@ -3,14 +3,10 @@ Small servers that speak Triton's protocol over real sockets, and fail when they
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import grpc
-import grpc.aio
-from instant import Instant
-from tritonclient.grpc import service_pb2_grpc
+from instant import Asked, Instant, Refused, Tensor
 
 from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
 from dalston.triton.contract import VAD_MODEL
@@ -21,60 +17,42 @@ PROBE = 3200  # bytes of audio: what the orchestrator probes Whisper with
 class SmallTriton(Instant):
     def __init__(self) -> None:
         # What requests fail with, probes too; until it is None again.
-        self.failure: tuple[grpc.StatusCode, str] | None = None
+        self.failure: tuple[int, str] | None = None
         # What only requests of callers fail with, in this order.
-        self.failures: Sequence[tuple[grpc.StatusCode, str]] = ()
+        self.failures: Sequence[tuple[int, str]] = ()
         self.answering = asyncio.Event()  # else every answer waits, but for whether it lives
         self.answering.set()
         self.living = asyncio.Event()  # else that one too
         self.living.set()
         self.transcripts = 0  # asked by callers
+        self.answered = 0  # of them
         self.sequences = list[tuple[str, str]]()  # and "start", "end" or ""
-        self.cancelled = 0
 
-    async def ServerLive(self, request: Any, context: Any) -> Any:
+    async def live(self) -> None:
         await self.living.wait()
-        return await super().ServerLive(request, context)
 
-    async def ModelReady(self, request: Any, context: Any) -> Any:
+    async def ready(self, model: str) -> None:
         await self.living.wait()
-        return await super().ModelReady(request, context)
 
-    async def ModelInfer(self, request: Any, context: Any) -> Any:
-        probe = len(request.raw_input_contents[0]) == PROBE
-        if request.model_name == VAD_MODEL:
-            sequence = request.parameters["sequence_id"].string_param
+    async def infer(self, asked: Asked) -> dict[str, Tensor]:
+        probe = len(asked.inputs["AUDIO"]) == PROBE
+        if asked.model == VAD_MODEL:
+            sequence = asked.parameters["sequence_id"]
             probe = sequence.startswith("probe.")
-            flags = [f for f in ("start", "end") if request.parameters[f"sequence_{f}"].bool_param]
+            flags = [flag for flag in ("start", "end") if asked.parameters[f"sequence_{flag}"]]
             if not probe:
                 self.sequences.append((sequence, " ".join(flags)))
         elif not probe:
             self.transcripts += 1
-        try:
-            await self.living.wait()
-            await self.answering.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
+        await self.living.wait()
+        await self.answering.wait()
         failure = self.failure
         if not probe and self.failures:
             failure, *self.failures = self.failures
         if failure:
-            await context.abort(*failure)
-        return await super().ModelInfer(request, context)
-
-
-@asynccontextmanager
-async def serving(triton: SmallTriton, port: int = 0) -> AsyncGenerator[int]:
-    """It listens; the port."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)  # pyright: ignore
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    try:
-        yield port
-    finally:
-        await server.stop(None)
+            raise Refused(*failure)
+        self.answered += not probe and asked.model != VAD_MODEL
+        return await super().infer(asked)
 
 
 class Wire:

@@ -296,10 +296,9 @@ async def test_a_sequence_is_over_when_nobody_waited_for_a_chunk_of_it(everythin
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         await stub.ModelInfer(chunk("given up", start=True), timeout=30)
         async with busy(everything) as listening:
-            answered = True  # While the long audio is still on its way.
-            while answered:
+            waiting = asyncio.create_task(answer(stub, chunk("given up")))
+            while (await asyncio.wait([waiting], timeout=0.3))[0]:  # the audio is on its way
                 waiting = asyncio.create_task(answer(stub, chunk("given up")))
-                answered, _ = await asyncio.wait([waiting], timeout=0.3)
             assert not listening.done()
             waiting.cancel()
         code, sentence = await answer(stub, chunk("given up"))
