@@ -27,7 +27,7 @@ from dalston.gateway.handshake import handshake_within
 from dalston.gateway.keys import KeysError
 from dalston.gateway.request_ids import with_request_ids
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator import logs, traces
+from dalston.orchestrator import heap, logs, traces
 from dalston.orchestrator.messages import LONGEST_MESSAGE, End, Error, serialize
 from dalston.orchestrator.redis_client import UnsupportedRedis, redis_client, refuse_cluster
 from dalston.orchestrator.request_ids import named, request_id
@@ -61,6 +61,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             _every(EXPIRE_S, expire),
             _every(settings.worker_silent_seconds / 5, connections.look_after),
             _follow_events(slots, connections),
+            heap.keep_trimmed(),
         )
         tasks = [asyncio.create_task(work) for work in works]
         try:

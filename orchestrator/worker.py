@@ -27,7 +27,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from dalston.orchestrator import logs, metrics, traces
+from dalston.orchestrator import heap, logs, metrics, traces
 from dalston.orchestrator.fleet import Fleet
 from dalston.orchestrator.inference import InferenceError
 from dalston.orchestrator.memory import Memory
@@ -98,6 +98,7 @@ class Worker:
                     asyncio.create_task(self._tell_of_less_room(port)),
                     # A Redis that is back has lost what it knew: it is told at once.
                     asyncio.create_task(self._slots.follow(lambda: self._register(port))),
+                    asyncio.create_task(heap.keep_trimmed()),
                 ]
                 waiting = asyncio.create_task(stop.wait())
                 await asyncio.wait([*beating, waiting], return_when=asyncio.FIRST_COMPLETED)
