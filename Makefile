@@ -21,7 +21,7 @@ help:
 	@echo "make chaos     faults while callers speak; goes on where it was (FAULTS=1000 SEED=1)"
 	@echo "make fuzz      frames no client should send (FRAMES=100000 SEED=1)"
 	@echo "make storms    crowds that mean no good: what they cost in memory"
-	@echo "make soak      calls that come and go: whether any process grows (MINUTES=60 STREAMS=40)"
+	@echo "make soak      calls that come and go: whether any process grows (MINUTES=60 STREAMS=76)"
 	@echo "make perf-analyzer       NVIDIA's perf_analyzer against all three models"
 	@echo "make train-demo-model    train the demo checkpoint anew (hours; see demo/README.md)"
 
@@ -72,7 +72,7 @@ FAULTS ?= 1000
 SEED ?= 1
 FRAMES ?= 100000
 MINUTES ?= 60
-STREAMS ?= 40
+STREAMS ?= 76
 CHAOS = PYTHONPATH=tests/chaos:tests/support:bench $(BIN)/python tests/chaos
 .PHONY: chaos fuzz storms soak
 chaos: .venv/installed-dev

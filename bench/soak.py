@@ -1,7 +1,7 @@
 """
 An hour of calls that come and go: whether any process grows.
 
-    python bench/soak.py --minutes 60 --streams 40
+    python bench/soak.py --minutes 60 --streams 76
 
 80 % of the streams call, one call after the other, in real time. The memory and the open files of
 every process are taken each 2 s and written down at once (build/bench/soak.jsonl); behind the
@@ -129,7 +129,7 @@ def main() -> int:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--streams", type=int, default=40, help="the most this machine holds (40)")
+    parser.add_argument("--streams", type=int, default=76, help="the most this machine holds (76)")
     parser.add_argument("--warm-up", type=float, default=20.0, help="minutes (20)")
     parser.add_argument("--checkpoint", default="demo", help="demo, tiny or instant (demo)")
     args = parser.parse_args()

@@ -299,6 +299,7 @@ async def handle(
         a warning or the end if it is too far behind."""
         nonlocal close_code
         acked, next_ack = None, loop.time() + ACK_EVERY_S
+        due = loop.time() // MEASURE_EVERY_S * MEASURE_EVERY_S  # all sessions in one wake-up
         while session.state is State.LISTENING:
             now = loop.time()
             unanswered = speech_asked is not None and now - speech_asked >= NO_ANSWER_S
@@ -322,7 +323,8 @@ async def handle(
                 if ack != acked:
                     acked, next_ack = ack, now + ACK_EVERY_S
                     tell(ack)
-            await asyncio.sleep(MEASURE_EVERY_S)
+            due = max(due + MEASURE_EVERY_S, now // MEASURE_EVERY_S * MEASURE_EVERY_S)
+            await asyncio.sleep(due - now)
 
     async def watch() -> None:
         """End the session when nothing comes any more, or for too long, or on a drain."""

@@ -204,7 +204,8 @@ class Slots:
         return bool(await self._release(args=[session_id, epoch, status, f"{audio_s:.3f}"]))
 
     async def expire(self) -> int:
-        """End leases that ran out and mark silent workers offline; the number of slots freed."""
+        """End leases that ran out and mark silent workers offline; the number of slots freed so
+        since it was last told, to any gateway."""
         return int(await self._expire(args=[]))
 
     async def keep(

@@ -1,9 +1,12 @@
 -- What time does: leases end, and workers that went silent are offline.
 --
--- Answers the number of slots that came back. A worker is announced once, when it goes offline;
--- the announcement is a hint, whoever acts on it looks for himself.
+-- Answers the number of slots that came back since it last answered, here or where a slot was wanted.
+-- A worker is announced once, when it goes offline; the announcement is a hint, whoever acts on it
+-- looks for himself.
 
-local freed = drop_expired()
+drop_expired()
+local freed = tonumber(redis.call("GET", FREED) or 0)
+redis.call("DEL", FREED)
 for _, worker in ipairs(redis.call("SMEMBERS", WORKERS)) do
   local key = worker_key(worker)
   local status = redis.call("HGET", key, "status")

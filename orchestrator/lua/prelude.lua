@@ -36,6 +36,7 @@ local function queue_key(variant) return PREFIX .. "queue:" .. variant end
 local LEASES, ACTIVE = PREFIX .. "leases", PREFIX .. "sessions:active"
 local WORKERS, EVENTS = PREFIX .. "workers", PREFIX .. "events"
 local QUEUES, TICKETS = PREFIX .. "queues", PREFIX .. "tickets"
+local FREED = PREFIX .. "freed" -- how many slots came back with their lease; for expire.lua to tell
 
 -- ISO 8601 in UTC, for people (Hinnant, "chrono-compatible low-level date algorithms").
 local function iso(seconds)
@@ -163,7 +164,7 @@ local function drop_expired()
     redis.call("HSET", session_key(session), "expired_at", now)
     redis.call("EXPIRE", session_key(session), SESSION_TTL)
   end
-  return #expired
+  if #expired > 0 then redis.call("INCRBY", FREED, #expired) end
 end
 
 local function fresh(worker)

@@ -173,6 +173,16 @@ async def test_an_owner_that_dies_gives_the_slot_back_within_the_lease(slots: Sl
     assert (await slots.acquire("s2", "fast", {})).worker_id == "a"
 
 
+async def test_every_slot_that_came_back_with_its_lease_is_told_once(slots: Slots) -> None:
+    await register(slots, worker("a", 1))
+    await slots.acquire("s1", "fast", {}, lease_s=0.05)
+    await asyncio.sleep(0.1)
+    await slots.acquire("s2", "fast", {}, lease_s=0.05)  # which frees the first
+    await asyncio.sleep(0.1)
+    assert await slots.expire() == 2
+    assert await slots.expire() == 0
+
+
 async def test_expire_gives_back_what_nobody_asks_for(slots: Slots, client: Any) -> None:
     await register(slots, worker("a"))
     await slots.acquire("s1", "fast", {}, lease_s=0.1)
