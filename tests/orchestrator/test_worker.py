@@ -598,7 +598,7 @@ async def test_a_session_in_real_time_is_never_warned(workers: Workers) -> None:
 async def test_acks_are_told_to_those_who_ask(workers: Workers) -> None:
     worker = await workers.ready()
     async with worker.session("language=en&ack=true&sample_rate=8000") as session:
-        await speak(session, SPOKEN[: 16_000 * 2])
+        await speak(session, SPOKEN[: 24_000 * 2])
         await session.send(END)
         messages, _ = await drained(session)
     acks = [m for m in messages if m["type"] == "ack"]
