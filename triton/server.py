@@ -148,7 +148,7 @@ class Server:
         async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             await self._wait_until_ready(stub)
-            stubs = {model: len(processes) for model, processes in self._stubs().items()}
+            serving = self._stubs()
             for model in self.models:
                 await probe(stub, model)
             self._was_ready = True
@@ -159,7 +159,7 @@ class Server:
                 await asyncio.sleep(WATCH_EVERY_S)
                 self._check_processes()
                 living = self._stubs()
-                dead = {model for model, count in stubs.items() if len(living[model]) < count}
+                dead = {model for model, stubs in serving.items() if stubs - living[model]}
                 if not dead and time.monotonic() >= next_probe:
                     dead = await self._silent(stub, answered)
                     next_probe = time.monotonic() + PROBE_EVERY_S
@@ -167,7 +167,7 @@ class Server:
                     for process in (process for model in dead for process in living[model]):
                         _kill(process)
                 for model in sorted(dead):
-                    await self._reload(stub, model)
+                    serving[model] = await self._reload(stub, model)
 
     def _command(self) -> list[str]:
         host, ports = self._host, self._ports
@@ -234,9 +234,9 @@ class Server:
                 logger.error("a model's process is stopped (SIGSTOP); it is killed")
                 _kill(process)
 
-    def _stubs(self) -> dict[str, list[psutil.Process]]:
+    def _stubs(self) -> dict[str, set[psutil.Process]]:
         """Living stub processes by model. Their command line names the model's file."""
-        living = {model: list[psutil.Process]() for model in self.models}
+        living = {model: set[psutil.Process]() for model in self.models}
         if self._process is None:
             return living
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -245,7 +245,7 @@ class Server:
                 with contextlib.suppress(psutil.Error, ValueError):
                     program, path = child.cmdline()[:2]
                     if program.endswith(STUB):
-                        living[Path(path).parts[-3]].append(child)
+                        living[Path(path).parts[-3]].add(child)
         return living
 
     async def _wait_until_ready(self, stub: Any) -> None:
@@ -287,14 +287,15 @@ class Server:
                 silent.add(model)
         return silent
 
-    async def _reload(self, stub: Any, model: str) -> None:
+    async def _reload(self, stub: Any, model: str) -> set[psutil.Process]:
+        """The processes that serve it now."""
         now = time.monotonic()
         recent = [t for t in self._reloads.get(model, []) if now - t < RELOADS_WITHIN_S]
         self._reloads[model] = [*recent, now]
         if len(recent) >= RELOADS:
             raise ServerError(f"{model} keeps dying")
         logger.error("%s is dead; it is loaded again", model)
-        segments = self._shared_memory()
+        segments, old = self._shared_memory(), self._stubs()[model]
         try:
             unload = service_pb2.RepositoryModelUnloadRequest(model_name=model)
             await stub.RepositoryModelUnload(unload, timeout=UNLOADING_S)
@@ -305,6 +306,8 @@ class Server:
             raise ServerError(f"{model} cannot be loaded again: {error.details()}") from None
         self._remove_shared_memory(segments)
         logger.info("%s answers again", model)
+        # This Triton ends what it has unloaded later, or never (docs/log.md).
+        return self._stubs()[model] - old
 
     async def _stop(self, patience_s: float = EXIT_TIMEOUT_S + 1) -> None:
         process, self._process = self._process, None

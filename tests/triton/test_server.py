@@ -165,6 +165,27 @@ async def test_a_killed_stub_is_loaded_again(everything: Ports, model: str):
     await until(lambda: len(shared_memory(os.getpid())) <= len(memory))
 
 
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_process_that_outlives_its_model_hides_no_dead_one(
+    everything: Ports, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    # Triton does not end it now and then, and cannot be made to.
+    with subprocess.Popen(["sleep", "600"]) as outlived:
+        found = Server._stubs
+
+        def with_one_more(self: Server) -> dict[str, set[psutil.Process]]:
+            living = found(self)
+            return living | {"silero_vad": living["silero_vad"] | {psutil.Process(outlived.pid)}}
+
+        monkeypatch.setattr(Server, "_stubs", with_one_more)
+        (old,) = stubs(everything, "silero_vad")
+        old.kill()
+        await until(lambda: not alive(old) and len(stubs(everything, "silero_vad")) == 1)
+        await until_answers(everything)
+        outlived.kill()
+    assert "silero_vad does not answer" not in caplog.text  # it was not found by asking
+
+
 # What our models answer, as clients of a real server see it.
 
 
