@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 from counted import counted
 from fronted import STREAM, FakeWorker, Gateway, drained, echo, gateway_over
 from registered import BEGIN, snapshot
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
@@ -544,10 +544,20 @@ async def test_a_drain_tells_clients_that_resume_to_go_on_elsewhere(gateway: Gat
 # In line.
 
 
+@asynccontextmanager
+async def one_in_line(
+    gateway: Gateway,
+) -> AsyncGenerator[tuple[ClientConnection, ClientConnection]]:
+    """Who has the only slot, and who waits for it."""
+    async with gateway.stream() as first:
+        await first.recv()
+        async with gateway.stream("overflow=queue") as second:
+            yield first, second
+
+
 async def test_a_caller_in_line_is_told_its_position_and_gets_the_slot(gateway: Gateway) -> None:
     async with FakeWorker(gateway.slots, "a", Notes(), capacity=1).running():
-        async with gateway.stream() as first, gateway.stream("overflow=queue") as second:
-            await first.recv()
+        async with one_in_line(gateway) as (first, second):
             assert json.loads(await second.recv())["position"] == 1
             await first.send('{"type":"end"}')
             assert json.loads(await second.recv())["type"] == "session.begin"
@@ -558,8 +568,7 @@ async def test_a_caller_for_whom_no_slot_comes_free_is_sent_away_in_the_end(
 ) -> None:
     async with gateway_over(redis_url, queue_seconds=0.5) as gateway:
         async with FakeWorker(gateway.slots, "a", Notes(), capacity=1).running():
-            async with gateway.stream() as first, gateway.stream("overflow=queue") as second:
-                await first.recv()
+            async with one_in_line(gateway) as (_, second):
                 (queued, error), code = await drained(second)
             assert (queued["position"], error["code"], code) == (1, "no_capacity", 1013)
             assert 0 < queued["timeout_seconds"] <= 0.5
@@ -569,8 +578,7 @@ async def test_a_caller_for_whom_no_slot_comes_free_is_sent_away_in_the_end(
 async def test_what_a_caller_in_line_says_is_not_lost(gateway: Gateway) -> None:
     notes = Notes()
     async with FakeWorker(gateway.slots, "a", notes, capacity=1).running():
-        async with gateway.stream() as first, gateway.stream("overflow=queue") as second:
-            await first.recv()
+        async with one_in_line(gateway) as (first, second):
             await second.recv()
             await second.send(CHUNK)
             await asyncio.sleep(0.1)
@@ -593,8 +601,7 @@ async def test_a_caller_who_vanishes_leaves_the_line(gateway: Gateway) -> None:
 
 async def test_a_drain_sends_away_who_is_in_line(gateway: Gateway) -> None:
     async with FakeWorker(gateway.slots, "a", Notes(), capacity=1).running():
-        async with gateway.stream() as first, gateway.stream("overflow=queue") as second:
-            await first.recv()
+        async with one_in_line(gateway) as (_, second):
             await second.recv()
             gateway.stop.set()
             (error,), code = await drained(second)
@@ -651,8 +658,7 @@ async def test_who_pushes_while_in_line_is_refused_too(redis_url: str) -> None:
     limits = {"audio_burst_seconds": 1.0, "audio_held_seconds": 0.2}
     async with gateway_over(redis_url, **limits) as gateway:
         async with FakeWorker(gateway.slots, "a", Notes(), capacity=1).running():
-            async with gateway.stream() as first, gateway.stream("overflow=queue") as second:
-                await first.recv()
+            async with one_in_line(gateway) as (_, second):
                 for _ in range(30):
                     await second.send(CHUNK)
                 (_, error), code = await drained(second)
