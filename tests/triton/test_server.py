@@ -170,19 +170,22 @@ async def test_a_process_that_outlives_its_model_hides_no_dead_one(
     everything: Ports, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     # Triton does not end it now and then, and cannot be made to.
-    with subprocess.Popen(["sleep", "600"]) as outlived:
-        found = Server._stubs
+    outlived, found = await asyncio.create_subprocess_exec("sleep", "600"), Server._stubs  # pyright: ignore[reportPrivateUsage]
 
-        def with_one_more(self: Server) -> dict[str, set[psutil.Process]]:
-            living = found(self)
-            return living | {"silero_vad": living["silero_vad"] | {psutil.Process(outlived.pid)}}
+    def with_one_more(self: Server) -> dict[str, set[psutil.Process]]:
+        living = found(self)
+        return living | {"silero_vad": living["silero_vad"] | {psutil.Process(outlived.pid)}}
 
+    try:
         monkeypatch.setattr(Server, "_stubs", with_one_more)
         (old,) = stubs(everything, "silero_vad")
         old.kill()
         await until(lambda: not alive(old) and len(stubs(everything, "silero_vad")) == 1)
         await until_answers(everything)
+    finally:
+        monkeypatch.undo()
         outlived.kill()
+        await outlived.wait()
     assert "silero_vad does not answer" not in caplog.text  # it was not found by asking
 
 
