@@ -30,8 +30,10 @@ RETURN_S = 3.0
 # A Whisper model that has answered nobody for so long hangs: longer than a batch of finals takes,
 # and soon enough for lag that would end sessions.
 MUTE_S = 4.0
-# What a model that works fails on so often will never succeed.
-REFUSALS = 2
+# What a model that works fails on so often will never succeed. In between it is waited: if one of
+# several processes of the model is dead, the others answer probes, and its supervisor needs a
+# second to see it and to unload the model.
+REFUSALS, REFUSED_S = 2, 1.5
 # Of the VAD, in good order: it was started again, or nobody used the sequence for long.
 _FORGOTTEN = (Code.NOT_FOUND, Code.INVALID_ARGUMENT)
 
@@ -191,6 +193,7 @@ class Fleet:
                 refusals += 1
                 if refusals == REFUSALS:
                     raise InferenceError(str(failure), retryable=False, code=failure.code)
+                await asyncio.sleep(REFUSED_S)
                 other = member
             elif not no_memory:
                 member.doubt(model)

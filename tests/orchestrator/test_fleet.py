@@ -190,6 +190,16 @@ async def test_what_models_that_work_fail_on_again_and_again_is_given_up(servers
         assert (await fleet.transcribe(final())).text == TEXT
 
 
+async def test_a_final_outlives_a_dead_process_among_several():
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        triton.failures = [(500, "Stub process 'x' is not healthy.")] * 100
+        asked = asyncio.create_task(fleet.transcribe(final()))
+        await asyncio.sleep(1.0)  # as long as the supervisor needs
+        triton.failures = ()
+        assert (await asked).text == TEXT
+
+
 async def test_a_model_that_answers_probes_with_errors_too_is_worth_another_try_later():
     triton = SmallTriton()
     async with fleet_of(triton) as fleet:
