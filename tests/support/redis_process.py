@@ -2,6 +2,7 @@
 A Redis of a test's own, to be killed, stopped and started again.
 """
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -19,8 +20,12 @@ REMEMBERS = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
 
 
 def _port() -> int:
-    """A free one that leaves room for a cluster's second, 10,000 above."""
-    return next(port for port in iter(free_port, 0) if port < 55_000)
+    """A free one, and so is a cluster's second, 10,000 above."""
+    while True:
+        port = free_port()
+        with contextlib.suppress(OSError, OverflowError), socket.socket() as second:
+            second.bind(("127.0.0.1", port + 10_000))
+            return port
 
 
 @dataclass
