@@ -1,6 +1,5 @@
 import asyncio
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -11,8 +10,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from redis_process import redis_process
 
-from dalston.cli.up import redis_server
 from dalston.triton.installation import ServerError
 from dalston.triton.probe import probe_all
 from dalston.triton.process import die_with_parent, free_port
@@ -36,22 +35,8 @@ def model_repository() -> Path:
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """A real Redis, empty, for tests that flush it as they like."""
-    port, folder = free_port(), tmp_path_factory.mktemp("redis")
-    command = [redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    process = subprocess.Popen(
-        [*command, "--dir", str(folder)], stdout=subprocess.DEVNULL, preexec_fn=die_with_parent
-    )
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline, "Redis does not start"
-            time.sleep(0.02)
-    yield f"redis://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
+    with redis_process(tmp_path_factory.mktemp("redis")) as redis:
+        yield redis.url
 
 
 @contextmanager
