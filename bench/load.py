@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from slo import Run
 
-from dalston.triton.process import die_with_parent
+from dalston.triton.process import dies_with_us
 from dalston.triton.server import ONE_THREAD
 
 HERE = Path(__file__).resolve().parent
@@ -67,12 +67,8 @@ async def _run(stack: served.Stack, seconds: float, *arguments: str, streams: in
     before = stack.usage()
     command = [sys.executable, str(HERE / "callers.py"), "--url", stack.url]
     process = await asyncio.create_subprocess_exec(
-        *command,
-        "--seconds",
-        str(seconds),
-        *arguments,
+        *dies_with_us([*command, "--seconds", str(seconds), *arguments]),
         stdout=subprocess.PIPE,
-        preexec_fn=die_with_parent,
     )
     reading = asyncio.create_task(process.communicate())
     usage = before

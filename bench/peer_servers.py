@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dalston.triton.process import die_with_parent
+from dalston.triton.process import dies_with_us
 
 TORCH = "torch==2.13.0"  # faster-whisper does not use it; the packages import it
 STARTING_S = 180.0
@@ -205,14 +205,13 @@ def running(peer: Peer, environment: Path, model: Path, port: int, log: Path) ->
     command = [str(environment / "bin" / "python"), *peer.command(environment, model, port)]
     with log.open("w") as out:
         process = subprocess.Popen(
-            command,
+            dies_with_us(command),
             env=settings,
             cwd=environment,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
             start_new_session=True,
-            preexec_fn=die_with_parent,
         )
     try:
         _until_listening(peer, process, port, log)

@@ -43,7 +43,7 @@ from rich.table import Table
 from slo import LATE_P95_S, most_streams, percentile
 
 from dalston.cli.up import StackError
-from dalston.triton.process import die_with_parent, free_port
+from dalston.triton.process import dies_with_us, free_port
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parent / "build" / "bench"
@@ -132,9 +132,8 @@ async def callers(server: str, url: str, streams: int, seconds: float) -> Run:
     script = str(HERE / "peer_callers.py")
     arguments = ("--server", server, "--url", url, "--streams", str(streams))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, script, *arguments, "--seconds", str(seconds)),
+        *dies_with_us([sys.executable, script, *arguments, "--seconds", str(seconds)]),
         stdout=subprocess.PIPE,
-        preexec_fn=die_with_parent,
     )
     reading = asyncio.create_task(process.communicate())
     busy, (began, rss_mb) = _busy(), _used(process.pid)

@@ -71,7 +71,7 @@ from dalston.triton.contract import (
 from dalston.triton.installation import ServerError
 from dalston.triton.models import ModelError, verify
 from dalston.triton.probe import probe_all
-from dalston.triton.process import die_with_parent, free_port
+from dalston.triton.process import dies_with_us, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -375,7 +375,7 @@ def running_triton(repository: Path, folder: Path) -> Generator[str]:
     command += ["--grpc-port", str(grpc), "--http-port", str(http)]
     command += ["--metrics-port", str(free_port())]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=die_with_parent)
+        process = subprocess.Popen(dies_with_us(command), stdout=file, stderr=file)
     try:
         with console.status("starting Triton"):
             while not _answers(f"127.0.0.1:{grpc}"):

@@ -28,7 +28,7 @@ import served
 from rich.console import Console
 from rich.table import Table
 
-from dalston.triton.process import die_with_parent
+from dalston.triton.process import dies_with_us
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parent / "build" / "bench"
@@ -98,7 +98,7 @@ async def soak(streams: int, minutes: float, checkpoint: str) -> tuple[list[Samp
         command += ["--streams", str(streams), "--seconds", str(CALL_S)]
         command += ["--lasting", str(60 * minutes)]
         callers = await asyncio.create_subprocess_exec(
-            *command, stdout=subprocess.PIPE, preexec_fn=die_with_parent
+            *dies_with_us(command), stdout=subprocess.PIPE
         )
         calling, began = asyncio.create_task(callers.communicate()), time.monotonic()
         with path.open("w") as file:  # noqa: ASYNC230 - a few lines each time

@@ -30,7 +30,7 @@ from dalston.cli import models
 from dalston.cli.data import data_folder
 from dalston.cli.models import Choice
 from dalston.triton.models import ModelError
-from dalston.triton.process import die_with_parent, free_port
+from dalston.triton.process import dies_with_us, free_port
 
 console = Console(stderr=True, highlight=False)
 
@@ -60,12 +60,11 @@ class Part:
         self.starts += 1
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *self.command,
+                *dies_with_us(self.command),
                 env=os.environ | {"PYTHONSAFEPATH": "1"} | self.environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent,
                 start_new_session=True,  # Ctrl-C reaches us alone: we stop them in order
             )
 

@@ -14,7 +14,7 @@ from redis_process import redis_process
 
 from dalston.triton.installation import ServerError
 from dalston.triton.probe import probe_all
-from dalston.triton.process import die_with_parent, free_port
+from dalston.triton.process import dies_with_us, free_port
 
 # Machines are slow at times, and that proves nothing.
 hypothesis.settings.register_profile("dalston", deadline=None)
@@ -46,7 +46,7 @@ def _triton(repository: Path, folder: Path) -> Generator[str]:
     command += ["--repository", str(repository), "--grpc-port", str(grpc_port)]
     command += ["--http-port", str(http_port), "--metrics-port", str(free_port())]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
+        process = subprocess.Popen(dies_with_us(command), stdout=log, stderr=log)
     deadline = time.monotonic() + 60
     while True:
         try:

@@ -3,29 +3,28 @@ Child processes that do not outlive us, and ports that nobody uses.
 """
 
 import asyncio
-import ctypes
-import signal
 import socket
+from collections.abc import Sequence
 
 # Waits until its input ends, which is when we do; then nothing is left of a process group and of
 # files that begin alike.
 _GUARD = 'read -r _; kill -s KILL -- "-$1"; rm -f "$2"*'
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent() -> None:
-    """Between fork and exec: the child is killed when its parent dies, however that happens.
+def dies_with_us(command: Sequence[str]) -> list[str]:
+    """The command of a process that is killed when we die, however that happens.
 
-    A SIGKILL of the parent leaves it no time to stop its children.
+    A SIGKILL leaves us no time to stop our children. setpriv (util-linux) asks the kernel for it
+    and then becomes the command. Python code between fork and exec could ask as well, but there
+    gRPC's fork handlers run too, and now and then they abort the child.
     """
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return ["setpriv", "--pdeathsig", "KILL", "--", *command]
 
 
 async def guard(group: int, files: str) -> asyncio.subprocess.Process:
     """A process that, should we die, kills a process group and removes the files `files`*.
 
-    For grandchildren, whom die_with_parent does not reach. Kill it when it is not needed any more.
+    For grandchildren, whom dies_with_us does not reach. Kill it when it is not needed any more.
     """
     return await asyncio.create_subprocess_exec(
         *("/bin/sh", "-c", _GUARD, "sh", str(group), files),

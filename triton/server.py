@@ -28,7 +28,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dalston.triton.installation import STUB, ServerError, backend_folder, find
 from dalston.triton.probe import probe
-from dalston.triton.process import die_with_parent, guard
+from dalston.triton.process import dies_with_us, guard
 
 logger = logging.getLogger(__name__)
 
@@ -137,9 +137,8 @@ class Server:
         """Returns never; raises ServerError when this server is of no use any more."""
         self._check_ports()
         self._process = await asyncio.create_subprocess_exec(
-            *self._command(),
+            *dies_with_us(self._command()),
             env=self._environment(),
-            preexec_fn=die_with_parent,
             # Ctrl-C is for us: it is stopped in order. And its stubs can be told from others.
             start_new_session=True,
         )

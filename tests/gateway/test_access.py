@@ -33,7 +33,7 @@ from dalston.gateway.keys import FileKeys, Key, KeysError, RedisKeys, make, sha2
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.settings import SettingsError, from_environment
 from dalston.orchestrator.slots import Registration, Slots, redis_client
-from dalston.triton.process import die_with_parent, free_port
+from dalston.triton.process import dies_with_us, free_port
 
 STREAM = "/v1/audio/transcriptions/stream"
 STATUS = "/v1/realtime/status"
@@ -466,10 +466,9 @@ async def test_logs_name_sessions_and_requests_and_no_secrets(
     log = tmp_path / "log"
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "dalston.cli.main", "gateway"),
+            *dies_with_us([sys.executable, "-m", "dalston.cli.main", "gateway"]),
             env=os.environ | environment,
             stderr=file,
-            preexec_fn=die_with_parent,
         )
     try:
         gateway = Gateway(f"127.0.0.1:{port}", client, [])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dalston.cli.up import redis_server
-from dalston.triton.process import die_with_parent, free_port
+from dalston.triton.process import dies_with_us, free_port
 
 FORGETFUL = ("--save", "")
 REMEMBERS = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
@@ -44,9 +44,7 @@ class RedisProcess:
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [redis_server(), *self.options, "--port", str(self.port)]
         command += ["--bind", "127.0.0.1", "--dir", str(self.folder)]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent
-        )
+        self.process = subprocess.Popen(dies_with_us(command), stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         while True:
             try:

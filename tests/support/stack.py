@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dalston.triton.process import die_with_parent, free_port
+from dalston.triton.process import dies_with_us, free_port
 
 
 @dataclass
@@ -51,7 +51,7 @@ def start_stack(data_dir: Path, workers: int, tritons: int = 1, **environment: s
     command += ["--data-dir", str(data_dir), "--workers", str(workers)]
     command += ["--tritons", str(tritons)]
     process = subprocess.Popen(
-        command, env=os.environ | environment, preexec_fn=die_with_parent, start_new_session=True
+        dies_with_us(command), env=os.environ | environment, start_new_session=True
     )
     stack, deadline = Stack(process, port), time.monotonic() + 90
     while True:

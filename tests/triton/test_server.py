@@ -318,14 +318,20 @@ async def test_a_stopped_server_is_killed_and_nothing_of_it_stays(everything: Po
 async def test_a_sequence_is_over_when_nobody_waited_for_a_chunk_of_it(everything: Ports):
     async with grpc.aio.insecure_channel(address(everything)) as channel:
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        await stub.ModelInfer(chunk("given up", start=True), timeout=30)
-        async with busy(everything) as listening:
-            waiting = asyncio.create_task(answer(stub, chunk("given up")))
-            while (await asyncio.wait([waiting], timeout=0.3))[0]:  # the audio is on its way
+        said: Any = None
+        for _ in range(5):
+            await stub.ModelInfer(chunk("given up", start=True), timeout=30)
+            async with busy(everything) as listening:
                 waiting = asyncio.create_task(answer(stub, chunk("given up")))
-            assert not listening.done()
-            waiting.cancel()
-        code, sentence = await answer(stub, chunk("given up"))
+                while (await asyncio.wait([waiting], timeout=0.3))[0]:  # the audio is on its way
+                    waiting = asyncio.create_task(answer(stub, chunk("given up")))
+                assert not listening.done()
+                waiting.cancel()
+            said = await answer(stub, chunk("given up"))
+            if isinstance(said, tuple):
+                break
+            # Answered after all: a busy machine took 0.3 s for a chunk that did not wait.
+        code, sentence = said
         assert code == grpc.StatusCode.NOT_FOUND
         assert "no state for the sequence 'given up': start it again" in sentence
         assert (await answer(stub, chunk("given up", start=True))).raw_output_contents
