@@ -159,7 +159,7 @@ class Triton:
         except CallFailed as error:
             # Whatever it was, this part of the audio was or was not heard: nobody knows.
             raise SequenceLost(_sentence(error), error.code) from None
-        _, content = outputs["PROBABILITY"]
+        _, content = outputs.get("PROBABILITY", ("FP32", b""))
         return list(struct.unpack(f"<{len(content) // 4}f", content))
 
     async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
@@ -261,6 +261,7 @@ def _value(datatype: str, content: memoryview) -> Any:
 
 
 def _hypothesis(outputs: dict[str, Any], stages: Mapping[str, float]) -> Hypothesis:
+    """Of the outputs that were asked for and have elements."""
     words = zip(
         outputs.get("WORD", ()),
         outputs.get("WORD_START", ()),
@@ -270,8 +271,8 @@ def _hypothesis(outputs: dict[str, Any], stages: Mapping[str, float]) -> Hypothe
     )
     return Hypothesis(
         text=outputs["TEXT"][0],
-        tokens=tuple(outputs["TOKENS"].tolist()),
-        token_ends=tuple(outputs["TOKEN_ENDS"].tolist()),
+        tokens=tuple(map(int, outputs.get("TOKENS", ()))),
+        token_ends=tuple(map(int, outputs.get("TOKEN_ENDS", ()))),
         language=outputs["LANGUAGE"][0],
         language_probability=float(outputs["LANGUAGE_PROBABILITY"][0]),
         average_logprob=float(outputs["AVERAGE_LOGPROB"][0])

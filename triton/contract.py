@@ -81,6 +81,7 @@ WHISPER_INPUTS = (
 )
 # Where the time of a row went. Rows that are answered together share these times.
 STAGES = ("features", "encode", "decode", "align")
+# Of both models an output without elements is left out of the answer.
 WHISPER_OUTPUTS = (
     Tensor("TEXT", "STRING", (1,)),
     Tensor("TOKENS", "INT32", (-1,)),

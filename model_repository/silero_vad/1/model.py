@@ -1,5 +1,6 @@
 """
-AUDIO of one chunk of a sequence in, PROBABILITY of each whole frame out.
+AUDIO of one chunk of a sequence in, PROBABILITY of each whole frame out; none if there is no frame
+(whisper_fast says why).
 
 State: for each correlation id the recurrent state and the samples behind the last whole frame,
 from START to END, or until nobody asked for it for Triton's own idle limit.
@@ -48,7 +49,7 @@ class TritonPythonModel:
         for place, result in zip(places, results, strict=True):
             if isinstance(result, np.ndarray):
                 tensor = pb_utils.Tensor("PROBABILITY", result.reshape(1, -1))
-                answers[place] = pb_utils.InferenceResponse([tensor])
+                answers[place] = pb_utils.InferenceResponse([tensor] if result.size else [])
             else:
                 answers[place] = _failure(pb_utils.TritonError.NOT_FOUND, str(result))
         return answers
