@@ -253,7 +253,7 @@ async def test_errors_of_models_have_codes_and_sentences_and_cost_no_neighbour_i
     assert answers[6] == (invalid, "more than one row in a request")
     assert answers[7][0] == invalid
     for index in (0, 2):
-        assert [output.name for output in answers[index].outputs][:2] == ["TEXT", "TOKENS"]
+        assert [output.name for output in answers[index].outputs][:2] == ["TEXT", "LANGUAGE"]
     assert len(answers[4].raw_output_contents[0]) == 4
 
 
