@@ -146,8 +146,7 @@ class Server:
         address = f"{'127.0.0.1' if self._host == '0.0.0.0' else self._host}:{self._ports.grpc}"
         async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            await self._wait_until_ready(stub)
-            serving = self._stubs()
+            serving = await self._wait_until_ready(stub)
             for model in self.models:
                 await probe(stub, model)
             self._was_ready = True
@@ -247,17 +246,21 @@ class Server:
                         living[Path(path).parts[-3]].add(child)
         return living
 
-    async def _wait_until_ready(self, stub: Any) -> None:
+    async def _wait_until_ready(self, stub: Any) -> dict[str, set[psutil.Process]]:
+        """The processes that serve each model, those included that died since they were started."""
         began, told = time.monotonic(), ""
+        serving = self._stubs()
         while time.monotonic() - began < STARTING_S:
             self._check_processes()
+            for model, stubs in self._stubs().items():
+                serving[model] |= stubs
             ready = [model for model in self.models if await _is_ready(stub, model)]
             line = f"models loaded: {', '.join(ready) or 'none yet'}"
             if line != told:
                 self._tell(line)
                 told = line
             if len(ready) == len(self.models):
-                return
+                return serving
             await asyncio.sleep(0.1)
         raise ServerError(f"tritonserver was not ready after {STARTING_S:g} s")
 
@@ -287,7 +290,7 @@ class Server:
         return silent
 
     async def _reload(self, stub: Any, model: str) -> set[psutil.Process]:
-        """The processes that serve it now."""
+        """The processes that serve it now, those included that died since they were started."""
         now = time.monotonic()
         recent = [t for t in self._reloads.get(model, []) if now - t < RELOADS_WITHIN_S]
         self._reloads[model] = [*recent, now]
@@ -295,18 +298,23 @@ class Server:
             raise ServerError(f"{model} keeps dying")
         logger.error("%s is dead; it is loaded again", model)
         segments, old = self._shared_memory(), self._stubs()[model]
+        # This Triton ends what it has unloaded later, or never (docs/log.md).
+        serving = set[psutil.Process]()
         try:
             unload = service_pb2.RepositoryModelUnloadRequest(model_name=model)
             await stub.RepositoryModelUnload(unload, timeout=UNLOADING_S)
             load = service_pb2.RepositoryModelLoadRequest(model_name=model)
-            await stub.RepositoryModelLoad(load, timeout=STARTING_S)
+            loading = asyncio.ensure_future(stub.RepositoryModelLoad(load, timeout=STARTING_S))
+            while not loading.done():
+                await asyncio.wait([loading], timeout=0.1)
+                serving |= self._stubs()[model] - old
+            await loading
             await probe(stub, model)
         except grpc.aio.AioRpcError as error:
             raise ServerError(f"{model} cannot be loaded again: {error.details()}") from None
         self._remove_shared_memory(segments)
         logger.info("%s answers again", model)
-        # This Triton ends what it has unloaded later, or never (docs/log.md).
-        return self._stubs()[model] - old
+        return serving
 
     async def _stop(self, patience_s: float = EXIT_TIMEOUT_S + 1) -> None:
         process, self._process = self._process, None

@@ -429,6 +429,33 @@ async def test_a_model_that_cannot_be_loaded_again_gets_new_servers_until_it_can
         await until_answers(ports)
 
 
+async def test_a_process_that_dies_while_its_server_starts_is_missed(
+    model_repository: Path, tmp_path: Path, ports: Ports, monkeypatch: pytest.MonkeyPatch
+):
+    repository = tmp_path / "repository"
+    shutil.copytree(model_repository / "whisper_fast", repository / "whisper_fast")
+    found = list[psutil.Process]()
+
+    def kill_one(told: str) -> None:
+        if told == "models loaded: whisper_fast":
+            found.extend(stubs(ports, "whisper_fast"))
+            found[0].kill()
+
+    async def answers(*_: Any) -> None:
+        """What the living one of the two says, whichever is asked."""
+
+    monkeypatch.setattr(server, "probe", answers)
+    stop = asyncio.Event()
+    task = asyncio.create_task(Server(repository, tmp_path, ports, tell=kill_one).run(stop))
+    try:
+        await until(lambda: found)
+        assert len(found) > 1
+        await until(lambda: len(set(stubs(ports, "whisper_fast")) - set(found)) == len(found))
+    finally:
+        stop.set()
+        await task
+
+
 @pytest.mark.parametrize("taken", ["grpc", "http", "metrics"])
 async def test_a_port_that_is_taken_is_an_error_with_a_sentence(
     vad_repository: Path, tmp_path: Path, ports: Ports, taken: str
