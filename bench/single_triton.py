@@ -3,6 +3,7 @@ A Triton without gateway, worker and Redis, for what asks the models themselves.
 """
 
 import asyncio
+import math
 import subprocess
 import sys
 import time
@@ -16,10 +17,10 @@ from dalston.triton.process import dies_with_us, free_port
 
 
 @contextmanager
-def running(repository: Path, folder: Path) -> Generator[str]:
+def running(repository: Path, folder: Path, within_s: float = math.inf) -> Generator[str]:
     """`dalston triton` with its log in `folder`, ready; the address of its HTTP.
 
-    Raises ServerError.
+    Raises ServerError, also if it is not ready in time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log, grpc, http = folder / "triton.log", free_port(), free_port()
@@ -29,15 +30,16 @@ def running(repository: Path, folder: Path) -> Generator[str]:
     command += ["--metrics-port", str(free_port())]
     with log.open("wb") as file:
         process = subprocess.Popen(dies_with_us(command), stdout=file, stderr=file)
+    deadline = time.monotonic() + within_s
     try:
         while not _answers(f"127.0.0.1:{grpc}"):
-            if process.poll() is not None:  # it gives up by itself
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise ServerError(f"Triton does not start:\n{log.read_text(errors='replace')}")
             time.sleep(0.1)
         yield f"127.0.0.1:{http}"
     finally:
         process.terminate()
-        process.wait()
+        process.wait(20)
 
 
 def _answers(address: str) -> bool:

@@ -34,7 +34,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
 @pytest.fixture(scope="session")
 def triton_url(model_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """The HTTP address of a real Triton with every model, for all tests that do it no harm."""
-    with single_triton.running(model_repository, tmp_path_factory.mktemp("triton")) as url:
+    with single_triton.running(model_repository, tmp_path_factory.mktemp("triton"), 60) as url:
         yield url
 
 
@@ -57,5 +57,5 @@ def failing_triton(
     (whisper / "1").mkdir(parents=True)
     shutil.copy(model_repository / "whisper_fast" / "config.pbtxt", whisper)
     shutil.copy(_ROOT / "tests" / "support" / "failing_model.py", whisper / "1" / "model.py")
-    with single_triton.running(repository, tmp_path_factory.mktemp("triton")) as url:
+    with single_triton.running(repository, tmp_path_factory.mktemp("triton"), 60) as url:
         yield FailingTriton(url, whisper / "error")

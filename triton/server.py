@@ -297,8 +297,8 @@ class Server:
         if len(recent) >= RELOADS:
             raise ServerError(f"{model} keeps dying")
         logger.error("%s is dead; it is loaded again", model)
-        segments, old = self._shared_memory(), self._stubs()[model]
         # This Triton ends what it has unloaded later, or never (docs/log.md).
+        segments, old = self._shared_memory(), self._stubs()[model]
         serving = set[psutil.Process]()
         try:
             unload = service_pb2.RepositoryModelUnloadRequest(model_name=model)
