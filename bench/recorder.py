@@ -17,16 +17,16 @@ from asked import Asked
 
 from dalston.cli import main as cli
 from dalston.orchestrator import fleet
-from dalston.orchestrator.inference import Triton
+from dalston.orchestrator.inference import Heard, Triton
 from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
 
 ASKED = Asked([], [])
 
 
 class RecordingTriton(Triton):
-    async def speech_probabilities(self, request: SpeechRequest) -> list[float]:
+    def hear(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
         ASKED.speech.append((time.monotonic(), request))
-        return await super().speech_probabilities(request)
+        super().hear(request, tell)
 
     async def _whisper(
         self,

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from dalston.gateway import health, metrics
 from dalston.gateway.access import Access, Refused
 from dalston.gateway.connection import Connections
+from dalston.gateway.direct import Direct
 from dalston.gateway.handshake import handshake_within
 from dalston.gateway.keys import KeysError
 from dalston.gateway.request_ids import with_request_ids
@@ -205,11 +206,26 @@ async def _follow_events(slots: Slots, connections: Connections) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn with our way out: it would close every stream at the first signal."""
+    """uvicorn with our way out: it would close every stream at the first signal, and looks ten
+    times a second whether it has to end."""
+
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        self.should_exit = True
+        self._leaving.set()
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # it makes the header that tells the date
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._leaving.wait()
 
 
 async def serve(
@@ -238,7 +254,7 @@ async def serve(
         access_log=False,
         lifespan="on",
         http=handshake_within(settings.handshake_seconds),
-        ws="websockets-sansio",
+        ws=Direct,
         ws_max_size=LONGEST_MESSAGE,
         # Deflate costs each stream 300 KB and most of its processor time, for speech that does
         # not compress; a proxy in front can offer it.
@@ -262,7 +278,7 @@ async def serve(
         await _until_empty(connections, settings.drain_seconds)
         await connections.end_all()
         await _until_empty(connections, LAST_FINALS_S)
-        server.should_exit = True
+        server.leave()
 
     leaving = asyncio.create_task(leave())
     try:

@@ -21,12 +21,10 @@ from typing import Literal
 
 from fastapi import WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
-from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed
 
 from dalston.gateway import metrics
+from dalston.gateway.intake import Intake
 from dalston.gateway.link import (
-    ABNORMAL,
     BEGIN_S,
     CONNECT_S,
     GOING_AWAY,
@@ -37,7 +35,6 @@ from dalston.gateway.link import (
     begin,
     lost,
 )
-from dalston.gateway.pace import Pace, TooFast
 from dalston.gateway.relay import Relay
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator import request_ids
@@ -49,6 +46,7 @@ from dalston.orchestrator.messages import (
     Warn,
     serialize,
 )
+from dalston.orchestrator.peer import ABNORMAL, Gone, Peer
 from dalston.orchestrator.slots import NoCapacity, Slot, Slots
 
 logger = logging.getLogger(__name__)
@@ -57,8 +55,7 @@ logger = logging.getLogger(__name__)
 FIRST_WORKER_S = 2 * (CONNECT_S + BEGIN_S)
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
 SAVE_AGAIN_S = 1.0
-# The longest pause between two frames of a client that pushes: if it leaves, that is noticed then.
-SLOWED_S = 1.0
+SAVE_AFTER_S = 0.05  # a final and the snapshot behind it are one
 LAST_WORDS_S = 2.0  # for a client to take them
 # Workers lost without a snapshot in between: audio that kills whoever hears it is told to no more.
 MOST_LOSSES = 8
@@ -73,19 +70,10 @@ class TakenOver(Exception):
     """Another gateway has the session now."""
 
 
-async def received(websocket: WebSocket) -> str | bytes | None:
-    """The client's next frame; None when it has left."""
-    message = await websocket.receive()
-    if message["type"] == "websocket.disconnect":
-        return None
-    frame = message.get("bytes")
-    return frame if frame is not None else message["text"]
-
-
-async def keep_pace(pace: Pace, frame: str | bytes) -> None:
-    """Wait as long as a client has to that sent this. Raises TooFast."""
-    if wait := pace.receive(frame, asyncio.get_running_loop().time()):
-        await asyncio.sleep(min(wait, SLOWED_S))
+async def left(websocket: WebSocket) -> None:
+    """Wait until the caller has left, whose frames are heard elsewhere."""
+    while (await websocket.receive())["type"] != "websocket.disconnect":
+        pass
 
 
 class Call:
@@ -97,7 +85,7 @@ class Call:
         slot: Slot,
         query: Mapping[str, str],
         record: Mapping[str, str | int],
-        pace: Pace,
+        intake: Intake,
         settings: GatewaySettings,
     ):
         self.slot = slot
@@ -108,15 +96,11 @@ class Call:
         self._query, self._record = dict(query), record
         self._outage_s, self._silent_s = settings.outage_seconds, settings.worker_silent_seconds
         self._secret = settings.worker_secret
-        self._worker: ClientConnection | None = None  # that has heard all there is
-        self._link: ClientConnection | None = None  # that is being listened to
-        self._probe: asyncio.Task[None] | None = None
-        self._heard = 0.0  # loop time of the last word of _link
+        self._link: Peer | None = None  # that is being listened to
         self._telling = False  # the client has not taken the last message yet
-        self._progress = asyncio.Event()  # fewer frames are held, or a worker is there
         self._unsaved = asyncio.Event()
-        self._over = False
-        self._pace = pace
+        self._over = asyncio.Event()
+        self._intake = intake
         self._reader_s = settings.reader_seconds
         # What the client is told last, and the code to close with, when it is us who end the call.
         self._leave: asyncio.Future[tuple[ServerMessage, int]] = (
@@ -129,14 +113,20 @@ class Call:
     async def run(self) -> None:
         """Until either side has ended."""
         tasks = [
-            asyncio.create_task(work) for work in (self._upstream(), self._serve(), self._save())
+            asyncio.create_task(work)
+            for work in (left(self._websocket), self._serve(), self._save())
         ]
-        upstream, serving, saving = tasks
-        asking = [upstream, serving]
+        leaving, serving, saving = tasks
+        asking = [leaving, serving]
         try:
             await asyncio.wait(
-                [upstream, serving, self._leave], return_when=asyncio.FIRST_COMPLETED
+                [leaving, serving, self._leave, self._intake.refused],
+                return_when=asyncio.FIRST_COMPLETED,
             )
+            if self._intake.refused.done():
+                sentence = str(self._intake.refused.result())
+                message = Error(code="rate_limit", message=sentence, recoverable=False)
+                self._end_with(message, TOO_FAST)
             if self._leave.done():
                 await self._stop(asking)
                 message, code = self._leave.result()
@@ -148,16 +138,15 @@ class Call:
             elif serving.done():
                 await serving  # raises what it raised
         finally:
+            self._intake.end()
             await self._stop(asking)
             # Not cancelled: redis-py swallows that at times, and what is half said is to be saved.
-            self._over = True
+            self._over.set()
             self._unsaved.set()
             # Shielded: a server that stops cancels us, and the slot must come back all the same.
             await asyncio.shield(self._go(saving))
 
     async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
-        if self._probe:
-            tasks = [*tasks, self._probe]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -176,13 +165,9 @@ class Call:
 
     # What others ask.
 
-    async def end(self, message: End) -> None:
+    def end(self, message: End) -> None:
         """Ask for the end of the session, whatever worker has it."""
-        frame = serialize(message)
-        self._relay.hold(frame)
-        if self._worker:
-            with contextlib.suppress(ConnectionClosed):
-                await self._worker.send(frame)
+        self._intake.say(serialize(message))
 
     def send_away(self, reason: str, hint: str | None) -> None:
         """Leave the session to another gateway. Without a hint the client is to forget it."""
@@ -210,42 +195,22 @@ class Call:
         self._unsaved.set()
 
     def look_after(self, now: float) -> None:
-        """To be called twice a second or so: a worker that is quiet is asked whether it lives."""
-        quiet = now - self._heard > self._silent_s / 4
-        if self._link and quiet and (self._probe is None or self._probe.done()):
-            probe = self._ask(self._link)
-            self._probe = asyncio.create_task(probe, context=self._context.copy())
-
-    async def _ask(self, link: ClientConnection) -> None:
-        try:
-            async with asyncio.timeout(self._silent_s / 2):
-                await (await link.ping())
-            self._heard = asyncio.get_running_loop().time()
-        except ConnectionClosed:
-            pass
-        except TimeoutError:
-            # While a slow client keeps us from listening the answer cannot come.
-            if link is self._link and not self._telling:
-                logger.error("%s: %s is silent", self._relay.session_id, self.slot.worker_id)
-                link.transport.abort()
+        """To be called every fifth of worker_silent_seconds: a worker that is quiet for a third of
+        them is asked whether it lives, and has another third to say so."""
+        link, patience_s = self._link, 0.3 * self._silent_s
+        if link is None:
+            return
+        if link.asked is None:
+            if now - link.heard > patience_s:
+                link.ask(now)
+        # While a slow client keeps us from listening the answer cannot come.
+        elif now - link.asked > patience_s and not self._telling:
+            self._context.run(
+                logger.error, "%s: %s is silent", self._relay.session_id, self.slot.worker_id
+            )
+            link.abort()
 
     # The client's side.
-
-    async def _upstream(self) -> None:
-        relay = self._relay
-        while (frame := await received(self._websocket)) is not None:
-            relay.hold(frame)
-            if self._worker:
-                with contextlib.suppress(ConnectionClosed):  # it is told to the next
-                    await self._worker.send(frame)
-            try:
-                await keep_pace(self._pace, frame)
-            except TooFast as error:
-                message = Error(code="rate_limit", message=str(error), recoverable=False)
-                return self._end_with(message, TOO_FAST)
-            while relay.full:
-                self._progress.clear()
-                await self._progress.wait()
 
     async def _tell(self, frame: str) -> None:
         self._telling = True
@@ -321,7 +286,7 @@ class Call:
         await self._tell(serialize(message))
         await self._websocket.close(INTERNAL)
 
-    async def _attach(self, slot: Slot | None, avoid: str, within: float) -> ClientConnection:
+    async def _attach(self, slot: Slot | None, avoid: str, within: float) -> Peer:
         """A worker that has begun the session; its slot is ours. Raises Unreachable and
         WorkerRefused."""
         loop = asyncio.get_running_loop()
@@ -372,7 +337,7 @@ class Call:
                 self.slot = await acquiring
             raise
 
-    async def _reach(self, slot: Slot) -> ClientConnection:
+    async def _reach(self, slot: Slot) -> Peer:
         """The worker of the slot, the session begun and the client told."""
         relay = self._relay
         link, frame = await begin(slot, relay.stated(), self._query, self._secret)
@@ -386,19 +351,20 @@ class Call:
                 if known:
                     await self._tell(known)
         except BaseException:
-            link.transport.abort()
+            link.abort()
             raise
         return link
 
-    async def _listen(self, link: ClientConnection) -> tuple[int, str]:
+    async def _listen(self, link: Peer) -> tuple[int, str]:
         """Pass on what a worker says until it closes: the code, and its last words."""
         loop, relay = asyncio.get_running_loop(), self._relay
-        self._link, self._heard = link, loop.time()
+        self._link, link.heard = link, loop.time()
         saying = asyncio.create_task(self._say_again(link, self._relay.start_again()))
         last = ""
         try:
-            async for frame in link:
-                self._heard = loop.time()
+            while True:
+                frame = await link.received()
+                link.heard = loop.time()
                 if not isinstance(frame, str):
                     continue
                 last = frame
@@ -409,35 +375,38 @@ class Call:
                     await self._tell(told)
                 if relay.has_unsaved:
                     self._unsaved.set()
-                    self._progress.set()
-        except ConnectionClosed:
+                    self._intake.go_on()
+        except Gone:
             pass
         finally:
-            self._worker = self._link = None
-            link.transport.abort()
+            self._intake.pass_to(None)
+            self._link = None
+            link.abort()
             saying.cancel()
             await asyncio.gather(saying, return_exceptions=True)
-        return link.close_code or ABNORMAL, last
+        return link.close_code, last
 
-    async def _say_again(self, link: ClientConnection, number: int) -> None:
+    async def _say_again(self, link: Peer, number: int) -> None:
         """Tell a worker everything that is held, then let the client's frames go straight to it."""
-        with contextlib.suppress(ConnectionClosed):
+        with contextlib.suppress(Gone):
             for ping in self._relay.unanswered_pings():
-                await link.send(ping)
+                await link.say(ping)
             while (frame := self._relay.frame(number)) is not None:
                 number = max(number, self._relay.first_held) + 1
-                await link.send(frame)
-            self._worker = link
-            self._progress.set()
+                await link.say(frame)
+            self._intake.pass_to(link)
 
     # The register.
 
     async def _save(self) -> None:
         """Keep what another gateway needs to go on, whenever there is more of it."""
-        while not self._over:
+        while not self._over.is_set():
             await self._unsaved.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SAVE_AFTER_S):
+                    await self._over.wait()
             self._unsaved.clear()
-            if not await self._save_now() and not self._over:
+            if not await self._save_now() and not self._over.is_set():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(SAVE_AGAIN_S):
                         await self._unsaved.wait()

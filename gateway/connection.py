@@ -17,8 +17,10 @@ from redis.exceptions import RedisError
 from dalston.gateway import metrics
 from dalston.gateway.access import Access, Caller, Refused, check_resume, chosen_subprotocol
 from dalston.gateway.admission import Admission, admit
-from dalston.gateway.call import TOO_FAST, Call, Unreachable, keep_pace, received
-from dalston.gateway.pace import Pace, PaceLimits, TooFast
+from dalston.gateway.call import TOO_FAST, Call, Unreachable, left
+from dalston.gateway.direct import Direct
+from dalston.gateway.intake import Intake
+from dalston.gateway.pace import Pace, PaceLimits
 from dalston.gateway.relay import HELD_S, Relay, segment_number
 from dalston.gateway.settings import GatewaySettings, Overflow
 from dalston.orchestrator import request_ids, traces
@@ -109,7 +111,7 @@ class Connections:
         call = self._calls.get(session_id)
         if call is None:
             return False
-        await call.end(message)
+        call.end(message)
         return True
 
     async def end_all(self) -> None:
@@ -172,8 +174,13 @@ class Connections:
             strategy=self._overflow(query),
             timeout_s=self._settings.queue_seconds,
         )
-        pace = self._pace(relay)
-        slot = await self._admit(websocket, relay, pace, admission)
+        intake = Intake(Direct.of(websocket.scope), relay, self._pace(relay))
+        intake.begin()
+        try:
+            slot = await self._admit(websocket, intake, admission)
+        except BaseException:
+            intake.end()
+            raise
         call = Call(
             websocket,
             relay,
@@ -182,7 +189,7 @@ class Connections:
             # Keys are not for workers, and what only a gateway may say is not for clients.
             {name: value for name, value in query.items() if name not in OTHER},
             admission.record,
-            pace,
+            intake,
             self._settings,
         )
         if before := self._calls.get(relay.session_id):
@@ -227,27 +234,28 @@ class Connections:
             pace.exempt(HELD_S)
         return pace
 
-    async def _admit(
-        self, websocket: WebSocket, relay: Relay, pace: Pace, admission: Admission
-    ) -> Slot:
+    async def _admit(self, websocket: WebSocket, intake: Intake, admission: Admission) -> Slot:
         """A slot, perhaps after a wait in line, which ends when the caller vanishes or we have to
         go. What he says meanwhile is held."""
         asking = asyncio.create_task(self._ask(websocket, admission))
-        listening = asyncio.create_task(_hold(websocket, relay, pace))
+        leaving = asyncio.create_task(left(websocket))
         self._asking.add(asking)
         try:
-            await asyncio.wait([asking, listening], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                [asking, leaving, intake.refused], return_when=asyncio.FIRST_COMPLETED
+            )
             if asking.cancelled():
                 raise Refusal("no_capacity", _WHY_NOT["draining"], _NO_CAPACITY)
+            if intake.refused.done():
+                raise Refusal("rate_limit", str(intake.refused.result()), TOO_FAST)
             if not asking.done():
-                await listening
                 raise WebSocketDisconnect
             return await asking
         finally:
             self._asking.discard(asking)
-            for task in (asking, listening):
+            for task in (asking, leaving):
                 task.cancel()
-            await asyncio.gather(asking, listening, return_exceptions=True)
+            await asyncio.gather(asking, leaving, return_exceptions=True)
 
     async def _ask(self, websocket: WebSocket, admission: Admission) -> Slot:
         allocation = metrics.Allocation()
@@ -299,20 +307,6 @@ class Connections:
             raise Refusal("internal_error", sentence, 1011) from None
         metrics.RESUMED.inc()
         return relay
-
-
-async def _hold(websocket: WebSocket, relay: Relay, pace: Pace) -> None:
-    """Take what a caller says who has no worker yet, until he leaves."""
-    while not relay.full:
-        frame = await received(websocket)
-        if frame is None:
-            return
-        relay.hold(frame)
-        try:
-            await keep_pace(pace, frame)
-        except TooFast as error:
-            raise Refusal("rate_limit", str(error), TOO_FAST) from None
-    await asyncio.Event().wait()
 
 
 async def _tell_the_end(websocket: WebSocket, relay: Relay) -> None:

@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
+from picows import WSHandshakeError
 from pydantic import SecretStr
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
 from dalston.orchestrator import request_ids, traces
 from dalston.orchestrator.messages import LONGEST_MESSAGE, Snapshot, serialize
+from dalston.orchestrator.peer import ABNORMAL, Gone, Peer, connected
 from dalston.orchestrator.slots import Slot
 
 CONNECT_S = 1.5  # for a worker to answer; it is on the same network
 BEGIN_S = 3.0  # and to begin the session
-GOING_AWAY, ABNORMAL, INTERNAL, SERVICE_RESTART, NO_CAPACITY = 1001, 1006, 1011, 1012, 1013
+GOING_AWAY, INTERNAL, SERVICE_RESTART, NO_CAPACITY = 1001, 1011, 1012, 1013
 _TERMINATED = '{"type":"session.terminated"'
 _LAST_WORDS = ('{"type":"error"', _TERMINATED)
 
@@ -35,7 +35,7 @@ class WorkerRefused(Exception):
 
 async def begin(
     slot: Slot, snapshot: Snapshot | None, query: Mapping[str, str], secret: SecretStr | None
-) -> tuple[ClientConnection, str]:
+) -> tuple[Peer, str]:
     """A connection on which the session has begun, or goes on from the snapshot; the first frame.
 
     Raises WorkerAway and WorkerRefused.
@@ -48,34 +48,27 @@ async def begin(
     if secret:
         headers["Authorization"] = f"Bearer {secret.get_secret_value()}"
     try:
-        link = await connect(
-            f"{slot.endpoint}/session?{urlencode(parameters)}",
-            additional_headers=headers,
-            open_timeout=CONNECT_S,
-            ping_interval=None,  # the call asks, and knows when not to
-            close_timeout=1.0,
-            compression=None,
-            max_size=LONGEST_MESSAGE,
-        )
-    except (OSError, TimeoutError, InvalidHandshake, InvalidMessage) as error:
+        url = f"{slot.endpoint}/session?{urlencode(parameters)}"
+        link = await connected(url, headers, LONGEST_MESSAGE, CONNECT_S)
+    except (OSError, TimeoutError, WSHandshakeError) as error:
         raise WorkerAway(repr(error)) from None
     try:
         async with asyncio.timeout(BEGIN_S):
             if snapshot:
-                await link.send(serialize(snapshot))
-            frame = await link.recv()
+                link.send(serialize(snapshot))
+            frame = await link.received()
             assert isinstance(frame, str)
             if frame.startswith(_LAST_WORDS):
-                await link.wait_closed()
+                await link.ended()
                 if link.close_code == NO_CAPACITY:
                     raise WorkerAway("it takes no more sessions")
-                raise WorkerRefused(frame, link.close_code or INTERNAL)
+                raise WorkerRefused(frame, link.close_code)
             return link, frame
-    except (ConnectionClosed, TimeoutError) as error:
-        link.transport.abort()
+    except (Gone, TimeoutError) as error:
+        link.abort()
         raise WorkerAway(repr(error)) from None
     except BaseException:
-        link.transport.abort()
+        link.abort()
         raise
 
 

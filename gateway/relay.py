@@ -43,7 +43,7 @@ _UPDATED, _PONG, _ERROR = '{"type":"config.updated"', '{"type":"pong"', '{"type"
 HELD_S = 120
 
 
-@dataclass
+@dataclass(slots=True)
 class Held:
     """A frame of the client."""
 
@@ -60,6 +60,7 @@ class Relay:
     def __init__(self, session_id: str, config: SessionConfig):
         self.session_id = session_id
         self.config = config
+        self._most = HELD_S * config.bytes_per_second  # held at once
         self.snapshot: Snapshot | None = None  # the last, without segments
         self.finals: dict[str, str] = {}  # by segment id, as they were told
         self.end: str | None = None  # session.end, once it was told
@@ -141,7 +142,7 @@ class Relay:
     @property
     def full(self) -> bool:
         """Whether the client should wait until less is held."""
-        return self.held_bytes > HELD_S * self.config.bytes_per_second
+        return self._received - self._needed > self._most
 
     # To the register.
 

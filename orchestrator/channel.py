@@ -1,8 +1,9 @@
 """
 The calls to one Triton: their form on the wire, their deadlines, and whether anybody is there.
 
-A call that nobody waits for any more goes on and is dropped: the work is done anyhow, and behind
-the answer its connection is clean.
+Who asks is called with the answer; that costs less than a task that waits for it. A call that
+nobody waits for any more goes on and is dropped: the work is done anyhow, and behind the answer
+its connection is clean.
 
 A server that is slow is not dead: finals take seconds under overload. So while answers are due
 and none comes it is asked whether it lives, which waits for no model. Each call has a connection of
@@ -17,11 +18,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from functools import cache
 
 import msgspec
 
 from dalston.orchestrator import metrics
-from dalston.orchestrator.wire import Answer, CallFailed, Code, Wire
+from dalston.orchestrator.wire import Answer, Call, CallFailed, Code, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -52,21 +54,6 @@ class Tensor(msgspec.Struct):
     parameters: BinarySize
 
 
-class _Binary(msgspec.Struct):
-    binary_data: bool = True
-
-
-class _Wanted(msgspec.Struct):
-    name: str
-    parameters: _Binary
-
-
-class _Question(msgspec.Struct):
-    inputs: list[Tensor]
-    outputs: list[_Wanted]
-    parameters: dict[str, str | bool] = {}
-
-
 class _Told(msgspec.Struct):
     outputs: list[Tensor] = []
 
@@ -77,29 +64,44 @@ class _Refused(msgspec.Struct):
 
 Outputs = dict[str, tuple[str, memoryview]]  # by name: datatype and content
 
-_encode = msgspec.json.Encoder().encode
 _told = msgspec.json.Decoder(_Told).decode
 _refused = msgspec.json.Decoder(_Refused).decode
 
 
-class Inference:
-    """What is asked of a model, and its outputs: binary tensors behind their names in JSON."""
+@cache
+def _wanted(outputs: Sequence[str]) -> str:
+    return ",".join(f'{{"name":"{name}","parameters":{{"binary_data":true}}}}' for name in outputs)
 
-    def __init__(self, model: str, outputs: Sequence[str], **parameters: str | bool):
+
+class Inference:
+    """What is asked of a model, and its outputs: binary tensors behind their names in JSON.
+
+    The JSON is written by hand: names are those of the contract, and an object for each part costs
+    more than the text.
+    """
+
+    def __init__(self, model: str, outputs: tuple[str, ...], **parameters: str | bool):
         self.model = model
-        self._question = _Question([], [_Wanted(name, _Binary()) for name in outputs], parameters)
+        self._outputs, self._parameters = outputs, parameters
+        self._inputs = list[str]()
         self._contents = list[bytes]()
 
     def add(self, name: str, datatype: str, length: int, content: bytes) -> None:
         """One row of an input."""
-        tensor = Tensor(name, [1, length], datatype, BinarySize(len(content)))
-        self._question.inputs.append(tensor)
+        self._inputs.append(
+            f'{{"name":"{name}","shape":[1,{length}],"datatype":"{datatype}",'
+            f'"parameters":{{"binary_data_size":{len(content)}}}}}'
+        )
         self._contents.append(content)
 
     def request(self, host: str, headers: Sequence[tuple[str, str]]) -> bytes:
-        json = _encode(self._question)
+        parameters = b""
+        if self._parameters:
+            parameters = b',"parameters":' + msgspec.json.encode(self._parameters)
+        inputs, outputs = ",".join(self._inputs), _wanted(self._outputs)
+        json = f'{{"inputs":[{inputs}],"outputs":[{outputs}]'.encode() + parameters + b"}"
         size = len(json) + sum(map(len, self._contents))
-        more = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        more = "".join([f"{name}: {value}\r\n" for name, value in headers]) if headers else ""
         head = (
             f"POST /v2/models/{self.model}/infer HTTP/1.1\r\nHost: {host}\r\n{more}"
             f"Inference-Header-Content-Length: {len(json)}\r\nContent-Length: {size}\r\n\r\n"
@@ -134,14 +136,23 @@ def check(answer: Answer) -> None:
 
 
 @dataclass(eq=False)
-class _Due:
-    """What somebody waits for."""
+class Due:
+    """What was asked, until it is answered or too late."""
 
     model: str
     asked: float
-    call: asyncio.Future[Answer]
-    waiting: asyncio.Future[Answer]
+    tell: Callable[[Answer | CallFailed], None]
+    over: Callable[[], None]
+    call: Call
+    alarm: asyncio.TimerHandle
+    waited: bool = True  # for, by somebody
     overtaken: float | None = None  # since one of the model that was asked later is answered
+
+    def fail(self, error: CallFailed) -> None:
+        """Whoever waits waits no more."""
+        if self.waited:
+            self.waited = False
+            self.tell(error)
 
 
 class Channel:
@@ -153,8 +164,8 @@ class Channel:
         self._probe = probe
         self._probes: dict[str, asyncio.Task[None]] = {}  # by model
         self._wire = Wire(url)
-        self._calls: set[asyncio.Future[Answer]] = set()
-        self._due: dict[asyncio.Future[Answer], _Due] = {}  # by call, the oldest first
+        self._calls = set[Due]()
+        self._due: dict[Due, None] = {}  # of these the ones that may still come; the oldest first
         self._answers = 0  # so far
         self._answered: dict[str, float] = {}  # models; when, last
         self._slowest: dict[str, tuple[float, float]] = {}  # models; seconds to an answer, when
@@ -166,7 +177,8 @@ class Channel:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._wire.abort()
-        await asyncio.gather(*self._calls, return_exceptions=True)
+        while self._calls:
+            await asyncio.sleep(0.001)
 
     @property
     def pending(self) -> int:
@@ -175,7 +187,7 @@ class Channel:
 
     def mute_s(self, model: str) -> float:
         """For how long a model has answered nobody, while somebody waits."""
-        due = (d for d in self._due.values() if d.model == model and not d.waiting.done())
+        due = (d for d in self._due if d.model == model and d.waited)
         asked = (due.asked for due in due)
         oldest = next(asked, None)
         if oldest is None:
@@ -192,11 +204,16 @@ class Channel:
 
     async def _get(self, path: str, deadline_s: float) -> Answer:
         request = f"GET {path} HTTP/1.1\r\nHost: {self.url}\r\n\r\n".encode()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        call = self._wire.ask(request, lambda result: _settle(answer, result))
         try:
             async with asyncio.timeout(deadline_s):
-                return await self._wire.ask(request)
+                return await answer
         except TimeoutError:
             raise _late(deadline_s) from None
+        finally:
+            if not call.over:
+                call.give_up()
 
     async def infer(
         self,
@@ -206,56 +223,66 @@ class Channel:
         headers: Sequence[tuple[str, str]] = (),
     ) -> Outputs:
         """Raises CallFailed. `over` is called when the server is done with it, or too late."""
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        due = self.ask(inference, deadline_s, lambda result: _settle(answer, result), over, headers)
+        try:
+            return Inference.outputs(await answer)
+        finally:
+            if due:
+                due.waited = False
+
+    def ask(
+        self,
+        inference: Inference,
+        deadline_s: float,
+        tell: Callable[[Answer | CallFailed], None],
+        over: Callable[[], None] = _nothing,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> Due | None:
+        """`tell` is called with the answer or with why there is none: once, and never before this
+        has returned. `over` as in infer()."""
+        loop = asyncio.get_running_loop()
         if self.silent:
             over()
-            raise self._silence()
-        loop = asyncio.get_running_loop()
-        call = self._wire.ask(inference.request(self.url, headers))
-        due = _Due(inference.model, time.monotonic(), call, loop.create_future())
+            loop.call_soon(tell, self._silence())
+            return None
 
-        def end() -> None:
-            alarm.cancel()
-            self._calls.discard(call)
-            self._due.pop(call, None)
-            over()
-
-        def done(_: asyncio.Future[Answer]) -> None:
-            # Asked for even if nobody waits any more, or asyncio complains.
-            error = None if call.cancelled() else call.exception()
-            if call in self._calls:
-                end()
-            if not call.cancelled():
-                self._hear(due)
-            if due.waiting.done():
-                return
-            if call.cancelled():
-                due.waiting.cancel()
-            elif error:
-                due.waiting.set_exception(error)
-            else:
-                due.waiting.set_result(call.result())
+        def answered(result: Answer | CallFailed) -> None:
+            if due in self._calls:
+                self._end(due)
+            self._hear(due)
+            if due.waited:
+                due.waited = False
+                tell(result)
 
         def late() -> None:
-            end()
-            if not due.waiting.done():
-                due.waiting.set_exception(_late(deadline_s))
+            self._end(due)
+            due.fail(_late(deadline_s))
 
+        call = self._wire.ask(inference.request(self.url, headers), answered)
         alarm = loop.call_later(deadline_s, late)
-        self._calls.add(call)
-        self._due[call] = due
-        call.add_done_callback(done)
+        due = Due(inference.model, time.monotonic(), tell, over, call, alarm)
+        self._calls.add(due)
+        self._due[due] = None
         if self._listening is None or self._listening.done():
             # It is not about the session that happened to ask: not in its log lines and traces.
             self._listening = asyncio.create_task(self._listen(), context=Context())
-        return Inference.outputs(await due.waiting)
+        return due
 
-    def _hear(self, answered: _Due) -> None:
+    def _end(self, due: Due) -> None:
+        """The server is done with it, or too late."""
+        due.alarm.cancel()
+        self._calls.discard(due)
+        self._due.pop(due, None)
+        due.over()
+
+    def _hear(self, answered: Due) -> None:
         """A call has its answer, or was refused by the server."""
         now = time.monotonic()
         self._answers += 1
         self._answered[answered.model] = now
         self._took(answered)
-        for due in self._due.values():
+        for due in self._due:
             if due.asked >= answered.asked:
                 break
             if due.model == answered.model and due.overtaken is None:
@@ -281,21 +308,19 @@ class Channel:
         is dead without a word, or the process hangs that had it."""
         now = time.monotonic()
         lost = [
-            d
-            for d in self._due.values()
-            if d.overtaken and now - d.overtaken > self._patience_s(d, now)
+            d for d in self._due if d.overtaken and now - d.overtaken > self._patience_s(d, now)
         ]
         if lost:
             logger.warning("Triton %s: %d calls are lost", self.url, len(lost))
             self._wire.drop_idle()
+        sentence = f"{self.url} answered what was asked later, and this not"
         for due in lost:
             self._took(due)
-            if not due.waiting.done():
-                sentence = f"{self.url} answered what was asked later, and this not"
-                due.waiting.set_exception(CallFailed(Code.UNAVAILABLE, sentence))
-            due.call.cancel()
+            self._end(due)
+            due.call.give_up()
+            due.fail(CallFailed(Code.UNAVAILABLE, sentence))
 
-    def _took(self, due: _Due) -> None:
+    def _took(self, due: Due) -> None:
         now = time.monotonic()
         took_s = max(now - due.asked, self._slowest_s(due.model, now))
         self._slowest[due.model] = took_s, now
@@ -304,14 +329,14 @@ class Channel:
         took_s, at = self._slowest.get(model, (0.0, now))
         return took_s * 0.5 ** ((now - at) / HALF_LIFE_S)
 
-    def _patience_s(self, due: _Due, now: float) -> float:
+    def _patience_s(self, due: Due, now: float) -> float:
         """One of several instances may have a batch of long finals. If that is it, it has more time
         when it is asked again."""
         return max(LOST_S, SLOWER * self._slowest_s(due.model, now))
 
     def _probe_mute(self) -> None:
         """If a model owes answers for long, what is asked now tells whether those will come."""
-        for model in {due.model for due in self._due.values()}:
+        for model in {due.model for due in self._due}:
             if self.mute_s(model) > PROBE_AFTER_S and model not in self._probes:
                 self._wire.drop_idle()
                 probe = asyncio.create_task(self._ask_mute(model), context=Context())
@@ -327,10 +352,9 @@ class Channel:
         logger.warning("Triton %s is silent", self.url)
         metrics.SILENCES.labels(self.url).inc()
         self.silent = True
-        for due in self._due.values():
-            if not due.waiting.done():
-                due.waiting.set_exception(self._silence())
-        self._due.clear()
+        waiting, self._due = self._due, {}
+        for due in waiting:
+            due.fail(self._silence())
         # The other end may be gone without a word, and then these never hear of its return.
         old, self._wire = self._wire, Wire(self.url)
         old.abort()
@@ -350,6 +374,15 @@ class Channel:
 
     def _silence(self) -> CallFailed:
         return CallFailed(Code.UNAVAILABLE, f"{self.url} is silent")
+
+
+def _settle(waiting: asyncio.Future[Answer], result: Answer | CallFailed) -> None:
+    if waiting.done():
+        return
+    if isinstance(result, CallFailed):
+        waiting.set_exception(result)
+    else:
+        waiting.set_result(result)
 
 
 def _late(deadline_s: float) -> CallFailed:

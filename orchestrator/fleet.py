@@ -15,7 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 
 from dalston.orchestrator import memory, metrics
-from dalston.orchestrator.inference import InferenceError, LoadedVariant, SequenceLost, Triton
+from dalston.orchestrator.inference import (
+    Heard,
+    InferenceError,
+    LoadedVariant,
+    SequenceLost,
+    Triton,
+)
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptRequest
 from dalston.orchestrator.wire import Code
 from dalston.triton.contract import VAD_MODEL, VARIANTS, whisper_model
@@ -117,6 +123,7 @@ class Fleet:
         self._members = [_Member(url) for url in urls]
         self._out_of_memory = out_of_memory
         self._sequences: dict[str, _Member] = {}  # from START to END
+        self._starting = set[asyncio.Task[None]]()  # sequences that wait for a VAD
 
     @property
     def pending(self) -> dict[str, int]:
@@ -124,6 +131,9 @@ class Fleet:
         return {member.triton.url: member.triton.pending for member in self._members}
 
     async def close(self) -> None:
+        for starting in self._starting:
+            starting.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
         for member in self._members:
             await member.close()
 
@@ -143,25 +153,40 @@ class Fleet:
             served = {**member.variants, **served}
         return served
 
-    async def speech_probabilities(self, request: SpeechRequest) -> list[float]:
-        """The probability of each whole frame. Raises SequenceLost."""
+    def hear(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
+        """`tell` is called with the probability of each whole frame, or with why there is none."""
+        if request.start and all(VAD_MODEL in member.doubted for member in self._members):
+            starting = asyncio.create_task(self._hear_later(request, tell))
+            self._starting.add(starting)
+            starting.add_done_callback(self._starting.discard)
+        else:
+            self._hear(request, tell)
+
+    async def _hear_later(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
+        await self._returned(VAD_MODEL, self._members)
+        self._hear(request, tell)
+
+    def _hear(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
         if request.start:
-            self._sequences[request.sequence] = await self._for_sequence()
+            self._sequences[request.sequence] = self._for_sequence()
         member = self._sequences.get(request.sequence)
         if member is None:
-            raise SequenceLost(f"the sequence {request.sequence} was not started")
+            lost = SequenceLost(f"the sequence {request.sequence} was not started")
+            asyncio.get_running_loop().call_soon(tell, lost)
+            return
         if request.end:
             del self._sequences[request.sequence]
-        try:
-            probabilities = await member.triton.speech_probabilities(request)
-        except SequenceLost as error:
-            self._sequences.pop(request.sequence, None)
-            if memory.ran_out(str(error)):
-                self._out_of_memory()
-            if error.code not in _FORGOTTEN:
-                member.doubt(VAD_MODEL)
-            raise
-        return probabilities
+
+        def told(heard: Heard) -> None:
+            if isinstance(heard, SequenceLost):
+                self._sequences.pop(request.sequence, None)
+                if memory.ran_out(str(heard)):
+                    self._out_of_memory()
+                if heard.code not in _FORGOTTEN:
+                    member.doubt(VAD_MODEL)
+            tell(heard)
+
+        member.triton.hear(request, told)
 
     async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
         """For a variant of `variants`. Raises InferenceError."""
@@ -225,9 +250,7 @@ class Fleet:
         await self._returned(model, serving)
         return self._another(model) or min(serving, key=lambda member: member.triton.pending)
 
-    async def _for_sequence(self) -> _Member:
-        if all(VAD_MODEL in member.doubted for member in self._members):
-            await self._returned(VAD_MODEL, self._members)
+    def _for_sequence(self) -> _Member:
         held = Counter(self._sequences.values())
         working = [member for member in self._members if VAD_MODEL not in member.doubted]
         return min(working or self._members, key=lambda member: held[member])

@@ -1,21 +1,24 @@
 """
 The asyncio loop around one session: the only place where a session meets the models and the wire.
 
-Knows neither WebSockets nor Triton: frames, `send` and the models are passed in. Reading never
-waits for a model; it stops only when the session is MAX_BACKLOG_S behind, and then the client's
-own connection slows it down. Writing has a queue of its own, so a client that reads slowly delays
-nobody else; when it is full, partials are dropped first. A session that is too far behind what
-was said gets fewer partials, then a warning, and at last ends: orchestrator/lag.py.
+Knows neither WebSockets nor Triton: the line to the client and the models are passed in. Frames
+are heard where they come in, without a task in between. Hearing never waits for a model; it stops
+only when the session is MAX_BACKLOG_S behind, and then the client's own connection slows it down.
+Writing has a queue of its own, so a client that reads slowly delays nobody else; when it is full,
+partials are dropped first. A session that is too far behind what was said gets fewer partials,
+then a warning, and at last ends: orchestrator/lag.py.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from dalston.orchestrator import metrics, traces
-from dalston.orchestrator.inference import InferenceError, SequenceLost
+from dalston.orchestrator.inference import Hear, Heard, InferenceError, SequenceLost
 from dalston.orchestrator.lag import Lag, Verdict
 from dalston.orchestrator.messages import (
     LONGEST_FRAME,
@@ -48,6 +51,7 @@ logger = logging.getLogger(__name__)
 # Audio, or messages in the line of it, that were received and are not yet decided, before reading
 # stops.
 MAX_BACKLOG_S, MAX_MESSAGES = 30.0, 256
+UNLOOKED = 1 << 16  # bytes of audio that may come before it is looked how many wait
 # Messages the client has not read. Partials are dropped above the first, the session ends above
 # the others: a final is a few hundred bytes, so this is hours of speech.
 PARTIALS_WAITING, MESSAGES_WAITING, CHARACTERS_WAITING = 64, 4096, 2 << 20
@@ -87,19 +91,32 @@ class Limits:
 
 @dataclass(frozen=True)
 class Models:
-    """Coroutines of orchestrator.inference, or of a test."""
+    """Of orchestrator.fleet, or of a test."""
 
-    speech_probabilities: Callable[[SpeechRequest], Awaitable[list[float]]]
+    hear: Hear
     transcribe: Callable[[TranscriptRequest], Awaitable[Hypothesis]]
     # Whether transcripts wait for a model that answers nobody. One that only has too much to do
     # answers somebody.
     mute: Callable[[], bool] = lambda: False
 
 
+class Line(Protocol):
+    """To the client: orchestrator.peer, or a test's."""
+
+    def listen(self, hear: Callable[[str | bytes], None], leave: Callable[[], None]) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    async def say(self, frame: str) -> None:
+        """Waits as long as the client does not read. Raises ConnectionError."""
+        ...
+
+
 async def handle(
     session: Session,
-    frames: AsyncIterator[str | bytes],
-    send: Callable[[str], Awaitable[None]],
+    line: Line,
     models: Models,
     limits: Limits,
     draining: asyncio.Event,
@@ -113,12 +130,16 @@ async def handle(
     outgoing: asyncio.Queue[str | None] = asyncio.Queue()
     unread = 0  # characters in it
     finalised = session.received  # where a session goes on that is given the last snapshot told
-    caught_up = asyncio.Event()
+    caught_up = True
+    context = copy_context()  # whose session it is: frames come in one that knows nothing
     last_frame = loop.time()
+    unlooked = 0  # bytes of audio
     close_code: int = CloseCode.NORMAL
     failing_since: float | None = None  # the VAD
     speech_asked: float | None = None  # and not answered yet
+    retry: asyncio.TimerHandle | None = None  # for the VAD
     retrying: set[int] = set()  # finals that failed
+    over = False
     spans = Spans()
 
     def spawn(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -158,24 +179,27 @@ async def handle(
 
     def pump() -> None:
         """Carry what the session wants to where it belongs."""
+        nonlocal caught_up
         for request in session.requests():
             start(request)
         for message in session.messages():
             tell(message)
         backlog_s = (session.received - session.decided) / SAMPLE_RATE
-        if backlog_s < MAX_BACKLOG_S and session.messages_waiting < MAX_MESSAGES:
-            caught_up.set()
-        else:
-            caught_up.clear()
+        before = caught_up
+        caught_up = backlog_s < MAX_BACKLOG_S and session.messages_waiting < MAX_MESSAGES
+        if before and not caught_up:
+            line.pause()
+        elif caught_up and not before:
+            line.resume()
         if session.state is State.DONE:
             tell(None)
 
     def start(request: Request) -> None:
         match request:
             case SpeechRequest(end=True):
-                spawn(end_sequence(request))
+                models.hear(request, ignore)
             case SpeechRequest():
-                spawn(ask_speech(request))
+                ask_speech(request)
             case TranscriptRequest(kind="final"):
                 asked[request.id] = spawn(ask_final(request))
             case TranscriptRequest():
@@ -185,31 +209,33 @@ async def handle(
                 if task := asked.pop(request.id, None):
                     task.cancel()
 
-    async def end_sequence(request: SpeechRequest) -> None:
-        with contextlib.suppress(SequenceLost):
-            await models.speech_probabilities(request)
-
-    async def ask_speech(request: SpeechRequest) -> None:
-        nonlocal failing_since, speech_asked
+    def ask_speech(request: SpeechRequest) -> None:
+        nonlocal speech_asked
         asked = speech_asked = loop.time()
         spans.left(session.decided, asked)
-        try:
-            probabilities = await models.speech_probabilities(request)
-        except SequenceLost as error:
-            speech_asked = None
-            failing_since = failing_since or loop.time()
-            failing_s = loop.time() - failing_since
-            if failing_s > limits.outage_s:
-                raise
-            logger.warning("%s: %s", session.id, error)
-            metrics.SPEECH_LOST.inc()
-            await asyncio.sleep(min(RETRY_FIRST_S + failing_s / 4, RETRY_LAST_S))
-            session.receive_speech_lost()
-        else:
-            failing_since = speech_asked = None
-            spans.add("vad", loop.time() - asked)
-            session.receive_probabilities(probabilities)
-            spans.heard(session, loop.time())
+        models.hear(request, lambda heard: inside(take_speech, asked, heard))
+
+    def take_speech(asked: float, heard: Heard) -> None:
+        nonlocal failing_since, speech_asked, retry
+        speech_asked = None
+        if not isinstance(heard, SequenceLost):
+            failing_since = None
+            now = loop.time()
+            spans.add("vad", now - asked)
+            session.receive_probabilities(heard)
+            spans.heard(session, now)
+            return pump()
+        failing_since = failing_since or loop.time()
+        failing_s = loop.time() - failing_since
+        if failing_s > limits.outage_s:
+            raise heard
+        logger.warning("%s: %s", session.id, heard)
+        metrics.SPEECH_LOST.inc()
+        wait = min(RETRY_FIRST_S + failing_s / 4, RETRY_LAST_S)
+        retry = loop.call_later(wait, inside, ask_speech_again)
+
+    def ask_speech_again() -> None:
+        session.receive_speech_lost()
         pump()
 
     async def ask_final(request: TranscriptRequest) -> None:
@@ -258,27 +284,48 @@ async def handle(
         session.finish(reason)
         pump()
 
-    async def read() -> None:
-        nonlocal last_frame
-        async for frame in frames:
-            last_frame = loop.time()
-            if isinstance(frame, str):
-                spans.heard(session, last_frame, message=True)
-                try:
-                    session.receive_message(parse(frame))
-                except MessageError as error:
-                    session.receive_invalid(str(error))
-            elif len(frame) <= limits.frame_bytes:
-                session.receive_audio(frame)
-                spans.arrived(session.received, last_frame)
-            else:
-                sentence = f"a frame of {len(frame)} bytes; {limits.frame_bytes} at most"
-                error = Error(code="invalid_message", message=sentence, recoverable=False)
-                end("terminated", CloseCode.TOO_BIG, error)
-                return
-            pump()
-            await caught_up.wait()
+    def leave() -> None:
         finish(None)  # the client has gone
+
+    def ignore(_: object) -> None:
+        pass
+
+    def hear(frame: str | bytes) -> None:
+        inside(take, frame)
+
+    def inside(work: Callable[..., None], *arguments: Any) -> None:
+        """Calls from outside know nothing of the session they are about, nor who it is that
+        fails."""
+        if over:
+            return
+        try:
+            context.run(work, *arguments)
+        except Exception as error:
+            if not finished.done():
+                finished.set_exception(error)
+
+    def take(frame: str | bytes) -> None:
+        nonlocal last_frame, unlooked
+        last_frame = loop.time()
+        if isinstance(frame, str):
+            spans.heard(session, last_frame, message=True)
+            try:
+                session.receive_message(parse(frame))
+            except MessageError as error:
+                session.receive_invalid(str(error))
+        elif len(frame) <= limits.frame_bytes:
+            something = session.receive_audio(frame)
+            spans.arrived(session.received, last_frame)
+            unlooked += len(frame)
+            if not something and unlooked < UNLOOKED:
+                return  # most frames are part of a hop that is not whole yet
+            unlooked = 0
+        else:
+            line.listen(ignore, leave)
+            sentence = f"a frame of {len(frame)} bytes; {limits.frame_bytes} at most"
+            error = Error(code="invalid_message", message=sentence, recoverable=False)
+            return end("terminated", CloseCode.TOO_BIG, error)
+        pump()
 
     async def write() -> None:
         nonlocal unread
@@ -286,7 +333,7 @@ async def handle(
             while (text := await outgoing.get()) is not None:
                 unread -= len(text)
                 async with asyncio.timeout(limits.reader_s):
-                    await send(text)
+                    await line.say(text)
         except TimeoutError:
             finish(CloseCode.SLOW_READER)
         except ConnectionError:
@@ -333,7 +380,7 @@ async def handle(
         while session.state is State.LISTENING:
             now = loop.time()
             # While reading is stopped the client cannot be blamed for silence.
-            idle_from = last_frame if caught_up.is_set() else now
+            idle_from = last_frame if caught_up else now
             if draining.is_set():
                 end("server_drain", CloseCode.GOING_AWAY)
             elif now >= last_moment:
@@ -358,12 +405,13 @@ async def handle(
         await stop()
         with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
-                await send(serialize(named(error)))
+                await line.say(serialize(named(error)))
 
     try:
-        for work in (read(), write(), watch(), measure()):
+        for work in (write(), watch(), measure()):
             spawn(work)
         pump()
+        line.listen(hear, leave)
         code = await finished
         if code == CloseCode.SLOW_READER:
             sentence = "what is sent is not read"
@@ -374,8 +422,12 @@ async def handle(
         await say_last(Error(code="internal_error", message=str(error), recoverable=False))
         return CloseCode.INTERNAL
     finally:
+        over = True
+        line.listen(ignore, leave)
+        if retry:
+            retry.cancel()
         await stop()
         session.abandon()
         for request in session.requests():
             if isinstance(request, SpeechRequest) and request.end:
-                await end_sequence(request)
+                models.hear(request, ignore)

@@ -6,6 +6,7 @@ busy, so that a final finds few of them before it, and the first of an utterance
 Triton's own priorities would do some of this too, but stall its batcher (docs/log.md).
 """
 
+import asyncio
 import secrets
 import struct
 import time
@@ -20,7 +21,7 @@ from dalston.orchestrator import traces
 from dalston.orchestrator.channel import Channel, Inference
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TimedWord, TranscriptRequest
 from dalston.orchestrator.turns import Turns
-from dalston.orchestrator.wire import CallFailed, Code
+from dalston.orchestrator.wire import Answer, CallFailed, Code
 from dalston.triton.contract import STAGES, VAD_MODEL, VARIANTS, whisper_model
 
 SPEECH_DEADLINE_S = 10.0
@@ -60,6 +61,22 @@ class SequenceLost(Exception):
     def __init__(self, sentence: str, code: Code = Code.NOT_FOUND):
         super().__init__(sentence)
         self.code = code
+
+
+# What the VAD makes of a request: the probability of each whole frame, or why there is none.
+Heard = list[float] | SequenceLost
+# Asks the VAD. The second argument is called with the answer: once, and later.
+Hear = Callable[[SpeechRequest, Callable[[Heard], None]], None]
+
+
+async def speech_probabilities(hear: Hear, request: SpeechRequest) -> list[float]:
+    """For who would rather wait. Raises SequenceLost."""
+    answer: asyncio.Future[Heard] = asyncio.get_running_loop().create_future()
+    hear(request, lambda heard: None if answer.done() else answer.set_result(heard))
+    heard = await answer
+    if isinstance(heard, SequenceLost):
+        raise heard
+    return heard
 
 
 @dataclass(frozen=True)
@@ -140,12 +157,12 @@ class Triton:
                 SpeechRequest(sequence, bytes(1024), start=True),
                 SpeechRequest(sequence, b"", end=True),
             ):
-                await self.speech_probabilities(request)
+                await speech_probabilities(self.hear, request)
         except SequenceLost as error:
             raise InferenceError(str(error), retryable=True, code=error.code) from None
 
-    async def speech_probabilities(self, request: SpeechRequest) -> list[float]:
-        """The probability of each whole frame. Raises SequenceLost."""
+    def hear(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
+        """`tell` is called with the probability of each whole frame, or with why there is none."""
         call = Inference(
             VAD_MODEL,
             ("PROBABILITY",),
@@ -154,13 +171,18 @@ class Triton:
             sequence_end=request.end,
         )
         call.add("AUDIO", "INT16", len(request.audio) // 2, request.audio)
-        try:
-            outputs = await self._channel.infer(call, SPEECH_DEADLINE_S)
-        except CallFailed as error:
-            # Whatever it was, this part of the audio was or was not heard: nobody knows.
-            raise SequenceLost(_sentence(error), error.code) from None
-        _, content = outputs.get("PROBABILITY", ("FP32", b""))
-        return list(struct.unpack(f"<{len(content) // 4}f", content))
+
+        def answered(result: Answer | CallFailed) -> None:
+            try:
+                if isinstance(result, CallFailed):
+                    raise result
+                _, content = Inference.outputs(result).get("PROBABILITY", ("FP32", b""))
+            except CallFailed as error:
+                # Whatever it was, this part of the audio was or was not heard: nobody knows.
+                return tell(SequenceLost(_sentence(error), error.code))
+            tell(list(struct.unpack(f"<{len(content) // 4}f", content)))
+
+        self._channel.ask(call, SPEECH_DEADLINE_S, answered)
 
     async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
         """For a variant of `variants`. Raises InferenceError."""

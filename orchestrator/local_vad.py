@@ -6,12 +6,13 @@ onnxruntime, which worker images otherwise do without.
 """
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from dalston.orchestrator.inference import SequenceLost
+from dalston.orchestrator.inference import Heard, SequenceLost
 from dalston.orchestrator.requests import SpeechRequest
 from dalston.triton.silero import Chunk, Silero
 
@@ -22,14 +23,13 @@ class LocalVad:
         # Not in the event loop; and one thread, since the states are not locked.
         self._thread = ThreadPoolExecutor(1, "vad")
 
-    async def speech_probabilities(self, request: SpeechRequest) -> list[float]:
-        """The probability of each whole frame. Raises SequenceLost."""
+    def hear(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
+        """`tell` is called with the probability of each whole frame, or with why there is none."""
         audio = np.frombuffer(request.audio, np.int16)
         chunk = Chunk(request.sequence, audio, request.start, request.end)
-        loop = asyncio.get_running_loop()
-        (result,) = await loop.run_in_executor(
-            self._thread, self._silero.probabilities, [chunk], 0.0
-        )
-        if isinstance(result, Exception):
-            raise SequenceLost(str(result))
-        return result.tolist()
+        hearing = asyncio.get_running_loop().run_in_executor(self._thread, self._one, chunk)
+        hearing.add_done_callback(lambda heard: tell(heard.result()))
+
+    def _one(self, chunk: Chunk) -> Heard:
+        (result,) = self._silero.probabilities([chunk], 0.0)
+        return SequenceLost(str(result)) if isinstance(result, Exception) else result.tolist()

@@ -15,9 +15,7 @@ from dalston.orchestrator.request_ids import request_id, session_id
 Format = Literal["text", "json"]
 
 # Libraries that would tell the URLs and headers of connections, keys included, below this level.
-_QUIET = {"uvicorn.error": logging.WARNING, "websockets": logging.INFO}
-# Each connection, health checks included.
-_QUIET["websockets.server"] = logging.WARNING
+_QUIET = {"uvicorn.error": logging.WARNING, "websockets": logging.INFO, "picows": logging.WARNING}
 # API keys (gateway/keys.py), wherever they come from: an exception's text, a library's URL.
 _KEY = re.compile(r"\bdk_[0-9a-f]{4,}")
 
@@ -30,6 +28,11 @@ def _in_order(record: logging.LogRecord) -> bool:
         record.exc_info = None
         record.levelno, record.levelname = logging.INFO, "INFO"
     return not isinstance(error, asyncio.CancelledError)
+
+
+def _ours(record: logging.LogRecord) -> bool:
+    """picows tells as errors of ours what a client does wrong, which is told to the client."""
+    return "WSProtocolError" not in record.getMessage() and "parser error" not in record.msg
 
 
 def _known(record: logging.LogRecord) -> dict[str, str]:
@@ -72,5 +75,6 @@ def setup(level: str, format: Format) -> None:
     handler.setFormatter(_Json() if format == "json" else _Text())
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("uvicorn.error").addFilter(_in_order)
+    logging.getLogger("picows").addFilter(_ours)
     for name, lowest in _QUIET.items():
         logging.getLogger(name).setLevel(max(lowest, logging.getLogger().level))

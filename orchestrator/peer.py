@@ -1,38 +1,266 @@
 """
-The other side of a worker's WebSocket, gateway or client, as a session's handler wants it.
+One end of a WebSocket: a worker's to whoever has a session there, and a gateway's to a worker.
+
+Frames come as calls and leave without a wait. What happens ten times a second for every stream
+has to cost little, and a task that waits for each frame costs more than all the rest
+(docs/log.md). picows takes frames apart and makes them, in C.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
 
-from websockets.asyncio.server import ServerConnection
-from websockets.exceptions import ConnectionClosed
+from picows import (
+    WSCloseCode,
+    WSFrame,
+    WSListener,
+    WSMsgType,
+    WSProtocolError,
+    WSTransport,
+    ws_connect,  # pyright: ignore[reportUnknownVariableType]
+)
+
+Frame = str | bytes
+
+# Of every connection, whoever makes it: uvloop is as fast as the library's own transports, and
+# an adapter spares a logger for each.
+USUAL: dict[str, Any] = {
+    "use_aiofastnet": False,
+    "logger_name": logging.LoggerAdapter(logging.getLogger("picows")),
+}
+
+ABNORMAL = 1006  # how a connection ended that nobody closed
+# Frames that are kept for an owner who does not listen yet, before no more are read.
+FRAMES_KEPT = 4
 
 
-async def frames(connection: ServerConnection) -> AsyncIterator[str | bytes]:
-    """Until the other side closes, in order or not."""
-    with contextlib.suppress(ConnectionClosed):
-        async for frame in connection:
-            yield frame
+class Gone(ConnectionError):
+    """The other side has closed, or the connection is broken."""
 
 
-def sender(connection: ServerConnection) -> Callable[[str], Awaitable[None]]:
-    """Waits as long as the other side does not read. Raises ConnectionError."""
+class Peer(WSListener):
+    """Owned by who made it: it hears frames by listen() or by received(), and has to close()."""
 
-    async def send(text: str) -> None:
+    transport: WSTransport
+
+    def __init__(self, longest: int):
+        """longest: bytes of a message. One that is longer ends the connection with 1009."""
+        self._longest = longest
+        self._hear: Callable[[Frame], None] | None = None
+        self._leave: Callable[[], None] | None = None
+        self._kept = deque[Frame]()
+        self._asking: asyncio.Future[None] | None = None  # for the next frame
+        self._parts = list[bytes]()  # of a message in fragments
+        self._kind = WSMsgType.TEXT
+        self._gone = False  # it has closed, or the connection is broken
+        self._closed = asyncio.Event()
+        self.blocked = False  # what is sent waits in memory, since the other side does not read
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self.unblocked: Callable[[], None] | None = None  # called when what was sent has left
+        self._reading = True
+        # Loop time: when it was asked whether it lives and has not answered, and when it last did.
+        # Who waits for its frames may count those as well.
+        self.asked: float | None = None
+        self.heard = 0.0
+
+    # What its owner does.
+
+    def listen(self, hear: Callable[[Frame], None], leave: Callable[[], None]) -> None:
+        """From now on `hear` is called with each frame, and `leave` when there are no more."""
+        self._hear, self._leave = hear, leave
+        while self._kept:
+            hear(self._kept.popleft())
+        self.resume()
+        if self._gone:
+            leave()
+
+    async def received(self) -> Frame:
+        """The next frame, for an owner who does not listen. Raises Gone."""
+        while not self._kept:
+            if self._gone:
+                raise Gone
+            self._asking = asyncio.get_running_loop().create_future()
+            await self._asking
+        frame = self._kept.popleft()
+        if len(self._kept) < FRAMES_KEPT:
+            self.resume()
+        return frame
+
+    def pause(self) -> None:
+        """Read no more. What was read already is still heard: some 100 KB."""
+        if self._reading and not self.transport.underlying_transport.is_closing():
+            self._reading = False
+            self.transport.underlying_transport.pause_reading()
+
+    def resume(self) -> None:
+        if not self._reading:
+            self._reading = True
+            if not self.transport.underlying_transport.is_closing():
+                self.transport.underlying_transport.resume_reading()
+
+    def send(self, frame: Frame) -> None:
+        """To one that is gone it is lost."""
+        kind = WSMsgType.TEXT if isinstance(frame, str) else WSMsgType.BINARY
+        self.transport.send(kind, frame)
+
+    async def say(self, frame: Frame) -> None:
+        """Send, and wait as long as the other side does not read. Raises Gone."""
+        if self._gone or self.transport.is_close_frame_sent:
+            raise Gone
+        self.send(frame)
+        if self.blocked:
+            await self.taken()
+
+    async def taken(self) -> None:
+        """Wait until what was sent has left, but for a little. Raises Gone."""
+        await self._writable.wait()
+        if self._gone:
+            raise Gone
+
+    def ask(self, now: float) -> None:
+        """Whether it lives."""
+        self.asked = now
+        self.transport.send_ping()
+
+    async def close(self, code: int, reason: str = "", patience_s: float = 1.0) -> None:
+        """In order, or by force where the other side does not answer."""
+        self.transport.send_close(code, reason)  # pyright: ignore[reportArgumentType]
+        self.resume()
         try:
-            await connection.send(text)
-        except ConnectionClosed as gone:
-            raise ConnectionError(str(gone)) from None
+            async with asyncio.timeout(patience_s):
+                await self._closed.wait()
+        except TimeoutError:
+            self.abort()
 
-    return send
+    async def ended(self) -> None:
+        """Wait until the other side has closed."""
+        await self._closed.wait()
+
+    def abort(self) -> None:
+        self.transport.disconnect(graceful=False)
+
+    @property
+    def close_code(self) -> int:
+        """The other side's; ABNORMAL if it has said none."""
+        told = self.transport.close_handshake
+        return int(told.recv.code) if told and told.recv else ABNORMAL  # pyright: ignore[reportArgumentType]
+
+    @property
+    def close_reason(self) -> str:
+        told = self.transport.close_handshake
+        return (told.recv.reason or "") if told and told.recv else ""
+
+    # What happens to it.
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self.transport = transport
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        kind = frame.msg_type
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "no extension was agreed on")
+        if kind is WSMsgType.BINARY and frame.fin and not self._parts:
+            self._take(frame.get_payload_as_bytes())
+        elif kind is WSMsgType.PONG:
+            self.asked, self.heard = None, asyncio.get_running_loop().time()
+        elif kind is WSMsgType.CLOSE:
+            code = frame.get_close_code() or WSCloseCode.OK  # it may have told none
+            transport.send_close(code, frame.get_close_message())
+            transport.disconnect()
+            self._end()
+        else:
+            self._join(kind, frame)
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        self._closed.set()
+        self._end()
+
+    def pause_writing(self) -> None:
+        self.blocked = True
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self.blocked = False
+        self._writable.set()
+        if self.unblocked:
+            self.unblocked()
+
+    def _join(self, kind: WSMsgType, frame: WSFrame) -> None:
+        """A text, or a fragment of a message."""
+        if (kind is WSMsgType.CONTINUATION) is not bool(self._parts):
+            raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "a fragment out of place")
+        if not self._parts:
+            self._kind = kind
+        self._parts.append(frame.get_payload_as_bytes())
+        if sum(map(len, self._parts)) > self._longest:
+            raise WSProtocolError(WSCloseCode.MESSAGE_TOO_BIG, f"{self._longest} bytes at most")
+        if not frame.fin:
+            return
+        message, self._parts = b"".join(self._parts), []
+        if self._kind is WSMsgType.BINARY:
+            return self._take(message)
+        try:
+            self._take(message.decode())
+        except UnicodeDecodeError as error:
+            raise WSProtocolError(WSCloseCode.INVALID_TEXT, str(error)) from None
+
+    def _take(self, frame: Frame) -> None:
+        if self.transport.is_close_frame_sent:
+            return  # so it is too when the other side broke the protocol
+        if self._hear:
+            return self._hear(frame)
+        self._kept.append(frame)
+        self._wake()
+        if len(self._kept) >= FRAMES_KEPT:
+            self.pause()
+
+    def _wake(self) -> None:
+        if self._asking and not self._asking.done():
+            self._asking.set_result(None)
+        self._asking = None
+
+    def _end(self) -> None:
+        if self._gone:
+            return
+        self._gone = True
+        self._wake()
+        self._writable.set()
+        if self._leave:
+            self._leave()
 
 
-async def close(connection: ServerConnection, code: int, patience_s: float) -> None:
-    """Alone, the library would wait for ever for one that does not read: its keepalive too."""
+async def connected(url: str, headers: dict[str, str], longest: int, patience_s: float) -> Peer:
+    """A connection to a worker. Raises OSError, TimeoutError and WSHandshakeError."""
+    wanted, made = True, list[Peer]()
+
+    def begun() -> WSListener:
+        # Whoever has stopped waiting for the answer: picows goes on and gets it.
+        if not wanted:
+            return _Unwanted()
+        made.append(Peer(longest))
+        return made[0]
+
     try:
         async with asyncio.timeout(patience_s):
-            await connection.close(code)
-    except TimeoutError:
-        connection.transport.abort()
+            await ws_connect(
+                begun,
+                url,
+                extra_headers=headers,
+                max_frame_size=longest,
+                websocket_handshake_timeout=patience_s,
+                **USUAL,
+            )
+    except BaseException:
+        wanted = False
+        for peer in made:
+            peer.abort()
+        raise
+    return made[0]
+
+
+class _Unwanted(WSListener):
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        transport.disconnect(graceful=False)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from dalston.triton.contract import Variant
 
 
-@dataclass(frozen=True)
-class SpeechRequest:
+class SpeechRequest(msgspec.Struct, frozen=True):
     """The speech probability of each 32 ms of `audio`, the next in its sequence.
 
     An `end` carries no audio and nobody waits for its answer: the sequence is over.

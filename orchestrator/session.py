@@ -19,6 +19,7 @@ the order of the audio.
 Partials are the exception: they show what is known at the moment, and depend on when answers came.
 """
 
+import sys
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ from dalston.triton.contract import SAMPLE_RATE, VAD_FRAME, Variant
 # All lengths are samples at 16 kHz.
 # What is asked of the VAD at once: each question costs as much as hearing ten times the audio, so
 # no more of them than decisions wait for. When the session has to catch up, up to the last.
-HOP, LONG_HOP, LONGEST_HOP = 3 * VAD_FRAME, 6 * VAD_FRAME, 32 * VAD_FRAME  # 96 ms, 192 ms, 1 s
+HOP, LONG_HOP, LONGEST_HOP = 3 * VAD_FRAME, 8 * VAD_FRAME, 32 * VAD_FRAME  # 96 ms, 256 ms, 1 s
 SILENCE_BETWEEN_SNAPSHOTS = 20 * SAMPLE_RATE
 # An utterance that is too long is cut where it is quietest, in this much of its end (or a third
 # of it). The first side's audio goes on behind the cut, the second's begins before it, so that a
@@ -127,6 +128,7 @@ class Session:
         self._sequence = 0
         self._fed = self._cursor  # audio before it was sent in this sequence
         self._waiting = False
+        self._enough = 0  # frames of the client: with less nothing more can be asked
         self._endpointer = Endpointer()
         self._open: Utterance | None = None
         self._dropped: tuple[Utterance, int] | None = None  # and the cursor when that was decided
@@ -205,14 +207,18 @@ class Session:
 
     # What comes in.
 
-    def receive_audio(self, data: bytes) -> None:
-        """Some more bytes of the client's audio, cut anywhere."""
+    def receive_audio(self, data: bytes) -> bool:
+        """Some more bytes of the client's audio, cut anywhere. False: nothing came of it, so there
+        is nothing to collect."""
         if self.state is State.LISTENING:
             self._audio.receive(data)
+            if self._audio.received_frames < self._enough:
+                return False
             self._advance()
         elif self.state is State.ENDING and not self._told_late:
             self._told_late = True
             self._refuse("audio after the end of the session")
+        return True
 
     def receive_message(self, message: ClientMessage) -> None:
         self._text_frames += 1
@@ -318,6 +324,7 @@ class Session:
 
     def _advance(self) -> None:
         """Ask for the next probabilities, or let a message take effect, as far as it goes."""
+        self._enough = 0
         while not self._waiting and self.state is not State.DONE:
             marker = self._markers[0] if self._markers else None
             # Audio behind a message that ends something belongs to what comes after it.
@@ -329,9 +336,11 @@ class Session:
             if marker and marker is not ending:
                 end = min(end, self._audio.position(marker.frame))
             whole = min(end - self._fed, LONGEST_HOP) // VAD_FRAME * VAD_FRAME
-            if whole >= self._hop() or (whole > 0 and (marker or self._fed < self._cursor)):
+            hop = VAD_FRAME if marker or self._fed < self._cursor else self._hop()
+            if whole >= hop:
                 self._ask_speech(whole)
             elif marker is None:
+                self._enough = self._audio.frame(self._fed + hop)
                 break
             elif marker is ending:
                 end = self._audio.drain(marker.frame)
@@ -347,6 +356,8 @@ class Session:
             else:
                 self._markers.popleft()
                 self._take_effect(marker)
+        if self._waiting:
+            self._enough = sys.maxsize
         if self._audio.invalid_samples and not self._told_invalid:
             self._told_invalid = True
             sentence = "some values in the audio are no numbers; they are heard as silence"

@@ -10,17 +10,16 @@ import contextlib
 import functools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 from redis.exceptions import RedisError
-from websockets.asyncio.server import ServerConnection
 
-from dalston.orchestrator import metrics, peer, request_ids, traces
+from dalston.orchestrator import metrics, request_ids, traces
 from dalston.orchestrator.fleet import Fleet
 from dalston.orchestrator.handler import CloseCode, Limits, Models, handle
-from dalston.orchestrator.inference import LoadedVariant
+from dalston.orchestrator.inference import Hear, LoadedVariant
 from dalston.orchestrator.lag import Lag, LagLimits
 from dalston.orchestrator.memory import Memory
 from dalston.orchestrator.messages import (
@@ -31,8 +30,8 @@ from dalston.orchestrator.messages import (
     serialize,
 )
 from dalston.orchestrator.parameters import ParameterError, choose_variant, session_config
+from dalston.orchestrator.peer import Gone, Peer
 from dalston.orchestrator.request_ids import named
-from dalston.orchestrator.requests import SpeechRequest
 from dalston.orchestrator.session import Session
 from dalston.orchestrator.settings import WorkerSettings
 from dalston.orchestrator.slots import Slots
@@ -50,7 +49,7 @@ class Running:
 
     epoch: int
     lag: Lag
-    connection: ServerConnection
+    connection: Peer
     direct: bool  # without a gateway
     work: asyncio.Task[int | None]
     taken_over: bool = False  # by a later epoch
@@ -62,7 +61,7 @@ class Sessions:
     def __init__(
         self,
         settings: WorkerSettings,
-        hear: Callable[[SpeechRequest], Awaitable[list[float]]],
+        hear: Hear,
         tritons: Fleet,
         slots: Slots,
         memory: Memory,
@@ -84,13 +83,12 @@ class Sessions:
         self._ending.set()
         left = [running.connection for running in self.running.values() if not running.direct]
         await asyncio.gather(
-            *(peer.close(connection, CloseCode.SERVICE_RESTART, CLOSE_S) for connection in left)
+            *(there.close(CloseCode.SERVICE_RESTART, patience_s=CLOSE_S) for there in left)
         )
 
-    async def serve(self, connection: ServerConnection, query: dict[str, str]) -> None:
+    async def serve(self, connection: Peer, query: dict[str, str], parent: str) -> None:
+        """parent: the caller's span, as the header tells it. Raises Gone."""
         request_ids.request_id.set(request_ids.new_or(query.get("request_id")))
-        assert connection.request is not None
-        parent = connection.request.headers.get(traces.HEADER, "")
 
         async def refuse(code: ErrorCode, sentence: str, close_code: int, reason: str) -> None:
             retry_after = 5 if code == "no_capacity" else None
@@ -101,7 +99,7 @@ class Sessions:
                 retry_after=retry_after,
             )
             metrics.REFUSED.labels(code).inc()
-            await connection.send(serialize(named(error)))
+            await connection.say(serialize(named(error)))
             await connection.close(close_code, reason)
 
         session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
@@ -122,7 +120,7 @@ class Sessions:
             snapshot = None
             if query.get("resume"):
                 async with asyncio.timeout(self._settings.handshake_seconds):
-                    first = await connection.recv()
+                    first = await connection.received()
                 snapshot = msgspec.json.decode(first, type=Snapshot)
         except ParameterError as error:
             return await refuse(error.code, str(error), 4400, str(error)[:120])
@@ -167,16 +165,14 @@ class Sessions:
             settings.outage_seconds,
         )
         lag = Lag(lag_limits, session.received, asyncio.get_running_loop().time())
-        send = peer.sender(connection)
         direct = "session_id" not in query
         # Others are handed over.
         ending = self._ending if direct else asyncio.Event()
-        frames = peer.frames(connection)
         about = {"dalston.session_id": session_id, "dalston.epoch": epoch, "dalston.model": variant}
 
         async def serving() -> int | None:
             with traces.span("session", about, parent=parent, kind="server"):
-                return await handle(session, frames, send, models, limits, ending, lag)
+                return await handle(session, connection, models, limits, ending, lag)
 
         work = asyncio.create_task(serving())
         running = Running(epoch, lag, connection, direct, work)
@@ -194,9 +190,9 @@ class Sessions:
             logger.exception("%s failed", session_id)
             sentence = "something went wrong in the server"
             error = Error(code="internal_error", message=sentence, recoverable=False)
-            with contextlib.suppress(ConnectionError, TimeoutError):
+            with contextlib.suppress(Gone, TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
-                    await send(serialize(named(error)))
+                    await connection.say(serialize(named(error)))
         finally:
             if self.running.get(session_id) is running:
                 del self.running[session_id]
@@ -204,7 +200,7 @@ class Sessions:
             # Who does not read had its time.
             slow = code == CloseCode.SLOW_READER
             patience = CLOSE_S if slow else settings.reader_seconds
-            await peer.close(connection, code or CloseCode.NORMAL, patience)
+            await connection.close(code or CloseCode.NORMAL, patience_s=patience)
             handed_over = connection.close_code == CloseCode.SERVICE_RESTART
             metrics.ENDED.labels(
                 code or (CloseCode.SERVICE_RESTART if handed_over else "gone")
@@ -213,10 +209,10 @@ class Sessions:
             with contextlib.suppress(RedisError):  # the lease ends without us
                 await self._slots.release(session_id, epoch, status, session.received / SAMPLE_RATE)
 
-    async def _send_away(self, connection: ServerConnection, session_id: str) -> None:
+    async def _send_away(self, connection: Peer, session_id: str) -> None:
         """A gateway whose session another one goes on with, here."""
         message = SessionTerminated(session_id=session_id, reason="taken_over", recoverable=False)
-        with contextlib.suppress(ConnectionError, TimeoutError):
+        with contextlib.suppress(Gone, TimeoutError):
             async with asyncio.timeout(CLOSE_S):
-                await peer.sender(connection)(serialize(message))
-        await peer.close(connection, CloseCode.GOING_AWAY, CLOSE_S)
+                await connection.say(serialize(message))
+        await connection.close(CloseCode.GOING_AWAY, patience_s=CLOSE_S)

@@ -29,7 +29,7 @@ class Spans:
     def add(self, stage: str, seconds: float) -> None:
         self._sums[stage] += seconds
         self._counts[stage] += 1
-        metrics.stage(stage).observe(seconds)
+        metrics.stage_took(stage, seconds)
 
     def add_all(self, stages: Mapping[str, float]) -> None:
         for stage, seconds in stages.items():

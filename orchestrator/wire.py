@@ -7,6 +7,8 @@ what gRPC costs a call, and half of what a general HTTP client does (docs/log.md
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from contextvars import Context
 from dataclasses import dataclass
 from enum import Enum
 from typing import cast
@@ -42,27 +44,44 @@ class Answer:
     binary: memoryview  # what follows the JSON of an inference
 
 
+class Call:
+    """A question on its way. `answered` is called with what came of it, once, and not by ask()."""
+
+    def __init__(self, answered: Callable[[Answer | CallFailed], None]):
+        self._answered = answered
+        self.over = False
+        self.connection: _Connection | None = None
+        self.connecting: asyncio.Task[None] | None = None
+
+    def end(self, result: Answer | CallFailed) -> None:
+        if not self.over:
+            self.over = True
+            self._answered(result)
+
+    def give_up(self) -> None:
+        """Nobody is told any more. Its connection is broken, which does this server no harm."""
+        self.over = True
+        if self.connection:
+            self.connection.transport.abort()
+        if self.connecting:
+            self.connecting.cancel()
+
+
 class _Connection(asyncio.Protocol):
     """One call at a time."""
 
     def __init__(self, wire: "Wire"):
         self._wire = wire
-        self._answer: asyncio.Future[Answer] | None = None
+        self._call: Call | None = None
         self._parser = HttpResponseParser(self)
         self._json = -1
         self._body = b""
         self.transport: asyncio.Transport
 
-    def ask(self, request: bytes) -> asyncio.Future[Answer]:
-        self._answer = asyncio.get_running_loop().create_future()
-        self._answer.add_done_callback(self._given_up)
+    def ask(self, request: bytes, call: Call) -> None:
+        self._call, call.connection = call, self
         self._json, self._body = -1, b""
         self.transport.write(request)
-        return self._answer
-
-    def _given_up(self, answer: asyncio.Future[Answer]) -> None:
-        if answer.cancelled():
-            self.transport.abort()
 
     # asyncio
 
@@ -77,9 +96,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wire.lost(self)
-        if self._answer and not self._answer.done():
+        if self._call:
             sentence = f"{self._wire.url} broke the connection: {exc or 'it closed'}"
-            self._answer.set_exception(CallFailed(Code.UNAVAILABLE, sentence))
+            self._call.end(CallFailed(Code.UNAVAILABLE, sentence))
 
     # httptools
 
@@ -91,16 +110,17 @@ class _Connection(asyncio.Protocol):
         self._body = self._body + body if self._body else body
 
     def on_message_complete(self) -> None:
-        answer, self._answer = self._answer, None
+        call, self._call = self._call, None
         status, keep = self._parser.get_status_code(), self._parser.should_keep_alive()
         json = len(self._body) if self._json < 0 else self._json
         if keep:
             self._wire.free(self)
         else:
             self.transport.close()
-        if answer and not answer.done():
+        if call:
+            call.connection = None
             view = memoryview(self._body)
-            answer.set_result(Answer(status, bytes(view[:json]), view[json:]))
+            call.end(Answer(status, bytes(view[:json]), view[json:]))
 
 
 class Wire:
@@ -115,12 +135,16 @@ class Wire:
         self._connections = set[_Connection]()
         self._closed = False
 
-    def ask(self, request: bytes) -> asyncio.Future[Answer]:
-        """Send it; the answer, whatever its status. CallFailed if there is none. If it is cancelled
-        its connection is broken, which does this server no harm."""
+    def ask(self, request: bytes, answered: Callable[[Answer | CallFailed], None]) -> Call:
+        """Send it. `answered` is told the answer, whatever its status, or why there is none."""
+        call = Call(answered)
         if self._idle:
-            return self._idle.pop().ask(request)
-        return asyncio.ensure_future(self._ask_anew(request))
+            self._idle.pop().ask(request, call)
+        else:
+            # Not about the session that happened to ask: not in its log lines and traces.
+            anew = self._ask_anew(request, call)
+            call.connecting = asyncio.create_task(anew, context=Context())
+        return call
 
     def drop_idle(self) -> None:
         """What is asked next goes over new connections."""
@@ -142,7 +166,7 @@ class Wire:
         if connection in self._idle:
             self._idle.remove(connection)
 
-    async def _ask_anew(self, request: bytes) -> Answer:
+    async def _ask_anew(self, request: bytes, call: Call) -> None:
         connecting = asyncio.get_running_loop().create_connection(
             lambda: _Connection(self), self._host, self._port
         )
@@ -150,9 +174,11 @@ class Wire:
             async with asyncio.timeout(CONNECT_S):
                 _, connection = await connecting
         except (OSError, TimeoutError) as error:
-            raise CallFailed(Code.UNAVAILABLE, f"no Triton at {self.url}: {error!r}") from None
+            sentence = f"no Triton at {self.url}: {error!r}"
+            return call.end(CallFailed(Code.UNAVAILABLE, sentence))
+        call.connecting = None
         if self._closed:
             connection.transport.abort()
-            raise CallFailed(Code.UNAVAILABLE, f"{self.url} was given up")
+            return call.end(CallFailed(Code.UNAVAILABLE, f"{self.url} was given up"))
         self._connections.add(connection)
-        return await connection.ask(request)
+        connection.ask(request, call)

@@ -14,6 +14,7 @@ import logging
 import re
 import secrets
 import signal
+import socket
 import time
 import urllib.request
 from collections.abc import Callable
@@ -21,17 +22,23 @@ from importlib.metadata import version
 from urllib.parse import parse_qsl, urlsplit
 
 import uvloop
+from picows import (
+    WSListener,
+    WSTransport,
+    WSUpgradeRequest,
+    WSUpgradeResponse,
+    WSUpgradeResponseWithListener,
+    ws_create_server,  # pyright: ignore[reportUnknownVariableType]
+)
 from redis.exceptions import RedisError
-from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.datastructures import Headers
-from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request, Response
 
-from dalston.orchestrator import heap, logs, metrics, traces
+from dalston.orchestrator import heap, logs, metrics, peer, traces
 from dalston.orchestrator.fleet import Fleet
+from dalston.orchestrator.handler import CloseCode
 from dalston.orchestrator.inference import InferenceError
 from dalston.orchestrator.memory import Memory
 from dalston.orchestrator.messages import LONGEST_MESSAGE
+from dalston.orchestrator.peer import Gone, Peer
 from dalston.orchestrator.sessions import Sessions
 from dalston.orchestrator.settings import LOOPBACK, WorkerSettings
 from dalston.orchestrator.slots import (
@@ -44,9 +51,25 @@ from dalston.orchestrator.slots import (
 
 logger = logging.getLogger(__name__)
 
-# Frames that the library holds of each connection while the session does not read.
-FRAMES_HELD = 4
 LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
+CLOSE_S = 1.0  # for whoever is still there when a worker goes
+# What the kernel holds of a connection (Linux doubles it). What is there is read at once, and the
+# room for it is kept: without a limit a burst would cost megabytes as long as the connection lives.
+RECEIVED_BYTES = 1 << 17
+
+
+class _Connection(Peer):
+    """One that has come to this worker, and the task that serves it."""
+
+    def __init__(self, worker: "Worker", request: WSUpgradeRequest):
+        super().__init__(LONGEST_MESSAGE)
+        self._worker = worker
+        self.url = urlsplit(request.path.decode(errors="replace"))
+        self.headers = request.headers
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        super().on_ws_connected(transport)
+        self._worker.take(self)
 
 
 class Worker:
@@ -59,7 +82,7 @@ class Worker:
         self._instance = secrets.token_hex(8)
         self._unhealthy: str | None = "starting"
         self._less_room = asyncio.Event()  # than Redis knows of
-        hear = self._tritons.speech_probabilities
+        hear = self._tritons.hear
         if settings.vad == "worker":
             try:
                 from dalston.orchestrator.local_vad import LocalVad
@@ -67,54 +90,64 @@ class Worker:
                 raise ValueError(f"DALSTON_VAD=worker needs onnxruntime: {error}") from None
             if settings.vad_model is None:
                 raise ValueError("DALSTON_VAD=worker needs DALSTON_VAD_MODEL")
-            hear = LocalVad(settings.vad_model).speech_probabilities
+            hear = LocalVad(settings.vad_model).hear
         self._sessions = Sessions(settings, hear, self._tritons, self._slots, self._memory)
+        self._connections: dict[asyncio.Task[None], _Connection] = {}
 
     async def run(
         self, stop: asyncio.Event, listening: Callable[[int], None] = lambda _: None
     ) -> None:
         """Serve until `stop`, then drain. `listening` is told the port. Raises WorkerIdTaken."""
+        server = await ws_create_server(
+            self._welcome,
+            self._settings.host,
+            self._settings.port,
+            websocket_handshake_timeout=self._settings.handshake_seconds,
+            max_frame_size=LONGEST_MESSAGE,
+            **peer.USUAL,
+        )
         try:
-            async with serve(
-                self._serve,
-                self._settings.host,
-                self._settings.port,
-                process_request=self._answer_http,
-                compression=None,
-                max_size=LONGEST_MESSAGE,
-                max_queue=FRAMES_HELD,
-                open_timeout=self._settings.handshake_seconds,
-            ) as server:
-                port = _port(server)
-                if self._settings.secret is None and self._settings.host not in LOOPBACK:
-                    logger.warning(
-                        "whoever reaches %s is let in: set DALSTON_WORKER_SECRET",
-                        self._settings.host,
-                    )
-                logger.info("worker %s listens at port %d", self._settings.worker_id, port)
-                listening(port)
-                beating = [
-                    asyncio.create_task(self._beat(port)),
-                    asyncio.create_task(self._tell_of_less_room(port)),
-                    # A Redis that is back has lost what it knew: it is told at once.
-                    asyncio.create_task(self._slots.follow(lambda: self._register(port))),
-                    asyncio.create_task(heap.keep_trimmed()),
-                ]
-                waiting = asyncio.create_task(stop.wait())
-                await asyncio.wait([*beating, waiting], return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
-                if not any(task.done() for task in beating):
-                    await self._drain(port)
-                for task in beating:
-                    task.cancel()
-                for ended in await asyncio.gather(*beating, return_exceptions=True):
-                    if isinstance(ended, Exception):
-                        raise ended
+            for listener in server.sockets:  # inherited by every connection
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED_BYTES)
+            port: int = server.sockets[0].getsockname()[1]
+            if self._settings.secret is None and self._settings.host not in LOOPBACK:
+                logger.warning(
+                    "whoever reaches %s is let in: set DALSTON_WORKER_SECRET", self._settings.host
+                )
+            logger.info("worker %s listens at port %d", self._settings.worker_id, port)
+            listening(port)
+            beating = [
+                asyncio.create_task(self._beat(port)),
+                asyncio.create_task(self._tell_of_less_room(port)),
+                # A Redis that is back has lost what it knew: it is told at once.
+                asyncio.create_task(self._slots.follow(lambda: self._register(port))),
+                asyncio.create_task(heap.keep_trimmed()),
+            ]
+            waiting = asyncio.create_task(stop.wait())
+            await asyncio.wait([*beating, waiting], return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if not any(task.done() for task in beating):
+                await self._drain(port)
+            for task in beating:
+                task.cancel()
+            for ended in await asyncio.gather(*beating, return_exceptions=True):
+                if isinstance(ended, Exception):
+                    raise ended
+            server.close()
+            await self._close_connections()
             with contextlib.suppress(RedisError):
                 await self._slots.unregister(self._settings.worker_id, self._instance)
         finally:
+            server.close()
             await self._redis.aclose()
             await self._tritons.close()
+
+    async def _close_connections(self) -> None:
+        serving = dict(self._connections)
+        await asyncio.gather(
+            *(there.close(CloseCode.GOING_AWAY, "", CLOSE_S) for there in serving.values())
+        )
+        await asyncio.gather(*serving, return_exceptions=True)
 
     async def _drain(self, port: int) -> None:
         """No new sessions; those that run have drain_seconds to end by themselves."""
@@ -226,20 +259,21 @@ class Worker:
 
     # HTTP and WebSocket.
 
-    def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _welcome(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener:
         """GET /health and /metrics without an upgrade; everything else is a WebSocket, sessions for
         those who know the secret."""
-        path = urlsplit(request.path).path
-        if "upgrade" in ",".join(request.headers.get_all("Connection")).lower():
-            if path == "/session" and not self._may_have_sessions(request):
+        connection = _Connection(self, request)
+        path = connection.url.path
+        if "upgrade" in ",".join(request.headers.getall("Connection", ())).lower():
+            if path == "/session" and not self._may_have_sessions(connection):
                 sentence = "sessions are for gateways with this worker's DALSTON_WORKER_SECRET\n"
-                return connection.respond(http.HTTPStatus.UNAUTHORIZED, sentence)
-            return None
+                return _answer(http.HTTPStatus.UNAUTHORIZED, "text/plain", sentence.encode())
+            return connection
         if path == "/metrics":
             return _answer(http.HTTPStatus.OK, metrics.CONTENT_TYPE, self._metrics())
         if path != "/health":
-            sentence = "only /health, /metrics and /session\n"
-            return connection.respond(http.HTTPStatus.NOT_FOUND, sentence)
+            sentence = b"only /health, /metrics and /session\n"
+            return _answer(http.HTTPStatus.NOT_FOUND, "text/plain", sentence)
         status = http.HTTPStatus.OK
         if self._unhealthy or self._sessions.draining:
             status = http.HTTPStatus.SERVICE_UNAVAILABLE
@@ -255,10 +289,10 @@ class Worker:
         )
         return metrics.page(state, self._sessions.measured)
 
-    def _may_have_sessions(self, request: Request) -> bool:
+    def _may_have_sessions(self, connection: _Connection) -> bool:
         if self._settings.secret is None:
             return True
-        shown = ",".join(request.headers.get_all("Authorization"))
+        shown = ",".join(connection.headers.getall("Authorization", ()))
         expected = f"Bearer {self._settings.secret.get_secret_value()}"
         return hmac.compare_digest(shown.encode(errors="replace"), expected.encode())
 
@@ -274,26 +308,35 @@ class Worker:
             "models": sorted(self._sessions.variants),
         }
 
-    async def _serve(self, connection: ServerConnection) -> None:
-        assert connection.request is not None
-        url = urlsplit(connection.request.path)
-        with contextlib.suppress(ConnectionClosed):
-            if url.path == "/health":
-                await connection.send(json.dumps(self._health()))
-                await connection.close()
-            elif url.path == "/session":
-                await self._sessions.serve(connection, dict(parse_qsl(url.query)))
-            else:
-                await connection.close(1008, "Invalid path")
+    def take(self, connection: _Connection) -> None:
+        """One that has just been opened. Its task's context is its own."""
+        task = asyncio.create_task(self._serve(connection))
+        self._connections[task] = connection
+        task.add_done_callback(self._connections.pop)
+
+    async def _serve(self, connection: _Connection) -> None:
+        try:
+            with contextlib.suppress(Gone):
+                if connection.url.path == "/health":
+                    await connection.say(json.dumps(self._health()))
+                elif connection.url.path == "/session":
+                    query = dict(parse_qsl(connection.url.query))
+                    parent = connection.headers.get(traces.HEADER, "")
+                    return await self._sessions.serve(connection, query, parent)
+                else:
+                    return await connection.close(1008, "Invalid path")
+            await connection.close(CloseCode.NORMAL)
+        except Exception:
+            logger.exception("a connection failed")
+            await connection.close(CloseCode.INTERNAL)
 
 
-def _answer(status: http.HTTPStatus, content_type: str, body: bytes) -> Response:
-    headers = Headers({"Content-Type": content_type, "Content-Length": str(len(body))})
-    return Response(status.value, status.phrase, headers, body)
-
-
-def _port(server: Server) -> int:
-    return next(iter(server.sockets)).getsockname()[1]
+def _answer(
+    status: http.HTTPStatus, content_type: str, body: bytes
+) -> WSUpgradeResponseWithListener:
+    response = WSUpgradeResponse.create_ok_response(body, {"Content-Type": content_type})
+    response.status = status
+    return WSUpgradeResponseWithListener(response, None)
 
 
 def main(settings: WorkerSettings) -> int:

@@ -11,7 +11,7 @@ import instant
 import numpy as np
 import pytest
 
-from dalston.orchestrator.inference import InferenceError, Triton
+from dalston.orchestrator.inference import InferenceError, Triton, speech_probabilities
 from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
 from dalston.triton.contract import VAD_FRAME
 from dalston.triton.process import free_port
@@ -40,7 +40,7 @@ async def test_what_is_loud_is_speech(triton: Triton) -> None:
     loud = np.tile(np.array([3000, -3000], np.int16), VAD_FRAME)
     quiet = np.zeros(VAD_FRAME, np.int16)
     request = SpeechRequest("s.1.0", np.concatenate([loud, quiet]).tobytes(), start=True)
-    found = await triton.speech_probabilities(request)
+    found = await speech_probabilities(triton.hear, request)
     assert [probability > 0.5 for probability in found] == [True, True, False]
 
 

@@ -8,6 +8,7 @@ import random
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest_asyncio
 from recordings import Pcm, recordings
 from silero_file import probabilities
 
-from dalston.orchestrator.inference import SequenceLost, Triton
+from dalston.orchestrator.inference import SequenceLost, Triton, speech_probabilities
 from dalston.orchestrator.local_vad import LocalVad
 from dalston.orchestrator.requests import SpeechRequest
 from dalston.triton.process import free_port
@@ -34,8 +35,8 @@ class Placements:
 
     def each(self) -> dict[str, Vad]:
         return {
-            "triton": self.triton.speech_probabilities,
-            "worker": self.local.speech_probabilities,
+            "triton": partial(speech_probabilities, self.triton.hear),
+            "worker": partial(speech_probabilities, self.local.hear),
         }
 
 

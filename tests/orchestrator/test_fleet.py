@@ -16,7 +16,7 @@ from small_triton import SmallTriton, Wire, end, final, more, partial, start
 
 from dalston.orchestrator import channel, fleet
 from dalston.orchestrator.fleet import Fleet
-from dalston.orchestrator.inference import InferenceError, SequenceLost
+from dalston.orchestrator.inference import InferenceError, SequenceLost, speech_probabilities
 from dalston.triton.process import free_port
 
 AWAY = (503, "Server is stopping")
@@ -75,11 +75,11 @@ async def test_a_sequence_stays_where_it_was_started_and_the_next_is_started_els
     one, other = SmallTriton(), SmallTriton()
     async with fleet_of(one, other) as fleet:
         for sequence in ("a", "b"):
-            assert len(await fleet.speech_probabilities(start(sequence))) == 1
+            assert len(await speech_probabilities(fleet.hear, start(sequence))) == 1
         for sequence in ("a", "b", "b", "a"):
-            await fleet.speech_probabilities(more(sequence))
-        await fleet.speech_probabilities(end("b"))
-        await fleet.speech_probabilities(start("c"))
+            await speech_probabilities(fleet.hear, more(sequence))
+        await speech_probabilities(fleet.hear, end("b"))
+        await speech_probabilities(fleet.hear, start("c"))
     assert one.sequences == [("a", "start"), ("a", ""), ("a", "")]
     assert other.sequences == [("b", "start"), ("b", ""), ("b", ""), ("b", "end"), ("c", "start")]
 
@@ -87,25 +87,25 @@ async def test_a_sequence_stays_where_it_was_started_and_the_next_is_started_els
 async def test_a_lost_sequence_cannot_go_on_and_the_next_starts_on_a_server_that_works():
     one, other = SmallTriton(), SmallTriton()
     async with fleet_of(one, other) as fleet:
-        await fleet.speech_probabilities(start("a"))
+        await speech_probabilities(fleet.hear, start("a"))
         one.failure = AWAY
         with pytest.raises(SequenceLost, match="is stopping"):
-            await fleet.speech_probabilities(more("a"))
+            await speech_probabilities(fleet.hear, more("a"))
         with pytest.raises(SequenceLost, match="was not started"):
-            await fleet.speech_probabilities(more("a"))
+            await speech_probabilities(fleet.hear, more("a"))
         for sequence in ("a2", "b", "c"):
-            await fleet.speech_probabilities(start(sequence))
+            await speech_probabilities(fleet.hear, start(sequence))
     assert [sequence for sequence, _ in other.sequences] == ["a2", "b", "c"]
 
 
 async def test_a_sequence_that_was_forgotten_is_no_reason_to_avoid_the_server():
     one, other = SmallTriton(), SmallTriton()
     async with fleet_of(one, other) as fleet:
-        await fleet.speech_probabilities(start("a"))
+        await speech_probabilities(fleet.hear, start("a"))
         one.failures = [(404, "no state for the sequence 'a'")]
         with pytest.raises(SequenceLost, match="no state"):
-            await fleet.speech_probabilities(more("a"))
-        await fleet.speech_probabilities(start("a2"))
+            await speech_probabilities(fleet.hear, more("a"))
+        await speech_probabilities(fleet.hear, start("a2"))
     assert one.sequences[-1] == ("a2", "start")
 
 
@@ -265,13 +265,13 @@ async def test_a_silent_server_is_noticed_and_its_finals_are_asked_of_another(
     caplog.set_level(logging.INFO)
     one, other = SmallTriton(), SmallTriton()
     async with fleet_of(one, other) as fleet:
-        await fleet.speech_probabilities(start("a"))
+        await speech_probabilities(fleet.hear, start("a"))
         one.living.clear()
-        listening = asyncio.create_task(fleet.speech_probabilities(more("a")))
+        listening = asyncio.create_task(speech_probabilities(fleet.hear, more("a")))
         assert (await fleet.transcribe(final())).text == TEXT
         with pytest.raises(SequenceLost, match="is silent"):
             await listening
-        await fleet.speech_probabilities(start("a2"))
+        await speech_probabilities(fleet.hear, start("a2"))
         assert other.sequences == [("a2", "start")]
         assert set(await fleet.variants()) == {"fast", "accurate"}
         one.living.set()

@@ -5,7 +5,8 @@ One session between a client and the models, with coroutines of the test for bot
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,7 @@ from dalston.orchestrator.handler import (
     Models,
     handle,
 )
-from dalston.orchestrator.inference import InferenceError, SequenceLost
+from dalston.orchestrator.inference import Heard, InferenceError, SequenceLost
 from dalston.orchestrator.lag import Lag, LagLimits
 from dalston.orchestrator.messages import LONGEST_FRAME, SessionConfig, Snapshot
 from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptRequest
@@ -46,21 +47,60 @@ class Peer:
     lag_limits: LagLimits = field(default_factory=LagLimits)
     config: SessionConfig = field(default_factory=lambda: SessionConfig(language="en"))
     snapshot: Snapshot | None = None
-    frames: asyncio.Queue[str | bytes | None] = field(default_factory=asyncio.Queue)
+    frames: deque[str | bytes | None] = field(default_factory=deque[str | bytes | None])
     told: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     vad: Vad = field(default_factory=Vad)
     mute: bool = False
     ended_sequences: int = 0
+    asked: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
     read: int = 0  # frames that the handler has taken
+    paused: bool = True
+    hear: Callable[[str | bytes], None] | None = None
+    leave: Callable[[], None] | None = None
 
-    async def received(self) -> AsyncIterator[str | bytes]:
-        while (frame := await self.frames.get()) is not None:
-            self.read += 1
-            yield frame
+    # The line, as the handler has it.
+
+    def listen(self, hear: Callable[[str | bytes], None], leave: Callable[[], None]) -> None:
+        self.hear, self.leave = hear, leave
+        self.resume()
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+        asyncio.get_running_loop().call_soon(self.deliver)
+
+    def deliver(self) -> None:
+        while self.frames and not self.paused:
+            assert self.hear
+            assert self.leave
+            frame = self.frames.popleft()
+            if frame is None:
+                self.leave()
+            else:
+                self.read += 1
+                self.hear(frame)
+
+    async def say(self, frame: str) -> None:
+        await self.send(frame)
 
     async def send(self, text: str) -> None:
         self.told.append(json.loads(text))
+
+    # The models.
+
+    def ask_vad(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
+        async def answer() -> None:
+            try:
+                tell(await self.speech(request))
+            except SequenceLost as lost:
+                tell(lost)
+
+        task = asyncio.create_task(answer())
+        self.asked.add(task)
+        task.add_done_callback(self.asked.discard)
 
     async def speech(self, request: SpeechRequest) -> list[float]:
         await asyncio.sleep(0)
@@ -73,23 +113,23 @@ class Peer:
 
     def start(self) -> asyncio.Task[int | None]:
         session = Session("sess_1", self.config, "fast", languages={"en"}, snapshot=self.snapshot)
-        models = Models(self.speech, self.transcribe, lambda: self.mute)
+        models = Models(self.ask_vad, self.transcribe, lambda: self.mute)
         lag = Lag(self.lag_limits, session.received, asyncio.get_running_loop().time())
-        frames = self.received()
-        return asyncio.create_task(
-            handle(session, frames, self.send, models, self.limits, self.draining, lag)
-        )
+        return asyncio.create_task(handle(session, self, models, self.limits, self.draining, lag))
 
-    def say(self, *frames: str | bytes | None) -> None:
-        for frame in frames:
-            self.frames.put_nowait(frame)
+    # What the test does.
+
+    def speaks(self, *frames: str | bytes | None) -> None:
+        """None: it leaves."""
+        self.frames.extend(frames)
+        self.deliver()
 
     async def speak(self, audio: bytes, rate: int = 16_000) -> None:
         """In real time; 16 bit."""
         begun = asyncio.get_running_loop().time()
         for number, frame in enumerate(chunks(audio, [rate // 5])):
             await asyncio.sleep(begun + 0.1 * number - asyncio.get_running_loop().time())
-            self.say(frame)
+            self.speaks(frame)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.told if message["type"] == kind]
@@ -108,7 +148,7 @@ class Peer:
 async def ended(task: asyncio.Task[int | None]) -> int | None:
     """How the handler closed; and that it left no task behind."""
     code = await asyncio.wait_for(task, 20)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)  # for the VAD to hear of the end
     assert asyncio.all_tasks() == {asyncio.current_task()}
     return code
 
@@ -119,7 +159,7 @@ END = '{"type":"end"}'
 async def test_a_conversation_ends_with_session_end_and_1000() -> None:
     peer = Peer()
     task = peer.start()
-    peer.say(*chunks(SPOKEN, [3200]), END)
+    peer.speaks(*chunks(SPOKEN, [3200]), END)
     assert await ended(task) == 1000
     assert peer.finals() == ["wb wc wd"]
     assert peer.kinds()[0] == "session.begin"
@@ -136,11 +176,11 @@ async def test_reading_does_not_wait_for_the_models() -> None:
 
     peer.speech = slow
     task = peer.start()
-    peer.say(*chunks(bytes(32_000 * 10), [3200]))
+    peer.speaks(*chunks(bytes(32_000 * 10), [3200]))
     while peer.read < 100:
         await asyncio.sleep(0.01)
     answer.set()
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
 
 
@@ -154,7 +194,7 @@ async def test_reading_stops_when_the_session_is_far_behind_and_goes_on_later() 
 
     peer.speech = slow
     task = peer.start()
-    peer.say(*chunks(bytes(round(32_000 * (MAX_BACKLOG_S + 20))), [32_000]), END)
+    peer.speaks(*chunks(bytes(round(32_000 * (MAX_BACKLOG_S + 20))), [32_000]), END)
     await asyncio.sleep(0.3)
     assert MAX_BACKLOG_S - 1 <= peer.read <= MAX_BACKLOG_S + 1
     answer.set()
@@ -172,7 +212,7 @@ async def test_reading_stops_when_too_many_messages_wait_and_goes_on_later() -> 
 
     peer.speech = slow
     task = peer.start()
-    peer.say(bytes(32_000), *['{"type":"flush"}'] * 1000, SPOKEN, END)
+    peer.speaks(bytes(32_000), *['{"type":"flush"}'] * 1000, SPOKEN, END)
     await asyncio.sleep(0.3)
     assert peer.read == MAX_MESSAGES + 1
     answer.set()
@@ -183,9 +223,9 @@ async def test_reading_stops_when_too_many_messages_wait_and_goes_on_later() -> 
 async def test_a_client_that_leaves_in_the_middle_of_a_word_leaves_nothing_behind() -> None:
     peer = Peer()
     task = peer.start()
-    peer.say(*chunks(SPOKEN[: len(SPOKEN) // 2], [3200]))
+    peer.speaks(*chunks(SPOKEN[: len(SPOKEN) // 2], [3200]))
     await peer.until("vad.speech_start")
-    peer.say(None)
+    peer.speaks(None)
     assert await ended(task) is None
     # The VAD is told, or its state would linger until it is forgotten.
     assert peer.vad.states == {}
@@ -206,9 +246,9 @@ async def test_a_client_that_leaves_while_models_are_busy_cancels_them() -> None
 
     peer.transcribe = endless
     task = peer.start()
-    peer.say(*chunks(SPOKEN, [3200]))
+    peer.speaks(*chunks(SPOKEN, [3200]))
     await asked.wait()
-    peer.say(None)
+    peer.speaks(None)
     assert await ended(task) is None
     assert cancelled.is_set()
 
@@ -216,7 +256,7 @@ async def test_a_client_that_leaves_while_models_are_busy_cancels_them() -> None
 async def test_silence_on_the_line_ends_the_session_with_what_was_said() -> None:
     peer = Peer(limits=Limits(idle_s=0.4))
     task = peer.start()
-    peer.say(*chunks(SPOKEN[:30_000], [3200]))
+    peer.speaks(*chunks(SPOKEN[:30_000], [3200]))
     assert await ended(task) == 4008
     assert peer.finals() == ["wb wc"]
     error = next(m for m in peer.told if m["type"] == "error")
@@ -228,9 +268,9 @@ async def test_a_client_that_keeps_talking_is_not_idle() -> None:
     peer = Peer(limits=Limits(idle_s=0.5))
     task = peer.start()
     for _ in range(6):
-        peer.say(bytes(3200))
+        peer.speaks(bytes(3200))
         await asyncio.sleep(0.2)
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
 
 
@@ -238,9 +278,9 @@ async def test_a_ping_is_a_sign_of_life() -> None:
     peer = Peer(limits=Limits(idle_s=0.5))
     task = peer.start()
     for _ in range(5):
-        peer.say('{"type":"ping"}')
+        peer.speaks('{"type":"ping"}')
         await asyncio.sleep(0.2)
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
     assert peer.kinds().count("pong") == 5
 
@@ -249,7 +289,7 @@ async def test_the_longest_session_ends_in_order() -> None:
     peer = Peer(limits=Limits(session_s=0.5))
     task = peer.start()
     while not task.done():
-        peer.say(SPOKEN[:3200])
+        peer.speaks(SPOKEN[:3200])
         await asyncio.sleep(0.1)
     assert await ended(task) == 4008
     (error,) = peer.of("error")
@@ -261,7 +301,7 @@ async def test_the_longest_session_ends_in_order() -> None:
 async def test_a_drain_ends_the_session_in_order() -> None:
     peer = Peer()
     task = peer.start()
-    peer.say(*chunks(SPOKEN[:30_000], [3200]))
+    peer.speaks(*chunks(SPOKEN[:30_000], [3200]))
     await peer.until("vad.speech_start")
     peer.draining.set()
     assert await ended(task) == 1001
@@ -274,7 +314,7 @@ async def test_a_frame_that_is_no_message_is_answered_and_the_session_goes_on(te
     peer = Peer()
     task = peer.start()
     half = chunks(SPOKEN, [len(SPOKEN) // 2])
-    peer.say(half[0], text, *half[1:], END)
+    peer.speaks(half[0], text, *half[1:], END)
     assert await ended(task) == 1000
     (error,) = [m for m in peer.told if m["type"] == "error"]
     assert (error["code"], error["recoverable"]) == ("invalid_message", True)
@@ -285,7 +325,7 @@ async def test_a_frame_that_is_no_message_is_answered_and_the_session_goes_on(te
 async def test_a_frame_above_the_limit_ends_the_session_with_what_was_said(most: int) -> None:
     peer = Peer(limits=Limits(frame_bytes=most))
     task = peer.start()
-    peer.say(SPOKEN, bytes(most + 1))
+    peer.speaks(SPOKEN, bytes(most + 1))
     assert await ended(task) == 1009
     (error,) = [m for m in peer.told if m["type"] == "error"]
     assert (error["code"], error["recoverable"]) == ("invalid_message", False)
@@ -298,7 +338,7 @@ async def test_a_frame_above_the_limit_ends_the_session_with_what_was_said(most:
 async def test_a_frame_of_the_largest_size_is_taken(most: int) -> None:
     peer = Peer(limits=Limits(frame_bytes=most))
     task = peer.start()
-    peer.say(bytes(most), END)
+    peer.speaks(bytes(most), END)
     assert await ended(task) == 1000
 
 
@@ -315,7 +355,7 @@ async def test_a_final_is_asked_for_again_until_the_model_answers() -> None:
 
     peer.transcribe = shaky
     task = peer.start()
-    peer.say(*chunks(SPOKEN, [3200]), END)
+    peer.speaks(*chunks(SPOKEN, [3200]), END)
     assert await ended(task) == 1000
     assert peer.finals() == ["wb wc wd"]
     assert "error" not in peer.kinds()
@@ -334,10 +374,10 @@ async def test_a_final_that_fails_for_too_long_is_given_up_and_the_session_goes_
 
     peer.transcribe = shaky
     task = peer.start()
-    peer.say(SPOKEN[:30_000], '{"type":"flush"}')  # without a pause: no speculation is given up
+    peer.speaks(SPOKEN[:30_000], '{"type":"flush"}')  # without a pause: no speculation is given up
     await peer.until("error")
     away = False
-    peer.say(SPOKEN, END)
+    peer.speaks(SPOKEN, END)
     assert await ended(task) == 1000
     (error,) = peer.of("error")
     assert (error["code"], error["recoverable"]) == ("internal_error", True)
@@ -360,7 +400,7 @@ async def test_a_final_that_cannot_be_made_is_an_error_and_the_session_goes_on()
     peer.transcribe = picky
     task = peer.start()
     # Without a pause there is no speculation that could be asked again.
-    peer.say(SPOKEN[:30_000], '{"type":"flush"}', SPOKEN, END)
+    peer.speaks(SPOKEN[:30_000], '{"type":"flush"}', SPOKEN, END)
     assert await ended(task) == 1000
     (error,) = [m for m in peer.told if m["type"] == "error"]
     assert (error["code"], error["recoverable"]) == ("internal_error", True)
@@ -378,7 +418,7 @@ async def test_partials_that_fail_are_not_missed() -> None:
 
     peer.transcribe = no_partials
     task = peer.start()
-    peer.say(*chunks(SPOKEN, [3200]), END)
+    peer.speaks(*chunks(SPOKEN, [3200]), END)
     assert await ended(task) == 1000
     assert peer.finals() == ["wb wc wd"]
 
@@ -396,7 +436,7 @@ async def test_a_vad_that_comes_back_costs_nothing() -> None:
 
     peer.speech = shaky
     task = peer.start()
-    peer.say(*chunks(SPOKEN, [3200]), END)
+    peer.speaks(*chunks(SPOKEN, [3200]), END)
     assert await ended(task) == 1000
     assert peer.finals() == ["wb wc wd"]
 
@@ -409,7 +449,7 @@ async def test_a_vad_that_stays_away_ends_the_session_with_an_error() -> None:
 
     vars(peer)["speech"] = dead
     task = peer.start()
-    peer.say(*chunks(SPOKEN, [3200]))
+    peer.speaks(*chunks(SPOKEN, [3200]))
     assert await ended(task) == 1011
     assert peer.told[-1]["code"] == "internal_error"
     assert "connection refused" in peer.told[-1]["message"]
@@ -429,7 +469,7 @@ async def test_a_stale_request_is_cancelled_not_computed() -> None:
 
     peer.transcribe = slow
     task = peer.start()
-    peer.say(*chunks(SPOKEN, [3200]), END)
+    peer.speaks(*chunks(SPOKEN, [3200]), END)
     assert await ended(task) == 1000
     assert cancelled == ["partial"]
 
@@ -452,8 +492,8 @@ async def test_a_slow_reader_loses_partials_first() -> None:
     task = peer.start()
     spoken = pcm(np.concatenate([say([k % 12 for k in range(80)]), silence(0.7)]))
     for _ in range(4):  # 26 s each, 50 partials
-        peer.say(*chunks(spoken, [3200]))
-    peer.say(END)
+        peer.speaks(*chunks(spoken, [3200]))
+    peer.speaks(END)
     while finals < 4:
         await asyncio.sleep(0.01)
     reading.set()
@@ -478,7 +518,7 @@ async def test_a_reader_that_never_reads_is_let_go_with_the_reason() -> None:
     peer = Peer(limits=Limits(reader_s=60))
     read_until(peer, 1)
     task = peer.start()
-    peer.say(*['{"type":"ping"}'] * (MESSAGES_WAITING + 10))
+    peer.speaks(*['{"type":"ping"}'] * (MESSAGES_WAITING + 10))
     assert await ended(task) == 4011
     assert peer.kinds() == ["session.begin", "error"]
     assert (peer.told[1]["code"], peer.told[1]["recoverable"]) == ("slow_reader", False)
@@ -495,7 +535,7 @@ async def test_a_reader_of_long_messages_is_let_go_after_fewer_of_them() -> None
     peer.transcribe = verbose
     task = peer.start()
     for _ in range(4):  # the last is not told any more
-        peer.say(SPOKEN)
+        peer.speaks(SPOKEN)
     assert await ended(task) == 4011
     assert peer.read < MESSAGES_WAITING
 
@@ -504,7 +544,7 @@ async def test_a_message_that_does_not_leave_in_time_is_enough() -> None:
     peer = Peer(limits=Limits(reader_s=0.3))
     read_until(peer, 1)
     task = peer.start()
-    peer.say('{"type":"ping"}')
+    peer.speaks('{"type":"ping"}')
     assert await ended(task) == 4011
     assert peer.told[-1]["code"] == "slow_reader"
 
@@ -523,7 +563,7 @@ async def test_an_end_that_is_not_read_does_not_keep_the_session() -> None:
     peer = Peer(limits=Limits(reader_s=0.3))
     read_until(peer, 1)
     task = peer.start()
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 4011
 
 
@@ -536,7 +576,7 @@ async def test_a_reader_that_takes_a_while_is_let_read() -> None:
 
     peer.send = slow
     task = peer.start()
-    peer.say(*['{"type":"ping"}'] * 10, END)
+    peer.speaks(*['{"type":"ping"}'] * 10, END)
     assert await ended(task) == 1000
     assert peer.kinds().count("pong") == 10
 
@@ -559,7 +599,7 @@ async def test_a_bug_in_the_models_is_raised_not_swallowed() -> None:
 
     vars(peer)["transcribe"] = buggy
     task = peer.start()
-    peer.say(*chunks(SPOKEN, [3200]))
+    peer.speaks(*chunks(SPOKEN, [3200]))
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(task, 20)
 
@@ -574,7 +614,7 @@ async def test_who_is_heard_in_time_has_no_lag_at_any_sample_rate(rate: int) -> 
     peer = Peer(lag_limits=LAG, config=SessionConfig(language="en", sample_rate=rate, ack=True))
     task = peer.start()
     await peer.speak(pcm(say([1, 2, 3, 4, 5], rate)), rate)
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
     assert not peer.of("warning")
     (first, *_) = peer.of("ack")
@@ -634,7 +674,7 @@ async def test_a_long_utterance_is_no_lag_before_its_final_is_due() -> None:
     peer = Peer(lag_limits=LAG)
     task = peer.start()
     await peer.speak(pcm(say([k % 12 for k in range(7)])))
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
     assert not peer.of("warning")
 
@@ -656,7 +696,7 @@ async def test_when_a_session_is_behind_an_utterance_gets_one_partial() -> None:
     peer.speech, peer.transcribe = behind, counted
     task = peer.start()
     await peer.speak(pcm(say([k % 12 for k in range(12)])))  # 3.84 s: seven partials else
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
     assert partials == 1
 
@@ -673,7 +713,7 @@ async def test_an_outage_is_no_lag_and_what_was_said_meanwhile_is_told_late_but_
     peer.speech = away
     task = peer.start()
     await peer.speak(SPOKEN + SPOKEN)
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
     assert peer.finals() == ["wb wc wd", "wb wc wd"]
     assert not peer.of("warning")
@@ -691,7 +731,7 @@ async def test_finals_that_are_asked_for_again_are_no_lag() -> None:
     peer.transcribe = away
     task = peer.start()
     await peer.speak(SPOKEN + bytes(32_000 * 2))
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
     assert peer.finals() == ["wb wc wd"]
     assert not peer.of("warning")
@@ -711,7 +751,7 @@ async def test_a_model_that_answers_nobody_is_an_outage_though_nothing_fails() -
     peer.transcribe = hangs
     task = peer.start()
     await peer.speak(SPOKEN + bytes(32_000 * 4))
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
     assert peer.finals() == ["wb wc wd"]
 
@@ -723,7 +763,7 @@ async def test_without_being_asked_for_there_are_no_acks() -> None:
     peer = Peer()
     task = peer.start()
     await peer.speak(SPOKEN)
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
     assert not peer.of("ack")
 
@@ -732,7 +772,7 @@ async def test_acks_come_every_second_and_are_never_ahead_of_the_snapshot_before
     peer = Peer(config=SessionConfig(language="en", ack=True))
     task = peer.start()
     await peer.speak(SPOKEN + SPOKEN)
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
     acks = peer.of("ack")
     assert len(acks) in (3, 4)
@@ -757,21 +797,21 @@ async def test_an_ack_does_not_wait_for_a_final() -> None:
 
     peer.transcribe = slow
     task = peer.start()
-    peer.say(SPOKEN)
+    peer.speaks(SPOKEN)
     await peer.until("ack")
     assert not peer.finals()
     assert peer.of("ack")[0]["finalised"] == 0
     answer.set()
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
 
 
 async def test_a_client_that_sends_nothing_gets_no_second_ack() -> None:
     peer = Peer(config=SessionConfig(language="en", ack=True))
     task = peer.start()
-    peer.say(bytes(32_000))
+    peer.speaks(bytes(32_000))
     await asyncio.sleep(2.8)
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
     assert len(peer.of("ack")) == 1
 
@@ -779,7 +819,7 @@ async def test_a_client_that_sends_nothing_gets_no_second_ack() -> None:
 async def test_a_session_that_goes_on_is_final_up_to_its_snapshot() -> None:
     first = Peer()
     task = first.start()
-    first.say(SPOKEN, END)
+    first.speaks(SPOKEN, END)
     assert await ended(task) == 1000
     (told,) = first.of("session.snapshot")
     told.pop("type")
@@ -789,10 +829,10 @@ async def test_a_session_that_goes_on_is_final_up_to_its_snapshot() -> None:
     )
     second = Peer(snapshot=snapshot)
     task = second.start()
-    second.say(SPOKEN[2 * snapshot.replay_from :] + bytes(16_000))
+    second.speaks(SPOKEN[2 * snapshot.replay_from :] + bytes(16_000))
     await second.until("ack")
     assert second.of("ack")[0]["finalised"] == snapshot.replay_from / 16_000
-    second.say(END)
+    second.speaks(END)
     assert await ended(task) == 1000
 
 
@@ -819,9 +859,9 @@ async def test_what_a_session_lasted_elsewhere_counts() -> None:
 async def test_a_session_that_has_time_left_is_heard_to_its_end() -> None:
     peer = Peer(limits=Limits(session_s=3660), snapshot=AN_HOUR)
     task = peer.start()
-    peer.say(SPOKEN)
+    peer.speaks(SPOKEN)
     await peer.until("transcript.final")
-    peer.say(END)
+    peer.speaks(END)
     assert await ended(task) == 1000
     assert peer.finals() == ["wb wc wd"]
 
@@ -845,9 +885,9 @@ def test_however_it_is_cut_the_finals_of_a_session_with_acks_are_the_same(
         peer = Peer(config=SessionConfig(language="en", ack=ack, word_timestamps=True))
         task = peer.start()
         for frame in frames:
-            peer.say(frame)
+            peer.speaks(frame)
             await asyncio.sleep(seconds / len(frames))
-        peer.say(END)
+        peer.speaks(END)
         assert await ended(task) == 1000
         assert bool(peer.of("ack")) is ack
         assert peer.kinds()[-1] == "session.end"

@@ -728,7 +728,9 @@ WRONG = json.dumps({"type": "x" * 200})  # the answer repeats it
 async def push(session: ClientConnection) -> None:
     with contextlib.suppress(ConnectionClosed):
         while True:
-            await session.send(WRONG)
+            for _ in range(100):
+                await session.send(WRONG)
+            await asyncio.sleep(0)  # the worker shares this loop
 
 
 @pytest.mark.parametrize("reader_seconds", [0.5, 60], ids=["by time", "by size"])

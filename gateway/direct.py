@@ -1,0 +1,168 @@
+"""
+A short way for what a caller says.
+
+uvicorn carries each frame through a queue to the task that serves its connection, and stops and
+starts reading around it: for speech, ten frames a second of every caller, that is most of what a
+gateway does (docs/log.md). Here a task can ask to be called with each frame instead. What is sent,
+how a connection begins and ends, and everything unusual is uvicorn's and the websockets library's
+business as before.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.types import Scope
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import apply_mask  # pyright: ignore[reportPrivateImportUsage]
+from websockets.http11 import Request
+from websockets.protocol import State
+
+Frame = str | bytes
+
+_NAME = "dalston.direct"  # in a connection's scope
+_BINARY = 0x82  # a whole message of bytes: final, no extension
+_USUAL = bytes((_BINARY, 0xFE))  # masked, and its length in the next two bytes
+
+
+class Cutter:
+    """Cuts what a client sends where a frame ends. RFC 6455, section 5.2."""
+
+    def __init__(self, longest: int):
+        """longest: bytes of a frame. What follows one that is longer is not cut any more."""
+        self._longest = longest
+        self._rest = bytearray()  # the beginning of a frame
+        self._wanted = 0  # bytes of it, as far as is known
+        self._whole = True  # frames can still be told apart
+
+    @property
+    def between(self) -> bool:
+        """What comes next is the beginning of a frame."""
+        return self._whole and not self._rest
+
+    def receive(self, data: bytes) -> tuple[list[bytes], bytes]:
+        """The frames that are whole now, each by itself, and what cannot be cut."""
+        frames, at = list[bytes](), 0
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._wanted:
+                return frames, b""
+            data, self._rest = bytes(self._rest), bytearray()
+        while self._whole and at < len(data):
+            end = at + self._size(data, at)
+            if not self._whole:
+                break
+            if end > len(data):
+                self._rest += data[at:]
+                self._wanted = end - at
+                return frames, b""
+            frames.append(data[at:end])
+            at = end
+        return frames, data[at:]
+
+    def _size(self, data: bytes, at: int) -> int:
+        """Bytes of the frame that begins here, or more than there are while that is unknown."""
+        if len(data) < at + 2:
+            return 2
+        masked, length = data[at + 1] & 0x80, data[at + 1] & 0x7F
+        head = 2
+        if length >= 126:
+            head = 4 if length == 126 else 10
+            if len(data) < at + head:
+                return head
+            length = int.from_bytes(data[at + 2 : at + head])
+        if length > self._longest:
+            self._whole = False
+        return head + (4 if masked else 0) + length
+
+
+def payload(frame: bytes) -> bytes | None:
+    """Of a whole message of bytes; None of any other frame."""
+    if frame[0] != _BINARY or not frame[1] & 0x80:
+        return None
+    length = frame[1] & 0x7F
+    mask = 2 if length < 126 else 4 if length == 126 else 10
+    return apply_mask(frame[mask + 4 :], frame[mask : mask + 4])
+
+
+class Direct(WebSocketsSansIOProtocol):
+    """To be given to uvicorn as its protocol for WebSockets."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._hear: Callable[[Frame], None] | None = None
+        self._cutter: Cutter | None = None  # once the request is read
+        self._fragments = False  # a message has begun that has not ended
+        self._simple = False  # the next byte begins a frame, and a message
+
+    @classmethod
+    def of(cls, scope: Scope) -> "Direct":
+        """The protocol of a connection."""
+        return scope[_NAME]
+
+    def listen(self, hear: Callable[[Frame], None]) -> None:
+        """From now on `hear` is called with each frame. receive() tells only of the end."""
+        self._hear = hear
+        waiting = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
+        for message in waiting:
+            if message["type"] == "websocket.receive":
+                hear(message.get("bytes") or message.get("text") or b"")
+            else:
+                self.queue.put_nowait(message)
+
+    def pause(self) -> None:
+        """Read no more. What was read already is still heard."""
+        if not self.read_paused and not self.transport.is_closing():
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self.read_paused and not self.transport.is_closing():
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    # What uvicorn and its transport do.
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if not self.close_sent:
+            self.scope[_NAME] = self  # pyright: ignore[reportGeneralTypeIssues]
+
+    def data_received(self, data: bytes) -> None:
+        # Most of what comes is this: one message of 126 to 65,535 bytes, masked, and nothing else.
+        # With a cold cache each step less is felt.
+        if self._simple and self._hear and len(data) > 133 and data[:2] == _USUAL:
+            if len(data) == 8 + (data[2] << 8) + data[3]:
+                return self._hear(apply_mask(memoryview(data)[8:], data[4:8]))
+        if self._cutter is None:
+            self._cutter = Cutter(self.config.ws_max_size)
+            super().data_received(data)
+        else:
+            frames, rest = self._cutter.receive(data)
+            for frame in frames:
+                self._receive(frame)
+            if rest:
+                super().data_received(rest)
+        self._simple = (
+            self._cutter.between and not self._fragments and self.conn.state is State.OPEN
+        )
+
+    def _receive(self, frame: bytes) -> None:
+        if self._hear and not self._fragments and self.conn.state is State.OPEN:
+            if (said := payload(frame)) is not None:
+                return self._hear(said)
+        if frame[0] & 0x0F < 0x8:  # no control frame: those may come in between
+            self._fragments = not frame[0] & 0x80
+        super().data_received(frame)
+
+    def send_receive_event_to_app(self) -> None:
+        if self._hear is None or self.close_sent:
+            return super().send_receive_event_to_app()
+        data, self.frames = b"".join(self.frames), []
+        if self.curr_msg_data_type == "bytes":
+            return self._hear(data)
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            self.conn.send_close(1007)
+            return self.handle_parser_exception()
+        self._hear(text)
