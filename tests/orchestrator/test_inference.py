@@ -6,9 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from instant import serving
 from recordings import spoken
+from small_triton import SmallTriton, start
 
-from dalston.orchestrator.inference import InferenceError, Triton
+from dalston.orchestrator import inference
+from dalston.orchestrator.inference import Heard, InferenceError, Triton
 from dalston.orchestrator.requests import TranscriptRequest
 from dalston.triton.contract import VARIANTS, Variant
 
@@ -103,3 +106,41 @@ async def test_a_triton_that_is_not_there_may_be_asked_again():
         await nobody.variants()
     assert refused.value.retryable
     await nobody.close()
+
+
+async def test_questions_to_the_vad_that_come_close_together_leave_together(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(inference, "SPEECH_EVERY_S", 0.5)
+    small, heard = SmallTriton(), list[Heard]()
+    async with serving(small) as port:
+        triton = Triton(f"127.0.0.1:{port}")
+        for sequence in ("first", "second", "third", "fourth"):
+            triton.hear(start(sequence), heard.append)
+            await asyncio.sleep(0.02)
+        # The first waits for nobody, the others for each other, and none is lost.
+        assert small.sequences == [("first", "start")]
+        async with asyncio.timeout(5):
+            while len(heard) < 4:
+                await asyncio.sleep(0.01)
+        assert sorted(small.sequences[1:]) == [(n, "start") for n in ("fourth", "second", "third")]
+        await asyncio.sleep(0.6)
+        triton.hear(start("fifth"), heard.append)
+        await asyncio.sleep(0.1)
+        assert len(heard) == 5
+        await triton.close()
+
+
+async def test_questions_to_the_vad_that_have_not_left_end_with_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(inference, "SPEECH_EVERY_S", 0.2)
+    small, heard = SmallTriton(), list[Heard]()
+    async with serving(small) as port:
+        triton = Triton(f"127.0.0.1:{port}")
+        triton.hear(start("first"), heard.append)
+        triton.hear(start("second"), heard.append)
+        await asyncio.sleep(0.1)
+        await triton.close()
+        await asyncio.sleep(0.3)
+    assert small.sequences == [("first", "start")]
