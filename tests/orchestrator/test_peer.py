@@ -308,6 +308,19 @@ async def test_a_server_that_does_not_answer_is_not_waited_for() -> None:
         await asyncio.wait_for(left.wait(), 2)
 
 
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 101 Switch"])
+async def test_a_server_that_closes_before_it_has_answered_is_not_reached(answer: bytes) -> None:
+    async def shy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(shy, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ConnectionResetError):
+            await connected(f"ws://127.0.0.1:{port}/", {}, LONGEST, 2.0)
+
+
 async def test_an_answer_that_nobody_waits_for_any_more_leaves_no_connection() -> None:
     async with server() as served:
         asking = asyncio.create_task(connected(served.url, {}, LONGEST, 5.0))
