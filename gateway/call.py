@@ -23,6 +23,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
 
 from dalston.gateway import metrics
+from dalston.gateway.direct import Direct
 from dalston.gateway.intake import Intake
 from dalston.gateway.link import (
     BEGIN_S,
@@ -60,6 +61,7 @@ LAST_WORDS_S = 2.0  # for a client to take them
 # Workers lost without a snapshot in between: audio that kills whoever hears it is told to no more.
 MOST_LOSSES = 8
 _SLOW_READER, TOO_FAST = 4011, 4029
+_ERROR = '{"type":"error"'
 
 
 class Unreachable(Exception):
@@ -89,7 +91,7 @@ class Call:
         settings: GatewaySettings,
     ):
         self.slot = slot
-        self._websocket = websocket
+        self._websocket, self._caller = websocket, Direct.of(websocket.scope)
         self._context = copy_context()  # whose session it is: for log lines
         self._relay = relay
         self._slots = slots
@@ -213,6 +215,9 @@ class Call:
     # The client's side.
 
     async def _tell(self, frame: str) -> None:
+        # Errors are counted on the way through ASGI.
+        if not frame.startswith(_ERROR) and self._caller.tell(frame):
+            return
         self._telling = True
         try:
             async with asyncio.timeout(self._reader_s):

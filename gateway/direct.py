@@ -109,6 +109,16 @@ class Direct(WebSocketsSansIOProtocol):
             else:
                 self.queue.put_nowait(message)
 
+    def tell(self, text: str) -> bool:
+        """Send it at once. False: it was not, since the client does not read, or is leaving; then
+        ASGI's way is the one to take."""
+        open = self.conn.state is State.OPEN and not self.disconnected
+        if not (open and self.writable.is_set()):
+            return False
+        self.conn.send_text(text.encode())
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        return True
+
     def pause(self) -> None:
         """Read no more. What was read already is still heard."""
         if not self.read_paused and not self.transport.is_closing():

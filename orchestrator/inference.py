@@ -1,9 +1,9 @@
 """
 The models of one Triton, as coroutines. fleet.py makes one of several.
 
-Finals are asked for at once. Partials wait here while as many are under way as keep the models
-busy, so that a final finds few of them before it, and the first of an utterance before others;
-Triton's own priorities would do some of this too, but stall its batcher (docs/log.md).
+Finals are asked for at once, and so is the first partial of an utterance. Other partials wait here
+while as much is under way as keeps the models busy, so that what is waited for finds little before
+it; Triton's own priorities would do some of this too, but stall its batcher (docs/log.md).
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from dalston.triton.contract import STAGES, VAD_MODEL, VARIANTS, whisper_model
 SPEECH_DEADLINE_S = 10.0
 # Questions to the VAD that come closer together than this leave together. Where there are many,
 # that halves what one costs worker, Triton and VAD (docs/log.md); where there are few, none waits.
-SPEECH_EVERY_S = 0.03
+SPEECH_EVERY_S = 0.04
 PARTIAL_DEADLINE_S = 5.0  # another is due long before
 FINAL_DEADLINE_S = 60.0
 PROBE_DEADLINE_S = 10.0  # behind a queue of finals
@@ -101,8 +101,8 @@ class Triton:
         self._speech_left = -math.inf  # loop time, the last
         self._speech_leaves: asyncio.TimerHandle | None = None
         self._waiting = 0  # partials, for their turn
-        # By variant, as large as the variant was when it was first seen.
-        self._partials: dict[str, Turns] = {}
+        # Of transcripts, by variant; as large as the variant was when it was first seen.
+        self._turns: dict[str, Turns] = {}
 
     async def close(self) -> None:
         if self._speech_leaves:
@@ -137,7 +137,7 @@ class Triton:
                     tuple(config.parameters["languages"].string_value.split()),
                     config.partials_in_flight,
                 )
-                self._partials.setdefault(variant, Turns(loaded[variant].partials_in_flight))
+                self._turns.setdefault(variant, Turns(loaded[variant].partials_in_flight))
         except CallFailed as error:
             raise InferenceError(_sentence(error), retryable=True, code=error.code) from None
         if not loaded:
@@ -211,13 +211,16 @@ class Triton:
     async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
         """For a variant of `variants`. Raises InferenceError."""
         if request.kind == "partial":
-            turns = self._partials[request.variant]
-            self._waiting += 1
-            try:
-                await turns.take(request.urgent)
-            finally:
-                self._waiting -= 1
-            request = request.newest() if request.newest else request
+            turns = self._turns[request.variant]
+            if request.urgent:
+                turns.go()
+            else:
+                self._waiting += 1
+                try:
+                    await turns.take()
+                finally:
+                    self._waiting -= 1
+                request = request.newest() if request.newest else request
             outputs = await self._whisper(request, PARTIAL_DEADLINE_S, over=turns.give_back)
             return _hypothesis(outputs, {})
         asked = time.perf_counter()
@@ -232,8 +235,10 @@ class Triton:
 
     async def _final(self, request: TranscriptRequest, full_window: bool = False) -> dict[str, Any]:
         about = {"dalston.triton": self.url, "dalston.full_window": full_window}
+        turns = self._turns[request.variant]
+        turns.go()
         with traces.span(whisper_model(request.variant), about, kind="client"):
-            return await self._whisper(request, FINAL_DEADLINE_S, full_window)
+            return await self._whisper(request, FINAL_DEADLINE_S, full_window, turns.give_back)
 
     async def _whisper(
         self,
@@ -280,9 +285,10 @@ class _Config(msgspec.Struct):
 
     @property
     def partials_in_flight(self) -> int:
-        """Enough to keep every instance busy: a batch on a GPU; on a CPU one row and the next."""
+        """Enough to keep every instance busy, and batches as large as finals can wait for: on a
+        CPU a row in a batch of three costs two thirds of one alone."""
         (group,) = self.instance_group
-        rows = self.max_batch_size if group.kind == "KIND_GPU" else 2
+        rows = self.max_batch_size if group.kind == "KIND_GPU" else 3
         return rows * group.count
 
 

@@ -36,8 +36,8 @@ class TranscriptRequest:
     draft: tuple[int, ...] = ()  # and that probably follow: what is asked costs less if they do
     words: bool = False
     segment_id: str = field(default="", compare=False)  # of a final: for people who look at traces
-    # Of partials that have to wait for their turn: nothing of their utterance was shown yet, and
-    # what to ask instead once it is there, with the audio that came meanwhile.
+    # Of partials: nothing of their utterance was shown yet, so they wait for no turn. And of others
+    # what to ask instead once their turn is there, with the audio that came meanwhile.
     urgent: bool = False
     newest: Callable[[], "TranscriptRequest"] | None = None
 

@@ -1,25 +1,27 @@
 """
-Who is next: so many at a time, the urgent first, and else in the order they came.
+Who is next: so many at a time. What cannot wait goes at once, and takes a turn all the same.
 """
 
 import asyncio
-import heapq
-import itertools
+from collections import deque
 
 
 class Turns:
     def __init__(self, at_once: int):
-        self._free = at_once
-        self._waiting: list[tuple[bool, int, asyncio.Future[None]]] = []  # a heap
-        self._numbers = itertools.count()
+        self._free = at_once  # below 0: more have gone than should at a time
+        self._waiting = deque[asyncio.Future[None]]()
 
-    async def take(self, urgent: bool = False) -> None:
+    def go(self) -> None:
+        """Without waiting; to be given back."""
+        self._free -= 1
+
+    async def take(self) -> None:
         """Wait for a turn; it has to be given back."""
-        if self._free:  # then nobody waits
+        if self._free > 0 and not self._waiting:
             self._free -= 1
             return
         turn = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (not urgent, next(self._numbers), turn))
+        self._waiting.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -28,9 +30,9 @@ class Turns:
             raise
 
     def give_back(self) -> None:
-        while self._waiting:
-            _, _, turn = heapq.heappop(self._waiting)
-            if not turn.done():
-                turn.set_result(None)
-                return
         self._free += 1
+        while self._free > 0 and self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._free -= 1
+                turn.set_result(None)

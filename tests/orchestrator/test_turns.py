@@ -28,23 +28,35 @@ async def test_so_many_at_a_time_and_the_rest_in_the_order_they_came():
     assert went == [0, 1, 2, 3]
 
 
-async def test_the_urgent_go_first():
-    turns, went = Turns(1), list[str]()
+async def test_what_goes_without_waiting_is_made_up_for():
+    turns, went = Turns(2), list[int]()
 
-    async def one(name: str, urgent: bool) -> None:
-        await turns.take(urgent)
-        went.append(name)
-        turns.give_back()
+    async def one(number: int) -> None:
+        await turns.take()
+        went.append(number)
 
+    for _ in range(3):
+        turns.go()
+    tasks = [asyncio.create_task(one(number)) for number in range(2)]
+    for back, expected in enumerate([[], [], [0], [0, 1]]):
+        if back:
+            turns.give_back()
+        await settled()
+        assert went == expected
+    await asyncio.gather(*tasks)
+
+
+async def test_nobody_overtakes_who_waits():
+    turns = Turns(1)
     await turns.take()
-    tasks = [
-        asyncio.create_task(one(name, urgent))
-        for name, urgent in [("a", False), ("B", True), ("c", False), ("D", True)]
-    ]
+    first = asyncio.create_task(turns.take())
     await settled()
     turns.give_back()
-    await asyncio.gather(*tasks)
-    assert went == ["B", "D", "a", "c"]
+    second = asyncio.create_task(turns.take())
+    await settled()
+    assert (first.done(), second.done()) == (True, False)
+    turns.give_back()
+    await asyncio.wait_for(second, 1)
 
 
 @pytest.mark.parametrize("comes_first", [False, True])
