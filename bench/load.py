@@ -203,7 +203,9 @@ async def whole(seconds: float, searches: int) -> dict[str, Any]:
         streams = max(1, int(SHARE * most))
         console.print(f"most streams: {most}, of {found}; now {streams}")
         tiny = slo.summary(await b.run(streams), b.alone)
-    ratio = await ceiling(most) if most else 0.0
+    # Each is a run and its replay one after the other, and the machine is not equally fast in both.
+    ratios = [await ceiling(most) for _ in range(searches)] if most else [0.0]
+    ratio = statistics.median(ratios)
     console.print(f"the models alone need {100 * ratio:.0f} % of the time of {most} streams")
     async with bench("demo", seconds, MOST_STREAMS) as b:
         run = await b.run(streams)
@@ -228,6 +230,7 @@ async def whole(seconds: float, searches: int) -> dict[str, Any]:
         "streams_at_slo": most,
         "searches": found,
         "ceiling_ratio": round(ratio, 3),
+        "ceilings": [round(ratio, 3) for ratio in ratios],
         **{key: tiny[key] for key in keys},
         "unstable_partial_word_ratio": demo["unstable_partial_word_ratio"],
         **words,
