@@ -17,7 +17,7 @@ from websockets.frames import apply_mask  # pyright: ignore[reportPrivateImportU
 from websockets.http11 import Request
 from websockets.protocol import State
 
-Frame = str | bytes
+from dalston.orchestrator.peer import Frame
 
 _NAME = "dalston.direct"  # in a connection's scope
 _BINARY = 0x82  # a whole message of bytes: final, no extension
@@ -105,7 +105,8 @@ class Direct(WebSocketsSansIOProtocol):
         waiting = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
         for message in waiting:
             if message["type"] == "websocket.receive":
-                hear(message.get("bytes") or message.get("text") or b"")
+                text = message.get("text")
+                hear(message.get("bytes") or b"" if text is None else text)
             else:
                 self.queue.put_nowait(message)
 

@@ -9,10 +9,10 @@ worker does not take what it is sent. What was read before that waits here.
 import asyncio
 from collections import deque
 
-from dalston.gateway.direct import Direct, Frame
+from dalston.gateway.direct import Direct
 from dalston.gateway.pace import Pace, TooFast
 from dalston.gateway.relay import Relay
-from dalston.orchestrator.peer import Peer
+from dalston.orchestrator.peer import Frame, Peer
 
 # The longest pause between two frames of a client that pushes: if it leaves, that is noticed then.
 SLOWED_S = 1.0
