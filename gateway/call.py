@@ -36,6 +36,7 @@ from dalston.gateway.link import (
     begin,
     lost,
 )
+from dalston.gateway.record import Record
 from dalston.gateway.relay import Relay
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator import request_ids
@@ -55,8 +56,6 @@ logger = logging.getLogger(__name__)
 # To look for a worker that answers, before the client is sent away: the first may be mute.
 FIRST_WORKER_S = 2 * (CONNECT_S + BEGIN_S)
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
-SAVE_AGAIN_S = 1.0
-SAVE_AFTER_S = 0.05  # a final and the snapshot behind it are one
 LAST_WORDS_S = 2.0  # for a client to take them
 # Workers lost without a snapshot in between: audio that kills whoever hears it is told to no more.
 MOST_LOSSES = 8
@@ -100,8 +99,9 @@ class Call:
         self._secret = settings.worker_secret
         self._link: Peer | None = None  # that is being listened to
         self._telling = False  # the client has not taken the last message yet
-        self._unsaved = asyncio.Event()
-        self._over = asyncio.Event()
+        self._kept = Record(
+            relay, slots, lambda: self.slot, lambda: self.send_away("taken_over", None)
+        )
         self._intake = intake
         self._reader_s = settings.reader_seconds
         # What the client is told last, and the code to close with, when it is us who end the call.
@@ -116,7 +116,7 @@ class Call:
         """Until either side has ended."""
         tasks = [
             asyncio.create_task(work)
-            for work in (left(self._websocket), self._serve(), self._save())
+            for work in (left(self._websocket), self._serve(), self._kept.keep())
         ]
         leaving, serving, saving = tasks
         asking = [leaving, serving]
@@ -132,7 +132,7 @@ class Call:
             if self._leave.done():
                 await self._stop(asking)
                 message, code = self._leave.result()
-                await self._save_now()  # before the client asks for it elsewhere
+                await self._kept.write()  # before the client asks for it elsewhere
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LAST_WORDS_S):
                         await self._websocket.send_text(serialize(request_ids.named(message)))
@@ -143,8 +143,7 @@ class Call:
             self._intake.end()
             await self._stop(asking)
             # Not cancelled: redis-py swallows that at times, and what is half said is to be saved.
-            self._over.set()
-            self._unsaved.set()
+            self._kept.end()
             # Shielded: a server that stops cancels us, and the slot must come back all the same.
             await asyncio.shield(self._go(saving))
 
@@ -193,8 +192,7 @@ class Call:
         return self._relay.config.ack
 
     def save_everything(self) -> None:
-        self._relay.nothing_is_saved()
-        self._unsaved.set()
+        self._kept.everything()
 
     def look_after(self, now: float) -> None:
         """To be called every fifth of worker_silent_seconds: a worker that is quiet for a third of
@@ -287,7 +285,7 @@ class Call:
             recovery_hint="connect again with resume_session_id",
         )
         self._status = "error"
-        await self._save_now()
+        await self._kept.write()
         await self._tell(serialize(message))
         await self._websocket.close(INTERNAL)
 
@@ -350,8 +348,8 @@ class Call:
             missed = relay.missed()
             told = relay.pass_on(frame)
             # Whoever is told that it has begun can go on with it elsewhere.
-            if not told or not await self._save_now():
-                self._unsaved.set()
+            if not told or not await self._kept.write():
+                self._kept.more()
             for known in (told, *missed):
                 if known:
                     await self._tell(known)
@@ -379,7 +377,7 @@ class Call:
                 if told is not None:
                     await self._tell(told)
                 if relay.has_unsaved:
-                    self._unsaved.set()
+                    self._kept.more()
                     self._intake.go_on()
         except Gone:
             pass
@@ -400,40 +398,3 @@ class Call:
                 number = max(number, self._relay.first_held) + 1
                 await link.say(frame)
             self._intake.pass_to(link)
-
-    # The register.
-
-    async def _save(self) -> None:
-        """Keep what another gateway needs to go on, whenever there is more of it."""
-        while not self._over.is_set():
-            await self._unsaved.wait()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SAVE_AFTER_S):
-                    await self._over.wait()
-            self._unsaved.clear()
-            if not await self._save_now() and not self._over.is_set():
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(SAVE_AGAIN_S):
-                        await self._unsaved.wait()
-                self._unsaved.set()
-
-    async def _save_now(self) -> bool:
-        relay, slot = self._relay, self.slot
-        while fields := relay.unsaved():
-            try:
-                answer = await self._slots.keep(
-                    slot.session_id, slot.epoch, fields, slot.key_id, whole="config" in fields
-                )
-            except RedisError as error:
-                relay.not_saved(fields)
-                logger.warning("%s: not saved: %s", slot.session_id, error)
-                return False
-            if answer == "lost":
-                relay.nothing_is_saved()
-                continue
-            if answer == "kept":
-                relay.saved(fields)
-            else:
-                self.send_away("taken_over", None)
-            break
-        return True

@@ -4,6 +4,7 @@ Child processes that do not outlive us, and ports that nobody uses.
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Sequence
 
 # Waits until its input ends, which is when we do; then nothing is left of a process group and of
@@ -34,8 +35,15 @@ async def guard(group: int, files: str) -> asyncio.subprocess.Process:
     )
 
 
+_given = deque[int](maxlen=256)  # ports, lately
+
+
 def free_port() -> int:
-    """A TCP port of the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port of the loopback interface that was free a moment ago, another each time."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in _given:
+            _given.append(port)
+            return port

@@ -1,0 +1,87 @@
+"""
+The register's record of a session: what another gateway needs to go on with it. Written whenever
+there is more of it.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from redis.exceptions import RedisError
+
+from dalston.gateway.relay import Relay
+from dalston.orchestrator.slots import Slot, Slots
+
+logger = logging.getLogger(__name__)
+
+AFTER_S = 0.05  # a final and the snapshot behind it are one
+AGAIN_S = 1.0  # what could not be written
+
+
+class Record:
+    """slot: the one the session has now. taken_over: called when it is another gateway's."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        slots: Slots,
+        slot: Callable[[], Slot],
+        taken_over: Callable[[], None],
+    ):
+        self._relay, self._slots, self._slot = relay, slots, slot
+        self._taken_over = taken_over
+        self._more = asyncio.Event()
+        self._over = asyncio.Event()
+
+    def more(self) -> None:
+        """There may be something to write."""
+        if self._relay.has_unsaved:
+            self._more.set()
+
+    def everything(self) -> None:
+        """The register has lost it all."""
+        self._relay.nothing_is_saved()
+        self._more.set()
+
+    def end(self) -> None:
+        """keep() writes what is left, and returns."""
+        self._over.set()
+        self._more.set()
+
+    async def keep(self) -> None:
+        while not self._over.is_set():
+            await self._more.wait()
+            await _within(AFTER_S, self._over)
+            self._more.clear()
+            if not await self.write() and not self._over.is_set():
+                await _within(AGAIN_S, self._more)
+                self._more.set()
+
+    async def write(self) -> bool:
+        """At once; whether the register has all there is."""
+        relay, slot = self._relay, self._slot()
+        while fields := relay.unsaved():
+            try:
+                answer = await self._slots.keep(
+                    slot.session_id, slot.epoch, fields, slot.key_id, whole="config" in fields
+                )
+            except RedisError as error:
+                relay.not_saved(fields)
+                logger.warning("%s: not saved: %s", slot.session_id, error)
+                return False
+            if answer == "lost":
+                relay.nothing_is_saved()
+                continue
+            if answer == "kept":
+                relay.saved(fields)
+            else:
+                self._taken_over()
+            break
+        return True
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
