@@ -22,6 +22,7 @@ from dalston.gateway.direct import Direct
 from dalston.gateway.intake import Intake
 from dalston.gateway.pace import Pace, PaceLimits
 from dalston.gateway.relay import HELD_S, Relay, segment_number
+from dalston.gateway.rounds import Rounds
 from dalston.gateway.settings import GatewaySettings, Overflow
 from dalston.orchestrator import request_ids, traces
 from dalston.orchestrator.messages import (
@@ -72,6 +73,7 @@ class Connections:
         self._calls: dict[str, Call] = {}
         self._asking: set[asyncio.Task[Slot]] = set()  # for slots, some of them in line
         self._count = 0
+        self._rounds = Rounds()
 
     def __len__(self) -> int:
         return self._count
@@ -174,7 +176,7 @@ class Connections:
             strategy=self._overflow(query),
             timeout_s=self._settings.queue_seconds,
         )
-        intake = Intake(Direct.of(websocket.scope), relay, self._pace(relay))
+        intake = Intake(Direct.of(websocket.scope), relay, self._pace(relay), self._rounds)
         intake.begin()
         try:
             slot = await self._admit(websocket, intake, admission)

@@ -3,11 +3,12 @@ A short way for what a caller says.
 
 uvicorn carries each frame through a queue to the task that serves its connection, and stops and
 starts reading around it: for speech, ten frames a second of every caller, that is most of what a
-gateway does (docs/log.md). Here a task can ask to be called with each frame instead. What is sent,
-how a connection begins and ends, and everything unusual is uvicorn's and the websockets library's
-business as before.
+gateway does (docs/log.md). Here a task can ask to be called with each frame instead, and frames are
+read in rounds (rounds.py). What is sent, how a connection begins and ends, and everything unusual
+is uvicorn's and the websockets library's business as before.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,13 @@ from websockets.frames import apply_mask  # pyright: ignore[reportPrivateImportU
 from websockets.http11 import Request
 from websockets.protocol import State
 
+from dalston.gateway.rounds import Rounds
 from dalston.orchestrator.peer import Frame
 
 _NAME = "dalston.direct"  # in a connection's scope
 _BINARY = 0x82  # a whole message of bytes: final, no extension
 _USUAL = bytes((_BINARY, 0xFE))  # masked, and its length in the next two bytes
+_READ = 1 << 16  # bytes at once
 
 
 class Cutter:
@@ -93,15 +96,24 @@ class Direct(WebSocketsSansIOProtocol):
         self._cutter: Cutter | None = None  # once the request is read
         self._fragments = False  # a message has begun that has not ended
         self._simple = False  # the next byte begins a frame, and a message
+        self._rounds: Rounds | None = None  # in which it is read, instead of by its transport
+        self._socket = -1
 
     @classmethod
     def of(cls, scope: Scope) -> "Direct":
         """The protocol of a connection."""
         return scope[_NAME]
 
-    def listen(self, hear: Callable[[Frame], None]) -> None:
-        """From now on `hear` is called with each frame. receive() tells only of the end."""
+    def listen(self, hear: Callable[[Frame], None], rounds: Rounds | None = None) -> None:
+        """From now on `hear` is called with each frame, in these rounds or as it comes. receive()
+        tells only of the end."""
         self._hear = hear
+        if rounds and not self.transport.is_closing() and self.scheme == "ws":
+            self._rounds = rounds
+            self._socket = self.transport.get_extra_info("socket").fileno()
+            if not self.read_paused:
+                self.transport.pause_reading()
+                rounds.add(self._socket, self._read)
         waiting = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
         for message in waiting:
             if message["type"] == "websocket.receive":
@@ -124,14 +136,47 @@ class Direct(WebSocketsSansIOProtocol):
         """Read no more. What was read already is still heard."""
         if not self.read_paused and not self.transport.is_closing():
             self.read_paused = True
-            self.transport.pause_reading()
+            if self._rounds:
+                self._rounds.remove(self._socket)
+            else:
+                self.transport.pause_reading()
 
     def resume(self) -> None:
         if self.read_paused and not self.transport.is_closing():
             self.read_paused = False
-            self.transport.resume_reading()
+            if self._rounds:
+                self._rounds.add(self._socket, self._read)
+            else:
+                self.transport.resume_reading()
+
+    def _read(self) -> None:
+        """In a round: what its transport would do."""
+        try:
+            data = b"" if self.transport.is_closing() else os.read(self._socket, _READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:  # it has ended or is broken: the transport finds out how
+            return self._leave_rounds()
+        try:
+            self.data_received(data)
+        except Exception as error:
+            self.loop.call_exception_handler({"message": "a caller's frame", "exception": error})
+            self.transport.abort()
+
+    def _leave_rounds(self) -> None:
+        rounds, self._rounds = self._rounds, None
+        if rounds:
+            rounds.remove(self._socket)
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
 
     # What uvicorn and its transport do.
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave_rounds()
+        super().connection_lost(exc)
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)

@@ -12,6 +12,7 @@ from collections import deque
 from dalston.gateway.direct import Direct
 from dalston.gateway.pace import Pace, TooFast
 from dalston.gateway.relay import Relay
+from dalston.gateway.rounds import Rounds
 from dalston.orchestrator.peer import Frame, Peer
 
 # The longest pause between two frames of a client that pushes: if it leaves, that is noticed then.
@@ -19,8 +20,8 @@ SLOWED_S = 1.0
 
 
 class Intake:
-    def __init__(self, caller: Direct, relay: Relay, pace: Pace):
-        self._caller, self._relay, self._pace = caller, relay, pace
+    def __init__(self, caller: Direct, relay: Relay, pace: Pace, rounds: Rounds):
+        self._caller, self._relay, self._pace, self._rounds = caller, relay, pace, rounds
         self._loop = asyncio.get_running_loop()
         self._worker: Peer | None = None
         self._stopped = False  # reading
@@ -29,7 +30,7 @@ class Intake:
         self.refused: asyncio.Future[TooFast] = self._loop.create_future()
 
     def begin(self) -> None:
-        self._caller.listen(self._hear)
+        self._caller.listen(self._hear, self._rounds)
         if not self._stopped:
             self._caller.resume()
 

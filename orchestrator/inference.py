@@ -196,10 +196,8 @@ class Triton:
             return
         loop = asyncio.get_running_loop()
         wait = self._speech_left + SPEECH_EVERY_S - loop.time()
-        if wait <= 0:
-            self._ask_speech()
-        else:
-            self._speech_leaves = loop.call_later(wait, self._ask_speech)
+        # Not at once: frames come in rounds (gateway/rounds.py), and others may be read already.
+        self._speech_leaves = loop.call_later(max(wait, 0), self._ask_speech)
 
     def _ask_speech(self) -> None:
         self._speech_leaves = None

@@ -139,8 +139,9 @@ async def test_questions_to_the_vad_that_have_not_left_end_with_the_worker(
     async with serving(small) as port:
         triton = Triton(f"127.0.0.1:{port}")
         triton.hear(start("first"), heard.append)
+        await asyncio.sleep(0.05)
         triton.hear(start("second"), heard.append)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.05)
         await triton.close()
         await asyncio.sleep(0.3)
     assert small.sequences == [("first", "start")]
