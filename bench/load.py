@@ -141,6 +141,13 @@ async def overloaded(streams: int) -> dict[str, Any]:
     return told | {"failures": len(run.failures)}
 
 
+def _spread(milliseconds: dict[str, float | None]) -> str:
+    """Too many callers may get no partials at all."""
+    if milliseconds["p95"] is None:
+        return "none"
+    return f"{milliseconds['p50']:.0f} / {milliseconds['p95']:.0f} ms"
+
+
 def show(title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, title=title, title_justify="left")
     for name in (
@@ -158,7 +165,7 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         times = [
-            f"{row[name]['p50']:.0f} / {row[name]['p95']:.0f} ms"
+            _spread(row[name])
             for name in (
                 "first_partial_ms",
                 "partial_lag_ms",

@@ -24,7 +24,9 @@ from dalston.orchestrator.peer import Frame
 _NAME = "dalston.direct"  # in a connection's scope
 _BINARY = 0x82  # a whole message of bytes: final, no extension
 _USUAL = bytes((_BINARY, 0xFE))  # masked, and its length in the next two bytes
-_READ = 1 << 16  # bytes at once
+# Bytes at once, and how often in a round: a caller who is back and sends a minute again does not
+# wait for it.
+_READ, _READS = 1 << 16, 4
 
 
 class Cutter:
@@ -105,8 +107,8 @@ class Direct(WebSocketsSansIOProtocol):
         return scope[_NAME]
 
     def listen(self, hear: Callable[[Frame], None], rounds: Rounds | None = None) -> None:
-        """From now on `hear` is called with each frame, in these rounds or as it comes. receive()
-        tells only of the end."""
+        """From now on `hear` is called with each frame, in these rounds (once given, they stay) or
+        as it comes. receive() tells only of the end."""
         self._hear = hear
         if rounds and not self.transport.is_closing() and self.scheme == "ws":
             self._rounds = rounds
@@ -151,19 +153,23 @@ class Direct(WebSocketsSansIOProtocol):
 
     def _read(self) -> None:
         """In a round: what its transport would do."""
-        try:
-            data = b"" if self.transport.is_closing() else os.read(self._socket, _READ)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:  # it has ended or is broken: the transport finds out how
-            return self._leave_rounds()
-        try:
-            self.data_received(data)
-        except Exception as error:
-            self.loop.call_exception_handler({"message": "a caller's frame", "exception": error})
-            self.transport.abort()
+        for _ in range(_READS):
+            try:
+                data = b"" if self.transport.is_closing() else os.read(self._socket, _READ)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:  # it has ended or is broken: the transport finds out how
+                return self._leave_rounds()
+            try:
+                self.data_received(data)
+            except Exception as error:
+                about = {"message": "what a caller said", "exception": error}
+                self.loop.call_exception_handler(about)
+                return self.transport.abort()
+            if len(data) < _READ or self.read_paused:
+                return
 
     def _leave_rounds(self) -> None:
         rounds, self._rounds = self._rounds, None
