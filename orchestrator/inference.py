@@ -1,9 +1,10 @@
 """
 The models of one Triton, as coroutines. fleet.py makes one of several.
 
-Finals are asked for at once, and so is the first partial of an utterance. Other partials wait here
-while as much is under way as keeps the models busy, so that what is waited for finds little before
-it; Triton's own priorities would do some of this too, but stall its batcher (docs/log.md).
+Finals are asked for at once, and so is the first partial of an utterance while finals leave room
+for it. Other partials wait here while as much is under way as keeps the models busy, so that what
+is waited for finds little before it; Triton's own priorities would do some of this too, but stall
+its batcher (docs/log.md).
 """
 
 import asyncio
@@ -210,7 +211,7 @@ class Triton:
         """For a variant of `variants`. Raises InferenceError."""
         if request.kind == "partial":
             turns = self._turns[request.variant]
-            if request.urgent:
+            if request.urgent and not turns.crowded:
                 turns.go()
             else:
                 self._waiting += 1

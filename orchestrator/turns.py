@@ -8,12 +8,18 @@ from collections import deque
 
 class Turns:
     def __init__(self, at_once: int):
+        self._at_once = at_once
         self._free = at_once  # below 0: more have gone than should at a time
         self._waiting = deque[asyncio.Future[None]]()
 
     def go(self) -> None:
         """Without waiting; to be given back."""
         self._free -= 1
+
+    @property
+    def crowded(self) -> bool:
+        """Twice as many have gone as should at a time: only what cannot wait at all should go."""
+        return self._free <= -self._at_once
 
     async def take(self) -> None:
         """Wait for a turn; it has to be given back."""
