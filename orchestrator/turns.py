@@ -18,8 +18,9 @@ class Turns:
 
     @property
     def crowded(self) -> bool:
-        """Twice as many have gone as should at a time: only what cannot wait at all should go."""
-        return self._free <= -self._at_once
+        """Four times as many have gone as should at a time: only what cannot wait at all should
+        go. With twice as many, first partials waited where the machine could do it all."""
+        return self._free <= -3 * self._at_once
 
     async def take(self) -> None:
         """Wait for a turn; it has to be given back."""

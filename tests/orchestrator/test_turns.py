@@ -46,12 +46,12 @@ async def test_what_goes_without_waiting_is_made_up_for():
     await asyncio.gather(*tasks)
 
 
-async def test_it_is_crowded_when_twice_as_many_have_gone_as_should():
+async def test_it_is_crowded_when_four_times_as_many_have_gone_as_should():
     turns, told = Turns(2), list[bool]()
-    for _ in range(4):
+    for _ in range(8):
         told.append(turns.crowded)
         turns.go()
-    assert told == [False] * 4
+    assert told == [False] * 8
     assert turns.crowded
     turns.give_back()
     assert not turns.crowded
