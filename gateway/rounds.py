@@ -45,11 +45,14 @@ class Rounds:
             self._watched = True
             asyncio.get_running_loop().add_reader(self._waiting.fileno(), self._go)
 
-    def _rest(self) -> None:
-        """Nothing of us is left in the loop."""
+    def _unwatch(self) -> None:
         if self._watched:
             self._watched = False
             asyncio.get_running_loop().remove_reader(self._waiting.fileno())
+
+    def _rest(self) -> None:
+        """Nothing of us is left in the loop."""
+        self._unwatch()
         if self._next:
             self._next.cancel()
             self._next = None
@@ -63,9 +66,7 @@ class Rounds:
         if not self._readers:
             return
         if speaking:
-            if self._watched:
-                self._watched = False
-                asyncio.get_running_loop().remove_reader(self._waiting.fileno())
+            self._unwatch()
             self._next = asyncio.get_running_loop().call_later(ROUND_S, self._go)
         else:
             self._watch()
