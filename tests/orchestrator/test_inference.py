@@ -2,6 +2,7 @@ import asyncio
 import json
 import urllib.request
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -50,6 +51,17 @@ async def test_a_final_overtakes_the_partials_that_wait(triton: Triton, variant:
     # None of them is lost for it.
     texts = {hypothesis.text for hypothesis in await asyncio.gather(*partials)}
     assert len(texts) == 1
+
+
+async def test_a_final_overtakes_first_partials_too_when_there_are_too_many(triton: Triton):
+    audio = max(spoken(), key=len).astype(np.int16).tobytes()
+    asked = 10 * (await triton.variants())["fast"].partials_in_flight
+    urgent = replace(request("partial", "fast", audio), urgent=True)
+    partials = [asyncio.ensure_future(triton.transcribe(urgent)) for _ in range(asked)]
+    await asyncio.sleep(0)
+    await triton.transcribe(request("final", "fast", audio))
+    assert sum(not partial.done() for partial in partials) >= asked // 3
+    assert len({hypothesis.text for hypothesis in await asyncio.gather(*partials)}) == 1
 
 
 async def test_a_partial_that_is_cancelled_gives_its_place_to_the_next(triton: Triton):
