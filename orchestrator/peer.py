@@ -243,18 +243,23 @@ async def connected(url: str, headers: dict[str, str], longest: int, patience_s:
         made.append(Peer(longest))
         return made[0]
 
+    asking = asyncio.ensure_future(
+        ws_connect(
+            begun,
+            url,
+            extra_headers=headers,
+            max_frame_size=longest,
+            websocket_handshake_timeout=patience_s,
+            **USUAL,
+        )
+    )
     try:
         async with asyncio.timeout(patience_s):
-            await ws_connect(
-                begun,
-                url,
-                extra_headers=headers,
-                max_frame_size=longest,
-                websocket_handshake_timeout=patience_s,
-                **USUAL,
-            )
+            await asyncio.shield(asking)
     except BaseException:
         wanted = False
+        # Not cancelled: picows closes what is not answered in time, and would say so to nobody.
+        asking.add_done_callback(lambda _: asking.cancelled() or asking.exception())
         for peer in made:
             peer.abort()
         raise

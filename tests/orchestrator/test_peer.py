@@ -3,11 +3,14 @@ Both ends of a WebSocket between gateway and worker, and other people's ends of 
 """
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
+import uvloop
 from picows import ws_create_server  # pyright: ignore[reportUnknownVariableType]
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -292,20 +295,45 @@ async def test_what_breaks_the_protocol_is_refused(broken: bytes, expected: int)
         await caller.close()
 
 
-async def test_a_server_that_does_not_answer_is_not_waited_for() -> None:
+@asynccontextmanager
+async def mute_server() -> AsyncGenerator[tuple[str, asyncio.Event]]:
+    """It hears a request and says nothing; set once whoever asked has left."""
     left = asyncio.Event()
 
     async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        assert await reader.read() == b""
+        await reader.read()  # until it leaves
         writer.close()
         left.set()
 
     async with await asyncio.start_server(mute, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/", left
+
+
+async def test_a_server_that_does_not_answer_is_not_waited_for() -> None:
+    async with mute_server() as (url, left):
         with pytest.raises(TimeoutError):
-            await connected(f"ws://127.0.0.1:{port}/", {}, LONGEST, 0.2)
+            await connected(url, {}, LONGEST, 0.2)
         await asyncio.wait_for(left.wait(), 2)
+
+
+def test_whoever_gives_up_at_any_moment_is_not_told_later_that_there_was_no_answer() -> None:
+    told = list[dict[str, Any]]()
+
+    async def give_up() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, about: told.append(about))
+        async with mute_server() as (url, _):
+            for moment in range(40):
+                asking = loop.create_task(connected(url, {}, LONGEST, 0.2))
+                for _ in range(moment):
+                    await asyncio.sleep(0)
+                asking.cancel()
+            await asyncio.sleep(0.3)  # picows has given up too
+            gc.collect()
+            await asyncio.sleep(0)
+
+    uvloop.run(give_up())  # as the gateway runs; asyncio's own loop has no such moment
+    assert told == []
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 101 Switch"])
