@@ -21,6 +21,7 @@ from dalston.gateway.call import TOO_FAST, Call, Unreachable, left
 from dalston.gateway.direct import Direct
 from dalston.gateway.intake import Intake
 from dalston.gateway.pace import Pace, PaceLimits
+from dalston.gateway.record import Away
 from dalston.gateway.relay import HELD_S, Relay, segment_number
 from dalston.gateway.rounds import Rounds
 from dalston.gateway.settings import GatewaySettings, Overflow
@@ -71,6 +72,7 @@ class Connections:
         self.draining = False
         self._settings = settings
         self._calls: dict[str, Call] = {}
+        self._away = Away(slots)
         self._asking: set[asyncio.Task[Slot]] = set()  # for slots, some of them in line
         self._count = 0
         self._rounds = Rounds()
@@ -101,6 +103,7 @@ class Connections:
         for call in self._calls.values():
             call.save_everything()
         await self.renew()
+        await self._away.write()
 
     async def look_after(self) -> None:
         """To be called twice a second or so: workers that went silent are noticed."""
@@ -213,6 +216,8 @@ class Connections:
         finally:
             if self._calls.get(relay.session_id) is call:
                 del self._calls[relay.session_id]
+            if not relay.end:
+                self._away.leave(call.slot, relay)
 
     def _overflow(self, query: Mapping[str, str]) -> Overflow:
         asked = query.get("overflow", self._settings.overflow)

@@ -1,6 +1,6 @@
 """
 The register's record of a session: what another gateway needs to go on with it. Written whenever
-there is more of it.
+there is more of it, and once more if the register loses it while its caller is away.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 AFTER_S = 0.05  # a final and the snapshot behind it are one
 AGAIN_S = 1.0  # what could not be written
+AWAY_S = 120.0  # the register keeps a session for so long
 
 
 class Record:
@@ -79,6 +80,29 @@ class Record:
                 self._taken_over()
             break
         return True
+
+
+class Away:
+    """The records of sessions whose callers have left and may come back."""
+
+    def __init__(self, slots: Slots):
+        self._slots = slots
+        # By session: until when, in loop time; the slot it had; all its fields.
+        self._left = dict[str, tuple[float, Slot, dict[str, str]]]()
+
+    def leave(self, slot: Slot, relay: Relay) -> None:
+        """The caller is gone, and the session had not ended."""
+        now = asyncio.get_running_loop().time()
+        self._left = {id: kept for id, kept in self._left.items() if kept[0] > now}
+        relay.nothing_is_saved()
+        self._left[slot.session_id] = now + AWAY_S, slot, relay.unsaved()
+
+    async def write(self) -> None:
+        """The register may have lost them. Raises RedisError."""
+        now = asyncio.get_running_loop().time()
+        for session_id, (until, slot, fields) in list(self._left.items()):
+            if until > now:
+                await self._slots.keep(session_id, slot.epoch, fields, slot.key_id, whole=True)
 
 
 async def _within(seconds: float, event: asyncio.Event) -> None:

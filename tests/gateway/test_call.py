@@ -399,6 +399,37 @@ async def test_what_redis_has_lost_is_written_again_with_the_next_that_is_kept(
         assert {"config", "seg_0000"} <= kept.keys()
 
 
+async def test_what_redis_loses_while_a_client_is_away_is_written_again_once_it_is_back(
+    gateway: Gateway,
+) -> None:
+    id = await broken_off(gateway, final(0), snapshot(48_000, next_segment=1), final(1))
+    kept = await gateway.slots.kept(id)
+    assert kept
+    assert {"config", "snapshot", "seg_0000", "seg_0001"} <= kept.keys()
+    await gateway.client.flushall()
+    assert await gateway.slots.kept(id) is None
+    await gateway.client.client_kill_filter(_type="pubsub")  # for the gateway it was away
+    async with asyncio.timeout(5):
+        while await gateway.slots.kept(id) != kept:
+            await asyncio.sleep(0.01)
+
+
+async def test_what_redis_lost_of_a_session_that_went_on_elsewhere_is_not_brought_back(
+    gateway: Gateway,
+) -> None:
+    id = await broken_off(gateway, final(0), snapshot(48_000, next_segment=1))
+    elsewhere = {"config": "{}", "seg_0007": final(7)}
+    await gateway.client.flushall()
+    assert await gateway.slots.keep(id, 1 << 40, elsewhere, whole=True) == "kept"
+    other = await broken_off(gateway)
+    await gateway.client.delete(f"dalston:realtime:session:{other}:resume")
+    await gateway.client.client_kill_filter(_type="pubsub")
+    async with asyncio.timeout(5):
+        while await gateway.slots.kept(other) is None:
+            await asyncio.sleep(0.01)
+    assert set(await gateway.slots.kept(id) or {}) - {"key_id"} == elsewhere.keys()
+
+
 async def test_of_an_unknown_session_nothing_is_kept(gateway: Gateway) -> None:
     async with gateway.stream(f"resume_session_id=sess_{'0' * 24}") as stream:
         (error,), code = await drained(stream)
