@@ -111,11 +111,12 @@ class Direct(WebSocketsSansIOProtocol):
         as it comes. receive() tells only of the end."""
         self._hear = hear
         if rounds and not self.transport.is_closing() and self.scheme == "ws":
+            stopped = self.read_paused
+            self.pause()
             self._rounds = rounds
             self._socket = self.transport.get_extra_info("socket").fileno()
-            if not self.read_paused:
-                self.transport.pause_reading()
-                rounds.add(self._socket, self._read)
+            if not stopped:
+                self.resume()
         waiting = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
         for message in waiting:
             if message["type"] == "websocket.receive":

@@ -14,6 +14,7 @@ import pytest
 from counted import counted
 from fronted import STREAM, FakeWorker, Gateway, drained, echo, gateway_over
 from registered import BEGIN, snapshot
+from waiting import until
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
@@ -74,12 +75,6 @@ class Notes:
             if frame == '{"type":"end"}':
                 await connection.send('{"type":"session.end"}')
                 return await connection.close(1000)
-
-
-async def until(what: Callable[[], Any]) -> None:
-    async with asyncio.timeout(5):
-        while not what():
-            await asyncio.sleep(0.01)
 
 
 def dying_after(frames: int, *says: str, code: int | None = None) -> Notes:

@@ -5,11 +5,12 @@ nobody is forgotten.
 
 import asyncio
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
 from fronted import STREAM, FakeWorker, Gateway, echo
+from waiting import until
 from wire import BINARY, TEXT, Wire, frame
 
 from dalston.gateway import rounds
@@ -36,12 +37,6 @@ def callers(heard: list[bytes], count: int) -> Generator[list[Caller]]:
         for caller in made:
             caller.mouth.close()
             caller.ear.close()
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not happened():
-            await asyncio.sleep(0.005)
 
 
 async def test_the_first_is_heard_at_once_and_the_next_together(monkeypatch: pytest.MonkeyPatch):

@@ -5,7 +5,7 @@ Several Tritons as one. The servers are small, the sockets real.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from instant import Asked, Tensor, serving
 from small_triton import SmallTriton, Wire, end, final, more, partial, start
+from waiting import until
 
 from dalston.orchestrator import channel, fleet
 from dalston.orchestrator.fleet import Fleet
@@ -42,12 +43,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel, "LIVE_DEADLINE_S", 0.2)
     monkeypatch.setattr(channel, "PROBE_AFTER_S", 0.3)
     monkeypatch.setattr(channel, "LOST_S", 0.3)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 # --- who is asked ---------------------------------------------------------------------------------

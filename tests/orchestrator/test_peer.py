@@ -4,7 +4,7 @@ Both ends of a WebSocket between gateway and worker, and other people's ends of 
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import uvloop
 from picows import ws_create_server  # pyright: ignore[reportUnknownVariableType]
+from waiting import until
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from wire import BINARY, CONTINUATION, TEXT, Wire, frame
@@ -74,11 +75,6 @@ class Ear:
     def leave(self) -> None:
         self.left += 1
 
-    async def until(self, what: Callable[[], object]) -> None:
-        async with asyncio.timeout(5):
-            while not what():
-                await asyncio.sleep(0.005)
-
 
 async def test_frames_go_both_ways() -> None:
     async with server() as served:
@@ -98,7 +94,7 @@ async def test_who_listens_late_hears_what_was_kept_first_and_all_of_it() -> Non
             asking.send(sent)
             await asyncio.sleep(0.001)
         ear = Ear(asked)
-        await ear.until(lambda: len(ear.heard) == len(frames))
+        await until(lambda: len(ear.heard) == len(frames))
         assert ear.heard == frames
 
 
@@ -112,7 +108,7 @@ async def test_who_does_not_listen_is_not_sent_more_than_is_kept() -> None:
             await asyncio.sleep(0)
         ear = Ear(asked)
         await asyncio.wait_for(asking.taken(), 10)
-        await ear.until(lambda: len(ear.heard) == sent)
+        await until(lambda: len(ear.heard) == sent)
 
 
 async def test_reading_stops_and_goes_on() -> None:
@@ -138,7 +134,7 @@ async def test_reading_stops_and_goes_on() -> None:
         asked.resume()
         await asyncio.wait_for(asking.taken(), 10)
         assert unblocked == 1
-        await ear.until(lambda: ear.heard[-1:] == [b"another"])
+        await until(lambda: ear.heard[-1:] == [b"another"])
 
 
 @pytest.mark.parametrize("code", [1000, 1012, 4400])
@@ -158,7 +154,7 @@ async def test_other_libraries_close_in_order_too() -> None:
         client, peer = await served.client()
         ear = Ear(peer)
         await client.close(1001, "away")
-        await ear.until(lambda: ear.left)
+        await until(lambda: ear.left)
         assert (peer.close_code, peer.close_reason) == (1001, "away")
         client, peer = await served.client()
         closing = asyncio.create_task(peer.close(4010, "lag"))
@@ -183,7 +179,7 @@ async def test_a_connection_that_breaks_is_told_once_and_is_abnormal() -> None:
         asking, asked = await served.link()
         ear = Ear(asked)
         asking.abort()
-        await ear.until(lambda: ear.left)
+        await until(lambda: ear.left)
         await asyncio.sleep(0.02)
         assert (ear.left, asked.close_code) == (1, ABNORMAL)
         asked.send(b"into the void")
@@ -251,8 +247,8 @@ async def test_one_that_lives_says_so_when_it_is_asked() -> None:
         now = asyncio.get_running_loop().time()
         asking.ask(now)
         assert asking.asked == now
-        ear = Ear(asking)
-        await ear.until(lambda: asking.asked is None)
+        Ear(asking)
+        await until(lambda: asking.asked is None)
         assert asking.heard >= now
         asked.transport.underlying_transport.pause_reading()
         asking.ask(now)
@@ -287,7 +283,7 @@ async def test_what_breaks_the_protocol_is_refused(broken: bytes, expected: int)
         caller = await Wire.open(served.port, "/")
         ear = Ear(served.peers[-1])
         await caller.send(frame(BINARY, b"good"))
-        await ear.until(lambda: ear.heard)  # picows looks at the next before it hands out one
+        await until(lambda: ear.heard)  # picows looks at the next before it hands out one
         await caller.send(broken)
         assert caller.finished
         await asyncio.wait_for(caller.finished, 5)

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from waiting import until
 
 from dalston.triton import probe, server
 from dalston.triton.installation import ServerError
@@ -52,12 +53,6 @@ def ports() -> Ports:
 
 def address(ports: Ports) -> str:
     return f"127.0.0.1:{ports.grpc}"
-
-
-async def until(condition: Callable[[], Any], timeout_s: float = 60) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.05)
 
 
 async def until_answers(ports: Ports) -> None:
