@@ -298,6 +298,9 @@ class Connections:
                 raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER)
         try:
             kept = await self.slots.kept(session_id)
+            while kept is None and await self.slots.may_come_back():
+                await asyncio.sleep(0.1)
+                kept = await self.slots.kept(session_id)
         except RedisError as error:
             logger.error("Redis: %s", error)
             sentence = "The register of sessions cannot be reached. Try again later."

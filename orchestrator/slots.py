@@ -31,6 +31,7 @@ EVENTS = "dalston:realtime:events"
 LEASE_S = 30  # how long a slot outlives its owner
 ACQUIRE_S = 2.0  # a caller is told so soon that Redis does not answer
 AGAIN_S = 0.2  # between attempts to reach a Redis that is gone
+WRITTEN_AGAIN_S = 5  # after the start of a Redis gateways have told it all they know
 HEARTBEAT_S = 10  # a worker is offline after three of them (STALE in prelude.lua)
 
 Status = Literal["ready", "busy", "draining", "offline"]
@@ -231,6 +232,11 @@ class Slots:
         fields = {_text(key): _text(value) for key, value in raw.items()}
         fields.pop("epoch", None)
         return fields or None
+
+    async def may_come_back(self) -> bool:
+        """Whether gateways are perhaps still writing what Redis has lost: it has just begun."""
+        about = await self._redis.info("server")
+        return int(about["uptime_in_seconds"]) < WRITTEN_AGAIN_S
 
     # For workers.
 

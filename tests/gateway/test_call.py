@@ -8,11 +8,14 @@ import json
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from counted import counted
 from fronted import STREAM, FakeWorker, Gateway, drained, echo, gateway_over
+from redis_process import redis_process
 from registered import BEGIN, snapshot
 from waiting import until
 from websockets.asyncio.client import ClientConnection, connect
@@ -23,6 +26,7 @@ from dalston.gateway import metrics
 from dalston.gateway.call import MOST_LOSSES
 from dalston.gateway.keys import RedisKeys, make
 from dalston.gateway.settings import GatewaySettings
+from dalston.orchestrator import slots
 from dalston.orchestrator.messages import (
     Error,
     ErrorCode,
@@ -30,6 +34,7 @@ from dalston.orchestrator.messages import (
     SessionTerminated,
     serialize,
 )
+from dalston.orchestrator.parameters import session_config
 
 CHUNK = bytes(3200)  # 0.1 s
 
@@ -423,6 +428,32 @@ async def test_what_redis_lost_of_a_session_that_went_on_elsewhere_is_not_brough
         while await gateway.slots.kept(other) is None:
             await asyncio.sleep(0.01)
     assert set(await gateway.slots.kept(id) or {}) - {"key_id"} == elsewhere.keys()
+
+
+async def test_a_redis_that_has_just_begun_may_still_be_told_of_the_session(tmp_path: Path) -> None:
+    id = f"sess_{'0' * 24}"
+    with redis_process(tmp_path) as redis:
+        async with gateway_over(redis.url) as gateway:
+            async with gateway.stream(f"resume_session_id={id}") as stream:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.3):
+                        await stream.recv()
+                config = msgspec.json.encode(session_config({})[0]).decode()
+                fields = {"config": config, "end": '{"type":"session.end"}'}
+                assert await gateway.slots.keep(id, 1, fields, whole=True) == "kept"
+                messages, code = await drained(stream)
+    assert ([m["type"] for m in messages], code) == (["session.begin", "session.end"], 1000)
+
+
+async def test_a_redis_that_was_told_all_there_is_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "WRITTEN_AGAIN_S", 1)
+    with redis_process(tmp_path) as redis:
+        async with gateway_over(redis.url) as gateway:
+            async with gateway.stream(f"resume_session_id=sess_{'0' * 24}") as stream:
+                (error,), code = await asyncio.wait_for(drained(stream), 3)
+    assert (error["code"], code) == ("invalid_parameter", 4400)
 
 
 async def test_of_an_unknown_session_nothing_is_kept(gateway: Gateway) -> None:
