@@ -29,7 +29,7 @@ from dalston.gateway.keys import KeysError
 from dalston.gateway.request_ids import with_request_ids
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator import heap, logs, traces
-from dalston.orchestrator.messages import LONGEST_MESSAGE, End, Error, serialize
+from dalston.orchestrator.messages import End, Error, serialize
 from dalston.orchestrator.redis_client import UnsupportedRedis, redis_client, refuse_cluster
 from dalston.orchestrator.request_ids import named, request_id
 from dalston.orchestrator.settings import LOOPBACK
@@ -255,7 +255,7 @@ async def serve(
         lifespan="on",
         http=handshake_within(settings.handshake_seconds),
         ws=Direct,
-        ws_max_size=LONGEST_MESSAGE,
+        ws_max_size=settings.frame_bytes,
         # Deflate costs each stream 300 KB and most of its processor time, for speech that does
         # not compress; a proxy in front can offer it.
         ws_per_message_deflate=False,

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from dalston.gateway import metrics
 from dalston.gateway.direct import Direct
-from dalston.gateway.intake import Intake
+from dalston.gateway.intake import TOO_BIG, Intake
 from dalston.gateway.link import (
     BEGIN_S,
     CONNECT_S,
@@ -43,6 +43,7 @@ from dalston.orchestrator import request_ids
 from dalston.orchestrator.messages import (
     End,
     Error,
+    ErrorCode,
     ServerMessage,
     SessionTerminated,
     Warn,
@@ -59,7 +60,7 @@ RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
 LAST_WORDS_S = 2.0  # for a client to take them
 # Workers lost without a snapshot in between: audio that kills whoever hears it is told to no more.
 MOST_LOSSES = 8
-_SLOW_READER, TOO_FAST = 4011, 4029
+_SLOW_READER = 4011
 _ERROR = '{"type":"error"'
 
 
@@ -108,6 +109,7 @@ class Call:
         self._leave: asyncio.Future[tuple[ServerMessage, int]] = (
             asyncio.get_running_loop().create_future()
         )
+        self._close_code: int | None = None  # instead of the worker's
         self._status: Literal["ended", "error"] = (
             "ended"  # as the register is told; so it is too when the client leaves
         )
@@ -121,14 +123,11 @@ class Call:
         leaving, serving, saving = tasks
         asking = [leaving, serving]
         try:
-            await asyncio.wait(
-                [leaving, serving, self._leave, self._intake.refused],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            over = [leaving, serving, self._leave]
+            await asyncio.wait([*over, self._intake.refused], return_when=asyncio.FIRST_COMPLETED)
             if self._intake.refused.done():
-                sentence = str(self._intake.refused.result())
-                message = Error(code="rate_limit", message=sentence, recoverable=False)
-                self._end_with(message, TOO_FAST)
+                await self._object(*self._intake.refused.result())
+                await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
             if self._leave.done():
                 await self._stop(asking)
                 message, code = self._leave.result()
@@ -146,6 +145,15 @@ class Call:
             self._kept.end()
             # Shielded: a server that stops cancels us, and the slot must come back all the same.
             await asyncio.shield(self._go(saving))
+
+    async def _object(self, code: ErrorCode, sentence: str, close_code: int) -> None:
+        message = Error(code=code, message=sentence, recoverable=False)
+        if close_code != TOO_BIG:
+            return self._end_with(message, close_code)
+        # What was said before it is finished.
+        self._close_code = close_code
+        await self._tell(serialize(request_ids.named(message)))
+        self.end(End("terminated"))
 
     async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
         for task in tasks:
@@ -262,7 +270,9 @@ class Call:
             if relay.end or not lost(code, last):
                 self._status = "error" if code == INTERNAL else "ended"
                 code = 1000 if relay.end and code in (ABNORMAL, SERVICE_RESTART) else code
-                return await self._websocket.close(code, link.close_reason or None)
+                return await self._websocket.close(
+                    self._close_code or code, link.close_reason or None
+                )
             losses = losses + 1 if relay.snapshot is since else 1
             since = relay.snapshot
             takeover = metrics.Takeover("drain" if code == SERVICE_RESTART else "lost")

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from dalston.gateway import metrics
 from dalston.gateway.access import Access, Caller, Refused, check_resume, chosen_subprotocol
 from dalston.gateway.admission import Admission, admit
-from dalston.gateway.call import TOO_FAST, Call, Unreachable, left
+from dalston.gateway.call import Call, Unreachable, left
 from dalston.gateway.direct import Direct
 from dalston.gateway.intake import Intake
 from dalston.gateway.pace import Pace, PaceLimits
@@ -179,7 +179,13 @@ class Connections:
             strategy=self._overflow(query),
             timeout_s=self._settings.queue_seconds,
         )
-        intake = Intake(Direct.of(websocket.scope), relay, self._pace(relay), self._rounds)
+        intake = Intake(
+            Direct.of(websocket.scope),
+            relay,
+            self._pace(relay),
+            self._rounds,
+            self._settings.frame_bytes,
+        )
         intake.begin()
         try:
             slot = await self._admit(websocket, intake, admission)
@@ -254,7 +260,7 @@ class Connections:
             if asking.cancelled():
                 raise Refusal("no_capacity", _WHY_NOT["draining"], _NO_CAPACITY)
             if intake.refused.done():
-                raise Refusal("rate_limit", str(intake.refused.result()), TOO_FAST)
+                raise Refusal(*intake.refused.result())
             if not asking.done():
                 raise WebSocketDisconnect
             return await asking

@@ -33,28 +33,31 @@ class Cutter:
     """Cuts what a client sends where a frame ends. RFC 6455, section 5.2."""
 
     def __init__(self, longest: int):
-        """longest: bytes of a frame. What follows one that is longer is not cut any more."""
+        """longest: bytes of a frame. Before one that is longer cutting stops."""
         self._longest = longest
         self._rest = bytearray()  # the beginning of a frame
         self._wanted = 0  # bytes of it, as far as is known
-        self._whole = True  # frames can still be told apart
+        self.too_long = 0  # bytes that the frame says it has, at which cutting stopped
+        self._passed_over = 0  # bytes of it that are still to come, with its head
 
     @property
     def between(self) -> bool:
         """What comes next is the beginning of a frame."""
-        return self._whole and not self._rest
+        return not (self.too_long or self._rest or self._passed_over)
 
     def receive(self, data: bytes) -> tuple[list[bytes], bytes]:
-        """The frames that are whole now, each by itself, and what cannot be cut."""
-        frames, at = list[bytes](), 0
+        """The frames that are whole now, each by itself, and what is behind them once cutting has
+        stopped."""
+        frames, at = list[bytes](), min(self._passed_over, len(data))
+        self._passed_over -= at
         if self._rest:
             self._rest += data
             if len(self._rest) < self._wanted:
                 return frames, b""
             data, self._rest = bytes(self._rest), bytearray()
-        while self._whole and at < len(data):
+        while not self.too_long and at < len(data):
             end = at + self._size(data, at)
-            if not self._whole:
+            if self.too_long:
                 break
             if end > len(data):
                 self._rest += data[at:]
@@ -63,6 +66,11 @@ class Cutter:
             frames.append(data[at:end])
             at = end
         return frames, data[at:]
+
+    def pass_over(self, rest: bytes) -> tuple[list[bytes], bytes]:
+        """Go on with what receive() has left, behind the frame at which cutting stopped."""
+        self._passed_over, self.too_long = self._size(rest, 0), 0
+        return self.receive(rest)
 
     def _size(self, data: bytes, at: int) -> int:
         """Bytes of the frame that begins here, or more than there are while that is unknown."""
@@ -76,7 +84,7 @@ class Cutter:
                 return head
             length = int.from_bytes(data[at + 2 : at + head])
         if length > self._longest:
-            self._whole = False
+            self.too_long = length
         return head + (4 if masked else 0) + length
 
 
@@ -95,6 +103,7 @@ class Direct(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._hear: Callable[[Frame], None] | None = None
+        self._refuse: Callable[[int], None] | None = None
         self._cutter: Cutter | None = None  # once the request is read
         self._fragments = False  # a message has begun that has not ended
         self._simple = False  # the next byte begins a frame, and a message
@@ -106,10 +115,18 @@ class Direct(WebSocketsSansIOProtocol):
         """The protocol of a connection."""
         return scope[_NAME]
 
-    def listen(self, hear: Callable[[Frame], None], rounds: Rounds | None = None) -> None:
+    def listen(
+        self,
+        hear: Callable[[Frame], None],
+        rounds: Rounds | None = None,
+        refuse: Callable[[int], None] | None = None,
+    ) -> None:
         """From now on `hear` is called with each frame, in these rounds (once given, they stay) or
-        as it comes. receive() tells only of the end."""
-        self._hear = hear
+        as it comes. receive() tells only of the end.
+
+        refuse: called with the size of a frame that is too long, instead of its bytes.
+        """
+        self._hear, self._refuse = hear, refuse
         if rounds and not self.transport.is_closing() and self.scheme == "ws":
             stopped = self.read_paused
             self.pause()
@@ -200,14 +217,24 @@ class Direct(WebSocketsSansIOProtocol):
             self._cutter = Cutter(self.config.ws_max_size)
             super().data_received(data)
         else:
-            frames, rest = self._cutter.receive(data)
-            for frame in frames:
-                self._receive(frame)
-            if rest:
-                super().data_received(rest)
+            self._cut(self._cutter, data)
         self._simple = (
             self._cutter.between and not self._fragments and self.conn.state is State.OPEN
         )
+
+    def _cut(self, cutter: Cutter, data: bytes) -> None:
+        frames, rest = cutter.receive(data)
+        while True:
+            for frame in frames:
+                self._receive(frame)
+            if not rest:
+                return
+            if self._hear is None:
+                return super().data_received(rest)  # closes with 1009
+            # What is too long is not kept, and not what its sender has to send before he reads why.
+            if self._refuse:
+                self._refuse(cutter.too_long)
+            frames, rest = cutter.pass_over(rest)
 
     def _receive(self, frame: bytes) -> None:
         if self._hear and not self._fragments and self.conn.state is State.OPEN:

@@ -8,29 +8,43 @@ worker does not take what it is sent. What was read before that waits here.
 
 import asyncio
 from collections import deque
+from typing import NamedTuple
 
 from dalston.gateway.direct import Direct
 from dalston.gateway.pace import Pace, TooFast
 from dalston.gateway.relay import Relay
 from dalston.gateway.rounds import Rounds
+from dalston.orchestrator.messages import ErrorCode
 from dalston.orchestrator.peer import Frame, Peer
 
 # The longest pause between two frames of a client that pushes: if it leaves, that is noticed then.
 SLOWED_S = 1.0
+TOO_BIG, TOO_FAST = 1009, 4029
+
+
+class Objection(NamedTuple):
+    """Why nothing more is taken from a caller, and the close code for it."""
+
+    code: ErrorCode
+    sentence: str
+    close_code: int
 
 
 class Intake:
-    def __init__(self, caller: Direct, relay: Relay, pace: Pace, rounds: Rounds):
+    """longest: bytes of a frame."""
+
+    def __init__(self, caller: Direct, relay: Relay, pace: Pace, rounds: Rounds, longest: int):
         self._caller, self._relay, self._pace, self._rounds = caller, relay, pace, rounds
+        self._longest = longest
         self._loop = asyncio.get_running_loop()
         self._worker: Peer | None = None
         self._stopped = False  # reading
         self._waiting = deque[Frame]()  # was read, and is not said yet
         self._slowed: asyncio.TimerHandle | None = None
-        self.refused: asyncio.Future[TooFast] = self._loop.create_future()
+        self.refused: asyncio.Future[Objection] = self._loop.create_future()
 
     def begin(self) -> None:
-        self._caller.listen(self._hear, self._rounds)
+        self._caller.listen(self._hear, self._rounds, self._refuse)
         if not self._stopped:
             self._caller.resume()
 
@@ -86,13 +100,22 @@ class Intake:
         try:
             wait = self._pace.receive(frame, self._loop.time())
         except TooFast as error:
-            self.refused.set_result(error)
+            self.refused.set_result(Objection("rate_limit", str(error), TOO_FAST))
         else:
             if wait:
                 self._slowed = self._loop.call_later(min(wait, SLOWED_S), self._was_slowed)
         if self._held_up:
             self._stopped = True
             self._caller.pause()
+
+    def _refuse(self, size: int) -> None:
+        """Of a frame that is too long."""
+        if not self.refused.done():
+            sentence = f"a frame of {size} bytes; {self._longest} at most"
+            self.refused.set_result(Objection("invalid_message", sentence, TOO_BIG))
+        self._stopped = True
+        self._caller.listen(lambda _: None)
+        self._caller.resume()  # he has to have sent it before he reads what is said of it
 
     def _was_slowed(self) -> None:
         self._slowed = None

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dalston.orchestrator.logs import Format
+from dalston.orchestrator.messages import LONGEST_FRAME, LONGEST_MESSAGE, LONGEST_TEXT
 from dalston.orchestrator.settings import HeaderSecret
 
 Overflow = Literal["reject", "queue", "degrade"]
@@ -42,6 +43,10 @@ class GatewaySettings(BaseSettings):
     # A client that takes no message for so long is let go; less than a worker's, which would seem
     # lost otherwise.
     reader_seconds: float = Field(10.0, alias="DALSTON_CLIENT_READER_SECONDS", gt=0)
+    # The longest frame; the worker has a limit of its own.
+    frame_bytes: int = Field(
+        LONGEST_FRAME, alias="DALSTON_FRAME_BYTES", ge=LONGEST_TEXT, le=LONGEST_MESSAGE
+    )
     # A client may send so many seconds of audio in a second, beyond a burst; held down to that for
     # so long, it is refused.
     audio_rate: float = Field(1.5, alias="DALSTON_AUDIO_RATE", ge=1)

@@ -9,6 +9,7 @@ import pytest
 from fronted import STREAM, FakeWorker, Gateway, echo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import until
 from wire import BINARY, CLOSE, CONTINUATION, PING, TEXT, Wire, frame
 
 from dalston.gateway.direct import Cutter, payload
@@ -57,12 +58,28 @@ def test_a_frame_may_be_cut_inside_its_head(at: int) -> None:
         assert cutter.receive(whole[at:]) == ([whole], b"")
 
 
-def test_what_follows_a_frame_that_is_too_long_is_left_as_it_comes() -> None:
+def test_cutting_stops_before_a_frame_that_is_too_long() -> None:
     cutter = Cutter(100)
     good, long = frame(BINARY, b"good"), frame(BINARY, bytes(101))
     assert cutter.receive(good + long[:20]) == ([good], long[:20])
+    assert cutter.too_long == 101
     assert cutter.receive(long[20:]) == ([], long[20:])
     assert not cutter.between
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1000])
+def test_a_frame_that_is_too_long_can_be_passed_over(size: int) -> None:
+    cutter, found = Cutter(100), list[bytes]()
+    good, long = frame(BINARY, b"good"), frame(BINARY, bytes(200))
+    for piece in cut(good + long + long + good, [size]):
+        frames, rest = cutter.receive(piece)
+        found += frames
+        while rest:
+            assert cutter.too_long == 200
+            frames, rest = cutter.pass_over(rest)
+            found += frames
+    assert found == [good, good]
+    assert cutter.between
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536])
@@ -92,14 +109,21 @@ def test_nothing_else_is(other: bytes) -> None:
 # Through a gateway, whose worker tells the size of what it hears.
 
 
-async def spoken(gateway: Gateway, *packets: bytes) -> tuple[list[Any], int | None]:
-    """What the worker heard of a caller who sends these, and the code the call ended with."""
+async def spoken(
+    gateway: Gateway, *packets: bytes, begun: bool = True
+) -> tuple[list[Any], int | None]:
+    """What the worker heard of a caller who sends these, the first once the session has begun or
+    before, and the code the call ended with."""
     async with FakeWorker(gateway.slots, "a", echo).running():
         caller = await Wire.open(int(gateway.url.split(":")[1]), STREAM)
+        assert caller.finished
         for packet in packets:
+            if begun:
+                await until(lambda: caller.messages)
             await caller.send(packet)
             await asyncio.sleep(0.02)  # a packet of its own
-        assert caller.finished
+            if packet is AUDIO:
+                await until(lambda: len(caller.messages) > 1 or caller.ended)
         await asyncio.wait([caller.finished], timeout=5)
         heard = [m.get("bytes", m["type"]) for m in caller.messages if m["type"] != "session.begin"]
         await caller.close()
@@ -145,7 +169,7 @@ async def test_text_in_fragments_is_one_message(gateway: Gateway) -> None:
         (frame(CONTINUATION, bytes(200)), 1002),
         (frame(3, bytes(200)), 1002),
         (frame(TEXT, b"\xff\xfe"), 1007),
-        (bytes([0x82, 0xFF]) + (17 << 20).to_bytes(8) + bytes(200), 1009),
+        (frame(BINARY, bytes(1 << 20), fin=False) + frame(CONTINUATION, bytes(1)), 1009),
     ],
 )
 async def test_what_breaks_the_protocol_ends_the_call_and_what_came_before_is_heard(
@@ -153,6 +177,21 @@ async def test_what_breaks_the_protocol_ends_the_call_and_what_came_before_is_he
 ) -> None:
     heard, code = await spoken(gateway, AUDIO, broken, AUDIO, END)
     assert (heard, code) == ([3200], expected)
+
+
+async def test_a_frame_that_is_too_long_ends_the_session_with_what_came_before(
+    gateway: Gateway,
+) -> None:
+    long = frame(BINARY, bytes((1 << 20) + 1))
+    heard, code = await spoken(gateway, AUDIO + long[:9000], long[9000:] + AUDIO, AUDIO)
+    assert (set(heard), heard[-1], code) == ({3200, "error", "session.end"}, "session.end", 1009)
+    assert len(heard) == 3
+
+
+async def test_a_frame_that_never_ends_is_not_waited_for(gateway: Gateway) -> None:
+    endless = bytes([0x82, 0xFF]) + ((1 << 63) - 1).to_bytes(8) + bytes(200)
+    heard, code = await spoken(gateway, AUDIO, endless, AUDIO)
+    assert (heard, code) == ([3200, "error", "session.end"], 1009)
 
 
 async def test_what_comes_behind_a_close_is_not_heard(gateway: Gateway) -> None:
@@ -163,4 +202,4 @@ async def test_what_comes_behind_a_close_is_not_heard(gateway: Gateway) -> None:
 async def test_what_comes_before_there_is_a_worker_is_heard_in_order(gateway: Gateway) -> None:
     sizes = [1, 300, 70_000, 2]
     together = b"".join(frame(BINARY, bytes(size)) for size in sizes) + END
-    assert await spoken(gateway, together) == ([*sizes, "session.end"], 1000)
+    assert await spoken(gateway, together, begun=False) == ([*sizes, "session.end"], 1000)
