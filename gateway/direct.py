@@ -231,7 +231,7 @@ class Direct(WebSocketsSansIOProtocol):
                 return
             if self._hear is None:
                 return super().data_received(rest)  # closes with 1009
-            # What is too long is not kept, and not what its sender has to send before he reads why.
+            # Not kept, but read: its sender may look for an answer only once it has left.
             if self._refuse:
                 self._refuse(cutter.too_long)
             frames, rest = cutter.pass_over(rest)

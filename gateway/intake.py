@@ -115,7 +115,7 @@ class Intake:
             self.refused.set_result(Objection("invalid_message", sentence, TOO_BIG))
         self._stopped = True
         self._caller.listen(lambda _: None)
-        self._caller.resume()  # he has to have sent it before he reads what is said of it
+        self._caller.resume()  # for the rest of it
 
     def _was_slowed(self) -> None:
         self._slowed = None
