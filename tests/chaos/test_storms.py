@@ -8,7 +8,7 @@ import pytest
 from storms import storms
 
 # What a hundred sessions may take, with everything the kernel does not hold for them.
-MORE_MB = 150
+MORE_MB = 50
 
 
 @pytest.mark.timeout(240)
