@@ -50,6 +50,7 @@ environment:
   OVERFLOW_STRATEGY      when no slot is free: reject, queue or degrade (reject)
   DALSTON_QUEUE_SECONDS  how long a caller stays in line (30)
   DALSTON_SESSIONS_PER_ADDRESS  at once, of one client address; 0 is no limit (0)
+  DALSTON_FRAME_BYTES    the longest frame; a longer one ends its session (1048576)
   DALSTON_AUDIO_RATE     seconds of audio in a second, that a client may send, (1.5)
   DALSTON_AUDIO_BURST_SECONDS  beyond so much of it (60);
   DALSTON_AUDIO_HELD_SECONDS  slowed down to that for so long it is refused (60)
