@@ -123,7 +123,7 @@ class Call:
         leaving, serving, saving = tasks
         asking = [leaving, serving]
         try:
-            over = [leaving, serving, self._leave]
+            over = [*asking, self._leave]
             await asyncio.wait([*over, self._intake.refused], return_when=asyncio.FIRST_COMPLETED)
             if self._intake.refused.done():
                 await self._object(*self._intake.refused.result())

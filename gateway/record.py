@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 AFTER_S = 0.05  # a final and the snapshot behind it are one
 AGAIN_S = 1.0  # what could not be written
-AWAY_S = 120.0  # the register keeps a session for so long
+AWAY_S = 120.0  # the register keeps a session for so long (RESUME_TTL in prelude.lua)
 
 
 class Record:

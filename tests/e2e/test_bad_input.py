@@ -109,7 +109,7 @@ async def test_ten_megabytes_in_a_frame_end_the_session_with_what_was_said(stack
     assert messages[-1]["type"] == "session.end"
 
 
-async def test_more_than_the_transport_takes_is_closed_with_1009(stack: Stack) -> None:
+async def test_more_than_a_worker_would_take_is_closed_with_1009(stack: Stack) -> None:
     async with streaming(stack) as connection:
         with contextlib.suppress(ConnectionClosed):  # while it is still being sent
             await connection.send(bytes(20_000_000))

@@ -3,6 +3,7 @@ Several Tritons as one. The servers are small, the sockets real.
 """
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import AsyncGenerator
@@ -11,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import waiting
 from instant import Asked, Tensor, serving
 from small_triton import SmallTriton, Wire, end, final, more, partial, start
-from waiting import until
 
 from dalston.orchestrator import channel, fleet
 from dalston.orchestrator.fleet import Fleet
@@ -43,6 +44,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel, "LIVE_DEADLINE_S", 0.2)
     monkeypatch.setattr(channel, "PROBE_AFTER_S", 0.3)
     monkeypatch.setattr(channel, "LOST_S", 0.3)
+
+
+until = functools.partial(waiting.until, within_s=10)
 
 
 # --- who is asked ---------------------------------------------------------------------------------

@@ -297,7 +297,8 @@ async def mute_server() -> AsyncGenerator[tuple[str, asyncio.Event]]:
     left = asyncio.Event()
 
     async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()  # until it leaves
+        request = await reader.read()  # until it leaves
+        assert not request.partition(b"\r\n\r\n")[2]
         writer.close()
         left.set()
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(happened: Callable[[], object], within_s: float = 60.0) -> None:
+async def until(happened: Callable[[], object], within_s: float = 5.0) -> None:
     """Raises TimeoutError."""
     async with asyncio.timeout(within_s):
         while not happened():

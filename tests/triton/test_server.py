@@ -5,6 +5,7 @@ killed.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -24,8 +25,8 @@ import grpc.aio
 import psutil
 import pytest
 import pytest_asyncio
+import waiting
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from waiting import until
 
 from dalston.triton import probe, server
 from dalston.triton.installation import ServerError
@@ -53,6 +54,10 @@ def ports() -> Ports:
 
 def address(ports: Ports) -> str:
     return f"127.0.0.1:{ports.grpc}"
+
+
+# Models take their time to load.
+until = functools.partial(waiting.until, within_s=60)
 
 
 async def until_answers(ports: Ports) -> None:
