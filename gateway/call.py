@@ -43,7 +43,6 @@ from dalston.orchestrator import request_ids
 from dalston.orchestrator.messages import (
     End,
     Error,
-    ErrorCode,
     ServerMessage,
     SessionTerminated,
     Warn,
@@ -99,6 +98,7 @@ class Call:
         self._outage_s, self._silent_s = settings.outage_seconds, settings.worker_silent_seconds
         self._secret = settings.worker_secret
         self._link: Peer | None = None  # that is being listened to
+        self._begun = asyncio.Event()  # and the client was told
         self._telling = False  # the client has not taken the last message yet
         self._kept = Record(
             relay, slots, lambda: self.slot, lambda: self.send_away("taken_over", None)
@@ -118,16 +118,18 @@ class Call:
         """Until either side has ended."""
         tasks = [
             asyncio.create_task(work)
-            for work in (left(self._websocket), self._serve(), self._kept.keep())
+            for work in (
+                left(self._websocket),
+                self._serve(),
+                self._object(),
+                self._kept.keep(),
+            )
         ]
-        leaving, serving, saving = tasks
-        asking = [leaving, serving]
+        leaving, serving, objecting, saving = tasks
+        asking = [leaving, serving, objecting]
         try:
-            over = [*asking, self._leave]
-            await asyncio.wait([*over, self._intake.refused], return_when=asyncio.FIRST_COMPLETED)
-            if self._intake.refused.done():
-                await self._object(*self._intake.refused.result())
-                await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+            over = [leaving, serving, self._leave]
+            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
             if self._leave.done():
                 await self._stop(asking)
                 message, code = self._leave.result()
@@ -146,7 +148,10 @@ class Call:
             # Shielded: a server that stops cancels us, and the slot must come back all the same.
             await asyncio.shield(self._go(saving))
 
-    async def _object(self, code: ErrorCode, sentence: str, close_code: int) -> None:
+    async def _object(self) -> None:
+        """To what the caller sends, once the session has begun: no error comes before that."""
+        code, sentence, close_code = await self._intake.refused
+        await self._begun.wait()
         message = Error(code=code, message=sentence, recoverable=False)
         if close_code != TOO_BIG:
             return self._end_with(message, close_code)
@@ -363,6 +368,7 @@ class Call:
             for known in (told, *missed):
                 if known:
                     await self._tell(known)
+            self._begun.set()
         except BaseException:
             link.abort()
             raise

@@ -19,7 +19,7 @@ from dalston.gateway.access import Access, Caller, Refused, check_resume, chosen
 from dalston.gateway.admission import Admission, admit
 from dalston.gateway.call import Call, Unreachable, left
 from dalston.gateway.direct import Direct
-from dalston.gateway.intake import Intake
+from dalston.gateway.intake import TOO_BIG, Intake
 from dalston.gateway.pace import Pace, PaceLimits
 from dalston.gateway.record import Away
 from dalston.gateway.relay import HELD_S, Relay, segment_number
@@ -257,10 +257,14 @@ class Connections:
             await asyncio.wait(
                 [asking, leaving, intake.refused], return_when=asyncio.FIRST_COMPLETED
             )
+            if intake.refused.done():
+                objection = intake.refused.result()
+                if objection.close_code != TOO_BIG:
+                    raise Refusal(*objection)
+                # What was said before it is heard first.
+                await asyncio.wait([asking, leaving], return_when=asyncio.FIRST_COMPLETED)
             if asking.cancelled():
                 raise Refusal("no_capacity", _WHY_NOT["draining"], _NO_CAPACITY)
-            if intake.refused.done():
-                raise Refusal(*intake.refused.result())
             if not asking.done():
                 raise WebSocketDisconnect
             return await asking

@@ -725,6 +725,53 @@ async def test_who_pushes_while_in_line_is_refused_too(redis_url: str) -> None:
                 await asyncio.sleep(0.01)
 
 
+TOO_LONG = bytes(2 << 20)
+
+
+async def test_a_frame_that_is_too_long_ends_a_session_only_after_what_was_said_before(
+    redis_url: str,
+) -> None:
+    async def slow(connection: ServerConnection) -> None:
+        await asyncio.sleep(0.3)  # the frames are there before the session has begun
+        await echo(connection)
+
+    async with gateway_over(redis_url) as gateway:
+        async with FakeWorker(gateway.slots, "a", slow).running(), gateway.stream() as stream:
+            await stream.send(CHUNK)
+            await stream.send(TOO_LONG)
+            (begin, *messages), code = await drained(stream)
+        assert begin["type"] == "session.begin"
+        assert {"type": "got", "bytes": len(CHUNK)} in messages
+        (error,) = (message for message in messages if message["type"] == "error")
+        assert (error["code"], error["recoverable"]) == ("invalid_message", False)
+        assert "a frame of 2097152 bytes" in error["message"]
+        assert (messages[-1]["type"], code) == ("session.end", 1009)
+        await gateway.until_held(0)
+
+
+async def test_who_sends_one_while_in_line_is_heard_all_the_same(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", echo, capacity=1).running():
+        async with one_in_line(gateway) as (first, second):
+            await second.recv()  # its position
+            await second.send(CHUNK)
+            await second.send(TOO_LONG)
+            await first.send('{"type":"end"}')
+            messages, code = await drained(second)
+    assert messages[0]["type"] == "session.begin"
+    assert {"type": "got", "bytes": len(CHUNK)} in messages
+    assert (messages[-1]["type"], code) == ("session.end", 1009)
+
+
+async def test_a_drain_sends_away_who_sent_one_while_in_line(gateway: Gateway) -> None:
+    async with FakeWorker(gateway.slots, "a", echo, capacity=1).running():
+        async with one_in_line(gateway) as (_, second):
+            await second.recv()
+            await second.send(TOO_LONG)
+            gateway.stop.set()
+            (error,), code = await drained(second)
+    assert (error["code"], code) == ("no_capacity", 1013)
+
+
 async def test_a_burst_and_real_time_behind_it_are_let_through(redis_url: str) -> None:
     limits = {"audio_burst_seconds": 2.0, "audio_held_seconds": 0.1}
     async with gateway_over(redis_url, **limits) as gateway:

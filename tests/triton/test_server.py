@@ -526,8 +526,8 @@ async def test_nothing_survives_a_command_that_is_killed(
     async with busy(ports):
         process.kill()
         await process.wait()
-    await until(lambda: not any(alive(member) for member in family), 20)
-    await until(lambda: not shared_memory(process.pid), 20)
+    await until(lambda: not any(alive(member) for member in family), within_s=20)
+    await until(lambda: not shared_memory(process.pid), within_s=20)
 
 
 def test_a_command_that_cannot_run_says_why_with_status_1(tmp_path: Path, ports: Ports):
