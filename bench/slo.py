@@ -176,6 +176,10 @@ def summary(run: Run, alone: Run) -> dict[str, Any]:
         "changed_stable_words": run.total("stable_broken"),
         "stable_words_changed_by_finals": sum(s["stable_words_changed"] for s in stats),
         "stable_words": sum(s["stable_words"] for s in stats),
+        "speculative_finals": {
+            outcome: sum(s[f"speculative_finals_{outcome}"] for s in stats)
+            for outcome in ("used", "dropped")
+        },
         "unstable_partial_word_ratio": round(
             run.total("unstable_words") / max(1, run.total("words")), 4
         ),

@@ -184,10 +184,11 @@ class Decoding:
         self, utterance: Utterance, audio: bytes, last: int, config: SessionConfig
     ) -> None:
         """The speaker pauses: ask for the final that is due if this turns out to be the end."""
-        language = self._language(config, self.generation)
-        # A language that is still open may be settled by the finals that are due before.
-        if self._ended and (language == "auto" or len(self._finals) >= FINALS_IN_FLIGHT):
+        # While an earlier final is due the models are behind, and the pause is over before this
+        # one's turn: nothing is gained, and where speech goes on a decode is lost.
+        if self._ended:
             return
+        language = self._language(config, self.generation)
         words = config.word_timestamps or utterance.continues
         utterance.speculation = self._ask_final(utterance, audio, last, language, words)
 

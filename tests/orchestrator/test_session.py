@@ -137,7 +137,7 @@ def test_partials_come_as_rarely_as_the_worker_is_set_to() -> None:
 
 def test_only_one_partial_is_in_flight() -> None:
     session = new_session()
-    asked = partials_asked(session, Driver(session), audio([1, 2, 3, 4, 5, 6, 7, 8]))
+    asked = asked_of_whisper(session, Driver(session), audio([1, 2, 3, 4, 5, 6, 7, 8]))
     assert len({request.id for request in asked}) == 1
 
 
@@ -166,10 +166,10 @@ def test_a_late_partial_is_followed_by_one_of_the_newest_audio() -> None:
 def test_a_partial_that_had_to_wait_is_asked_with_the_audio_there_is_by_now() -> None:
     session = new_session()
     driver = Driver(new_session())
-    (asked,) = partials_asked(session, driver, audio([1, 2, 3]))
+    (asked,) = asked_of_whisper(session, driver, audio([1, 2, 3]))
     assert asked.urgent
     assert asked.newest
-    assert partials_asked(session, driver, audio([4, 5, 6])) == []
+    assert asked_of_whisper(session, driver, audio([4, 5, 6])) == []
     newest = asked.newest()
     assert (newest.id, newest.kind) == (asked.id, "partial")
     assert newest.audio.startswith(asked.audio)
@@ -178,12 +178,12 @@ def test_a_partial_that_had_to_wait_is_asked_with_the_audio_there_is_by_now() ->
     (partial,) = [m for m in session.messages() if isinstance(m, Partial)]
     assert partial.end == pytest.approx(session.decided / 16_000)
     # The next is due half a second after what was asked last, and waits behind first ones.
-    (second,) = partials_asked(session, driver, audio([7, 8]))
+    (second,) = asked_of_whisper(session, driver, audio([7, 8]))
     assert len(second.audio) >= len(newest.audio) + 16_000
     assert not second.urgent
 
 
-def partials_asked(session: Session, driver: Driver, data: bytes) -> list[TranscriptRequest]:
+def asked_of_whisper(session: Session, driver: Driver, data: bytes) -> list[TranscriptRequest]:
     """Send audio, answer the VAD, and nobody else."""
     found: list[TranscriptRequest] = []
     for chunk in chunks(data, [3200]):
@@ -191,7 +191,9 @@ def partials_asked(session: Session, driver: Driver, data: bytes) -> list[Transc
         while requests := session.requests():
             for request in requests:
                 if isinstance(request, SpeechRequest):
-                    session.receive_probabilities(driver.vad.probabilities(request))
+                    probabilities = driver.vad.probabilities(request)
+                    if not request.end:
+                        session.receive_probabilities(probabilities)
                 elif isinstance(request, TranscriptRequest):
                     found.append(request)
     return found
@@ -225,6 +227,16 @@ def test_a_speculative_final_is_thrown_away_when_speech_resumes() -> None:
     assert finals(driver) == ["wb wc wd"]
     (end,) = [m for m in driver.messages if isinstance(m, SessionEnd)]
     assert end.stats.speculative_finals_dropped == 1
+
+
+def test_nothing_is_speculated_while_an_earlier_final_is_due() -> None:
+    session, driver = new_session(interim_results=False), Driver(new_session())
+    (first,) = asked_of_whisper(session, driver, audio([1, 2, 3], 0.7, [4, 5], 0.35))
+    assert recognise(first.audio).text == "wb wc wd"
+    session.receive_hypothesis(first.id, recognise(first.audio))
+    (second,) = asked_of_whisper(session, driver, audio(0.3))
+    session.receive_hypothesis(second.id, recognise(second.audio))
+    assert [m.text for m in session.messages() if isinstance(m, Final)] == ["wb wc wd", "we wf"]
 
 
 def test_flush_makes_a_final_of_the_open_utterance_at_once() -> None:
