@@ -3,7 +3,8 @@ What gateway and worker cost by themselves, the models answering at once (instan
 
     python bench/orchestration.py --streams 10 50 100 200 --seconds 30
 
-Prints a table, and one JSON object last.
+Both have work to do however few callers there are (wakes, rounds, heartbeats), so besides the cost
+of a stream there is that of each further one. Prints a table, and one JSON object last.
 """
 
 import argparse
@@ -19,10 +20,13 @@ from slo import summary
 
 async def measured(streams: list[int], seconds: float) -> list[dict[str, float]]:
     rows = list[dict[str, float]]()
-    for count in streams:
+    fewer, less = 0, 0.0  # streams of the run before, and their percent of a core
+    for count in sorted(set(streams)):
         # A new stack for each: what one run left in memory is no cost of the next.
         async with load.bench("instant", seconds, count + 2) as b:
-            told = summary(await b.run(count), b.alone)
+            run = await b.run(count)
+            told = summary(run, b.alone)
+        all_of_them = count * run.core_percent("gateway", "worker")
         percent = told["core_percent_per_stream"]
         rows.append(
             {
@@ -30,11 +34,13 @@ async def measured(streams: list[int], seconds: float) -> list[dict[str, float]]
                 "gateway_core_percent": percent["gateway"],
                 "worker_core_percent": percent["worker"],
                 "core_percent": told["orchestration_core_percent_per_stream"],
+                "each_further_core_percent": round((all_of_them - less) / (count - fewer), 2),
                 "rss_mb": told["orchestration_rss_mb_per_stream"],
                 "lost_finals": told["lost_finals"],
                 "callers_late_p95_ms": told["generator_late_p95_ms"],
             }
         )
+        fewer, less = count, all_of_them
     return rows
 
 

@@ -69,7 +69,7 @@ class Session:
         self._gateways, self._connection = gateways, connection
         self._sent, self._heard = sent, heard
         self._resumes, self._acks = resume, acks
-        self._id = ""
+        self._id: str | None = None  # once it has begun
         self._error: Event | None = None  # the last
         self._terminated: Event | None = None  # session.terminated of this connection
         self._failure: SessionFailed | None = None
@@ -273,17 +273,18 @@ class Session:
     # After a connection broke.
 
     def _may_resume(self) -> bool:
-        """Whether the server keeps the session for us."""
-        if not (self._resumes and self._id):
+        """Whether the server keeps the session for us, or never began one and did not say why."""
+        if not self._resumes or self._id == "":
             return False
         if self._terminated:
             return bool(self._terminated.get("recoverable"))
-        if self._error and not self._error.get("recoverable"):
+        if self._error and not (self._id and self._error.get("recoverable")):
             return False
         return (self._connection.close_code or _ABNORMAL) in _KEPT_CODES
 
     async def _go_on(self) -> None:
-        """Another connection of the same session. Raises SessionFailed."""
+        """Another connection of the same session; if it had not begun, the first of another.
+        Raises SessionFailed."""
         loop = asyncio.get_running_loop()
         lost, code = loop.time(), self._connection.close_code or _ABNORMAL
         if self._trouble is None or lost - self._connected_at > STEADY_S:
@@ -314,7 +315,7 @@ class Session:
                     retry_after = float(begin.get("retry_after", 0))
                 continue
             after_s = round(loop.time() - lost, 3)
-            offset_ms = begin["resume_offset_ms"]
+            offset_ms = begin.get("resume_offset_ms", 0.0)
             told = {"type": "connection.resumed", "session_id": self._id}
             told |= {"resume_offset_ms": offset_ms, "attempts": attempts, "after_seconds": after_s}
             return await self._tell(told)
@@ -322,15 +323,23 @@ class Session:
     async def _begin_again(self) -> Event:
         """session.begin, or an error that does not last. Raises SessionFailed, and what opening
         and closing a connection raises."""
-        query = {"resume_session_id": self._id}
-        if self._heard.last_segment:
-            query["last_segment_id"] = self._heard.last_segment
+        query, began = dict[str, str](), self._id is not None
+        if self._id:
+            query["resume_session_id"] = self._id
+            if self._heard.last_segment:
+                query["last_segment_id"] = self._heard.last_segment
         connection = await self._gateways.open(**query)
         try:
             event = await first_word(connection)
-            if event["type"] == "session.begin" and event.get("resumed_from") == self._id:
-                self._sent.go_back(event["resume_offset_ms"])
-                self._heard.resumed(event["resume_offset_ms"])
+            is_ours = not began or event.get("resumed_from") == self._id
+            if event["type"] == "session.begin" and is_ours:
+                if not began:
+                    for news in self._hear(event):
+                        await self._tell(news)
+                offset_ms = event.get("resume_offset_ms", 0.0)
+                self._sent.go_back(offset_ms)
+                if began:
+                    self._heard.resumed(offset_ms)
                 self._connection = connection
                 self._connected_at = self._heard_at = asyncio.get_running_loop().time()
             elif event["type"] == "error" and not event.get("recoverable"):

@@ -45,7 +45,7 @@ export class Session {
   #turn = 0;
   #parameters;
   #protocols;
-  #id = "";
+  #id = null; // once it has begun
   #line = null; // the connection that has been sent all there is
   #sent = new Sent();
   #heard = new Heard();
@@ -162,7 +162,8 @@ export class Session {
     for (let left = this.#urls.length; ; left--) {
       const line = this.#connect();
       const opened = await line.opened();
-      if (opened || left === 1) return line;
+      if (opened) return line;
+      if (left === 1) throw new SessionFailed(line.code, null);
       this.#turn = (this.#turn + 1) % this.#urls.length;
     }
   }
@@ -217,15 +218,17 @@ export class Session {
     this.#line = line;
   }
 
-  /** Whether the server keeps the session for us. */
+  /** Whether the server keeps the session for us, or never began one and did not say why. */
   #mayResume(code) {
-    if (!this.#id) return false;
     if (this.#terminated) return Boolean(this.#terminated.recoverable);
-    if (this.#error && !this.#error.recoverable) return false;
+    if (this.#error && !(this.#id && this.#error.recoverable)) return false;
     return KEPT_CODES.includes(code);
   }
 
-  /** Another connection of the same session. Throws SessionFailed. */
+  /**
+   * Another connection of the same session; if it had not begun, the first of another. Throws
+   * SessionFailed.
+   */
   async #goOn(last) {
     const lost = performance.now();
     if (this.#trouble === null || lost - last.since > STEADY_MS) {
@@ -249,7 +252,7 @@ export class Session {
       retryAfter = 0;
       this.#turn = (this.#turn + 1) % this.#urls.length;
       const line = this.#connect({
-        resume_session_id: this.#id,
+        ...(this.#id && { resume_session_id: this.#id }),
         ...(this.#heard.lastSegment && { last_segment_id: this.#heard.lastSegment }),
       });
       const event = (await line.opened()) ? await line.firstWord() : null;
@@ -258,7 +261,7 @@ export class Session {
         const after = Math.round(performance.now() - lost) / 1000;
         this.#tell({
           type: "connection.resumed", session_id: this.#id, attempts, after_seconds: after,
-          resume_offset_ms: event.resume_offset_ms,
+          resume_offset_ms: event.resume_offset_ms ?? 0,
         });
         return line;
       }
@@ -272,6 +275,10 @@ export class Session {
   }
 
   #resume(begin, line) {
+    if (!this.#id) {
+      for (const news of this.#hear(begin, line)) this.#tell(news);
+      return;
+    }
     const offset = begin.resume_offset_ms;
     let sentence = null;
     if (begin.resumed_from !== this.#id) sentence = "the server began another";

@@ -271,11 +271,69 @@ async def test_a_session_that_the_server_ended_is_over(
     assert (await failed(ending)).code == code
 
 
-async def test_before_it_began_nothing_is_gone_on_with() -> None:
+async def whole(line: Line) -> None:
+    await line.begin()
+    await line.hear()
+    await line.say("transcript.final", **FIRST)
+    await line.finish()
+
+
+async def test_one_that_breaks_before_it_began_is_begun_anew_with_all_that_was_said() -> None:
+    async def in_line(line: Line) -> None:
+        await line.say("session.queued", position=1, timeout_seconds=30)
+        await line.hear(20_000)
+        line.cut()
+
+    events, (_, again) = await called(in_line, whole)
+    assert again.audio == AUDIO
+    assert "resume_session_id" not in again.query
+    assert [event["type"] for event in events] == [
+        "session.queued",
+        "connection.lost",
+        "session.begin",
+        "connection.resumed",
+        "transcript.final",
+        "session.end",
+    ]
+    assert events[3]["session_id"] == events[2]["session_id"]
+    assert events[3]["resume_offset_ms"] == 0
+
+
+async def test_one_the_application_goes_on_with_itself_is_gone_on_with_by_the_next() -> None:
+    async def at_once(line: Line) -> None:
+        line.cut()
+
+    async def further(line: Line) -> None:
+        await line.resume(900)
+        await line.hear()
+        await line.finish()
+
+    events, (_, again) = await called(at_once, further, resume_session_id="sess_1")
+    assert again.audio == AUDIO
+    assert again.query["resume_session_id"] == "sess_1"
+    assert events[-1]["type"] == "session.end"
+
+
+async def test_servers_that_never_begin_one_are_not_tried_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client, "RESUME_S", 0.5)
+
     async def away(line: Line) -> None:
         line.cut()
 
-    assert (await failed(away)).code == 1006
+    failure = await failed(*[away] * 20)
+    assert failure.code == 1006
+    assert "no other could be had" in str(failure)
+
+
+async def test_a_refusal_is_an_answer_and_nothing_is_begun_anew() -> None:
+    async def full(line: Line) -> None:
+        await line.say("error", code="no_capacity", message="All busy.", recoverable=True)
+        await line.close(1013)
+
+    failure = await failed(full, whole)
+    assert (failure.code, str(failure)) == (1013, "All busy.")
 
 
 async def test_sending_fails_once_the_session_is_over() -> None:

@@ -97,6 +97,29 @@ async def test_it_comes_again_until_there_is_room(tmp_path: Path) -> None:
     assert on["attempts"] == 3
 
 
+async def test_one_that_breaks_before_it_began_is_begun_anew_with_all_that_was_said(
+    tmp_path: Path,
+) -> None:
+    async def in_line(line: Line) -> None:
+        await line.say("session.queued", position=1, timeout_seconds=30)
+        line.cut()
+
+    async def whole(line: Line) -> None:
+        await line.begin()
+        await line.hear()
+        await line.finish()
+
+    events, (_, again) = await called(tmp_path, in_line, whole)
+    assert again.audio == AUDIO
+    assert "resume_session_id" not in again.query
+    assert [event["type"] for event in events] == [
+        *("session.queued", "connection.lost", "session.begin", "connection.resumed"),
+        "session.end",
+    ]
+    assert events[3]["session_id"] == events[2]["session_id"]
+    assert events[3]["resume_offset_ms"] == 0
+
+
 @pytest.mark.parametrize(
     ("second", "sentence"),
     [
