@@ -123,6 +123,7 @@ class Session:
         self._origin = self._cursor  # of the last restart
         self._floor = start  # no utterance begins before it
         self._told_invalid = self._told_late = False
+        self._said_end = False  # the client, that is: it knows that nothing may follow
 
         # The VAD: one request at a time, in a new sequence after each restart.
         self._sequence = 0
@@ -215,7 +216,7 @@ class Session:
             if self._audio.received_frames < self._enough:
                 return False
             self._advance()
-        elif self.state is State.ENDING and not self._told_late:
+        elif self.state is State.ENDING and self._said_end and not self._told_late:
             self._told_late = True
             self._refuse("audio after the end of the session")
         return True
@@ -247,9 +248,11 @@ class Session:
                 self._advance()
             case State.LISTENING, End():
                 self.finish(message.reason)
-            case State.ENDING, _:
+            case State.ENDING, _ if self._said_end:
                 name = type(message).__struct_config__.tag
                 self._refuse(f"{name} after the end of the session")
+            case _:
+                pass
 
     def receive_invalid(self, sentence: str) -> None:
         """A text frame that is no message, or one that cannot be followed."""
@@ -262,6 +265,7 @@ class Session:
         if self.state is State.LISTENING:
             self._mark(End(), reason)
             self.state = State.ENDING
+            self._said_end = reason == "client_end"
             self._advance()
 
     def abandon(self) -> None:

@@ -527,6 +527,17 @@ def test_audio_after_end_is_refused_once() -> None:
     assert error.code == "invalid_message"
 
 
+def test_who_goes_on_speaking_when_it_is_us_who_end_has_done_nothing_wrong() -> None:
+    session = new_session()
+    session.receive_audio(audio([1]))
+    session.finish("max_duration")
+    session.messages()
+    session.receive_audio(audio(0.1))
+    session.receive_message(Flush())
+    assert session.state is State.ENDING
+    assert session.messages() == []
+
+
 def test_nothing_is_told_after_the_session_has_ended() -> None:
     driver = session_after(End())
     session = driver.session
