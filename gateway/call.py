@@ -23,7 +23,6 @@ from fastapi import WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
 
 from dalston.gateway import metrics
-from dalston.gateway.direct import Direct
 from dalston.gateway.intake import TOO_BIG, Intake
 from dalston.gateway.link import (
     BEGIN_S,
@@ -90,7 +89,7 @@ class Call:
         settings: GatewaySettings,
     ):
         self.slot = slot
-        self._websocket, self._caller = websocket, Direct.of(websocket.scope)
+        self._websocket, self._caller = websocket, intake.caller
         self._context = copy_context()  # whose session it is: for log lines
         self._relay = relay
         self._slots = slots
@@ -100,9 +99,7 @@ class Call:
         self._link: Peer | None = None  # that is being listened to
         self._begun = asyncio.Event()  # and the client was told
         self._telling = False  # the client has not taken the last message yet
-        self._kept = Record(
-            relay, slots, lambda: self.slot, lambda: self.send_away("taken_over", None)
-        )
+        self._kept = Record(relay, slots)
         self._intake = intake
         self._reader_s = settings.reader_seconds
         # What the client is told last, and the code to close with, when it is us who end the call.
@@ -122,7 +119,7 @@ class Call:
                 left(self._websocket),
                 self._serve(),
                 self._object(),
-                self._kept.keep(),
+                self._kept.keep(self._write),
             )
         ]
         leaving, serving, objecting, saving = tasks
@@ -133,7 +130,7 @@ class Call:
             if self._leave.done():
                 await self._stop(asking)
                 message, code = self._leave.result()
-                await self._kept.write()  # before the client asks for it elsewhere
+                await self._write()  # before the client asks for it elsewhere
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LAST_WORDS_S):
                         await self._websocket.send_text(serialize(request_ids.named(message)))
@@ -176,6 +173,13 @@ class Call:
             )
         except RedisError as error:
             logger.error("%s: the slot comes back with its lease: %s", self.slot.session_id, error)
+
+    async def _write(self) -> bool:
+        """Whether the register has all there is."""
+        written = await self._kept.write(self.slot)
+        if written == "taken over":
+            self.send_away("taken_over", None)
+        return written != "not yet"
 
     # What others ask.
 
@@ -300,7 +304,7 @@ class Call:
             recovery_hint="connect again with resume_session_id",
         )
         self._status = "error"
-        await self._kept.write()
+        await self._write()
         await self._tell(serialize(message))
         await self._websocket.close(INTERNAL)
 
@@ -363,7 +367,7 @@ class Call:
             missed = relay.missed()
             told = relay.pass_on(frame)
             # Whoever is told that it has begun can go on with it elsewhere.
-            if not told or not await self._kept.write():
+            if not told or not await self._write():
                 self._kept.more()
             for known in (told, *missed):
                 if known:

@@ -135,7 +135,7 @@ class Connections:
         await websocket.accept(chosen_subprotocol(websocket.scope["subprotocols"]))
         self._count += 1
         try:
-            await self._serve(websocket)
+            await self._serve(websocket, Direct.of(websocket.scope))
         except (Refusal, Refused) as refusal:
             await _refuse(websocket, refusal)
         except (WebSocketDisconnect, RuntimeError) as gone:
@@ -144,7 +144,7 @@ class Connections:
         finally:
             self._count -= 1
 
-    async def _serve(self, websocket: WebSocket) -> None:
+    async def _serve(self, websocket: WebSocket, direct: Direct) -> None:
         query = dict(websocket.query_params)
         caller = await self._access.caller(websocket.headers, query)
         try:
@@ -180,7 +180,7 @@ class Connections:
             timeout_s=self._settings.queue_seconds,
         )
         intake = Intake(
-            Direct.of(websocket.scope),
+            direct,
             relay,
             self._pace(relay),
             self._rounds,

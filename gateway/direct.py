@@ -112,8 +112,9 @@ class Direct(WebSocketsSansIOProtocol):
 
     @classmethod
     def of(cls, scope: Scope) -> "Direct":
-        """The protocol of a connection."""
-        return scope[_NAME]
+        """The protocol of a connection, which is in its scope no longer: together they would stay
+        in memory until Python's collector finds them."""
+        return scope.pop(_NAME)
 
     def listen(
         self,

@@ -34,7 +34,7 @@ class Intake:
     """longest: bytes of a frame."""
 
     def __init__(self, caller: Direct, relay: Relay, pace: Pace, rounds: Rounds, longest: int):
-        self._caller, self._relay, self._pace, self._rounds = caller, relay, pace, rounds
+        self.caller, self._relay, self._pace, self._rounds = caller, relay, pace, rounds
         self._longest = longest
         self._loop = asyncio.get_running_loop()
         self._worker: Peer | None = None
@@ -44,13 +44,13 @@ class Intake:
         self.refused: asyncio.Future[Objection] = self._loop.create_future()
 
     def begin(self) -> None:
-        self._caller.listen(self._hear, self._rounds, self._refuse)
+        self.caller.listen(self._hear, self._rounds, self._refuse)
         if not self._stopped:
-            self._caller.resume()
+            self.caller.resume()
 
     def end(self) -> None:
         """Whatever comes now is not heard."""
-        self._caller.listen(lambda _: None)
+        self.caller.listen(lambda _: None)
         self._worker = None
         if self._slowed:
             self._slowed.cancel()
@@ -76,7 +76,7 @@ class Intake:
         while self._waiting and not self._stopped:
             self._take(self._waiting.popleft())
         if not self._stopped:
-            self._caller.resume()
+            self.caller.resume()
 
     @property
     def _held_up(self) -> bool:
@@ -106,7 +106,7 @@ class Intake:
                 self._slowed = self._loop.call_later(min(wait, SLOWED_S), self._was_slowed)
         if self._held_up:
             self._stopped = True
-            self._caller.pause()
+            self.caller.pause()
 
     def _refuse(self, size: int) -> None:
         """Of a frame that is too long."""
@@ -114,8 +114,8 @@ class Intake:
             sentence = f"a frame of {size} bytes; {self._longest} at most"
             self.refused.set_result(Objection("invalid_message", sentence, TOO_BIG))
         self._stopped = True
-        self._caller.listen(lambda _: None)
-        self._caller.resume()  # for the rest of it
+        self.caller.listen(lambda _: None)
+        self.caller.resume()  # for the rest of it
 
     def _was_slowed(self) -> None:
         self._slowed = None

@@ -6,7 +6,8 @@ there is more of it, and once more if the register loses it while its caller is 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Literal
 
 from redis.exceptions import RedisError
 
@@ -21,17 +22,8 @@ AWAY_S = 120.0  # the register keeps a session for so long (RESUME_TTL in prelud
 
 
 class Record:
-    """slot: the one the session has now. taken_over: called when it is another gateway's."""
-
-    def __init__(
-        self,
-        relay: Relay,
-        slots: Slots,
-        slot: Callable[[], Slot],
-        taken_over: Callable[[], None],
-    ):
-        self._relay, self._slots, self._slot = relay, slots, slot
-        self._taken_over = taken_over
+    def __init__(self, relay: Relay, slots: Slots):
+        self._relay, self._slots = relay, slots
         self._more = asyncio.Event()
         self._over = asyncio.Event()
 
@@ -50,18 +42,19 @@ class Record:
         self._over.set()
         self._more.set()
 
-    async def keep(self) -> None:
+    async def keep(self, write: Callable[[], Awaitable[bool]]) -> None:
+        """write: what is to be called, once for all that is new at a time; False: again, later."""
         while not self._over.is_set():
             await self._more.wait()
             await _within(AFTER_S, self._over)
             self._more.clear()
-            if not await self.write() and not self._over.is_set():
+            if not await write() and not self._over.is_set():
                 await _within(AGAIN_S, self._more)
                 self._more.set()
 
-    async def write(self) -> bool:
-        """At once; whether the register has all there is."""
-        relay, slot = self._relay, self._slot()
+    async def write(self, slot: Slot) -> Literal["kept", "not yet", "taken over"]:
+        """At once. slot: the one the session has. Taken over: by another gateway."""
+        relay = self._relay
         while fields := relay.unsaved():
             try:
                 answer = await self._slots.keep(
@@ -70,16 +63,15 @@ class Record:
             except RedisError as error:
                 relay.not_saved(fields)
                 logger.warning("%s: not saved: %s", slot.session_id, error)
-                return False
+                return "not yet"
             if answer == "lost":
                 relay.nothing_is_saved()
                 continue
-            if answer == "kept":
-                relay.saved(fields)
-            else:
-                self._taken_over()
+            if answer != "kept":
+                return "taken over"
+            relay.saved(fields)
             break
-        return True
+        return "kept"
 
 
 class Away:

@@ -185,7 +185,7 @@ export class Session {
   #hear(event, line) {
     switch (event.type) {
       case "session.begin":
-        this.#id = event.session_id;
+        this.#id = event.session_id ?? "";
         this.#sent.begin(event.config);
         this.#say(line);
         break;
@@ -220,6 +220,7 @@ export class Session {
 
   /** Whether the server keeps the session for us, or never began one and did not say why. */
   #mayResume(code) {
+    if (this.#id === "") return false;
     if (this.#terminated) return Boolean(this.#terminated.recoverable);
     if (this.#error && !(this.#id && this.#error.recoverable)) return false;
     return KEPT_CODES.includes(code);

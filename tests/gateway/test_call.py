@@ -4,6 +4,7 @@ Workers that die, hang, drain or send a session away; clients that come back, pu
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 from collections.abc import AsyncGenerator, Callable
@@ -23,8 +24,10 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from dalston.gateway import metrics
-from dalston.gateway.call import MOST_LOSSES
+from dalston.gateway.call import MOST_LOSSES, Call
+from dalston.gateway.direct import Direct
 from dalston.gateway.keys import RedisKeys, make
+from dalston.gateway.relay import Relay
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator import slots
 from dalston.orchestrator.messages import (
@@ -671,6 +674,25 @@ async def test_an_unknown_way_out_is_refused(gateway: Gateway) -> None:
         (error,), code = await drained(stream)
     assert (error["code"], code) == ("invalid_parameter", 4400)
     assert "reject, queue, degrade" in error["message"]
+
+
+async def test_a_call_that_is_over_leaves_nothing_for_pythons_collector(gateway: Gateway) -> None:
+    def left() -> list[object]:
+        return [it for it in gc.get_objects() if type(it) in (Call, Direct, Relay)]
+
+    async with FakeWorker(gateway.slots, "a", echo).running():
+        gc.collect()
+        gc.disable()
+        try:
+            async with gateway.stream() as stream:
+                await stream.recv()
+                assert len(left()) == 3
+                await stream.send(CHUNK)
+                await stream.send('{"type":"end"}')
+                await drained(stream)
+            await until(lambda: not left())
+        finally:
+            gc.enable()
 
 
 # Too fast, too slow.
