@@ -333,13 +333,13 @@ class Session:
             event = await first_word(connection)
             is_ours = not began or event.get("resumed_from") == self._id
             if event["type"] == "session.begin" and is_ours:
-                if not began:
-                    for news in self._hear(event):
-                        await self._tell(news)
                 offset_ms = event.get("resume_offset_ms", 0.0)
-                self._sent.go_back(offset_ms)
                 if began:
                     self._heard.resumed(offset_ms)
+                else:
+                    for news in self._hear(event):
+                        await self._tell(news)
+                self._sent.go_back(offset_ms)
                 self._connection = connection
                 self._connected_at = self._heard_at = asyncio.get_running_loop().time()
             elif event["type"] == "error" and not event.get("recoverable"):

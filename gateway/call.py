@@ -23,7 +23,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
 
 from dalston.gateway import metrics
-from dalston.gateway.intake import TOO_BIG, Intake
+from dalston.gateway.intake import Intake
 from dalston.gateway.link import (
     BEGIN_S,
     CONNECT_S,
@@ -147,13 +147,12 @@ class Call:
 
     async def _object(self) -> None:
         """To what the caller sends, once the session has begun: no error comes before that."""
-        code, sentence, close_code = await self._intake.refused
+        objection = await self._intake.refused
         await self._begun.wait()
-        message = Error(code=code, message=sentence, recoverable=False)
-        if close_code != TOO_BIG:
-            return self._end_with(message, close_code)
-        # What was said before it is finished.
-        self._close_code = close_code
+        message = Error(code=objection.code, message=objection.sentence, recoverable=False)
+        if objection.at_once:
+            return self._end_with(message, objection.close_code)
+        self._close_code = objection.close_code
         await self._tell(serialize(request_ids.named(message)))
         self.end(End("terminated"))
 

@@ -19,7 +19,7 @@ from dalston.gateway.access import Access, Caller, Refused, check_resume, chosen
 from dalston.gateway.admission import Admission, admit
 from dalston.gateway.call import Call, Unreachable, left
 from dalston.gateway.direct import Direct
-from dalston.gateway.intake import TOO_BIG, Intake
+from dalston.gateway.intake import Intake
 from dalston.gateway.pace import Pace, PaceLimits
 from dalston.gateway.record import Away
 from dalston.gateway.relay import HELD_S, Relay, segment_number
@@ -259,9 +259,8 @@ class Connections:
             )
             if intake.refused.done():
                 objection = intake.refused.result()
-                if objection.close_code != TOO_BIG:
+                if objection.at_once:
                     raise Refusal(*objection)
-                # What was said before it is heard first.
                 await asyncio.wait([asking, leaving], return_when=asyncio.FIRST_COMPLETED)
             if asking.cancelled():
                 raise Refusal("no_capacity", _WHY_NOT["draining"], _NO_CAPACITY)

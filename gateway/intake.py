@@ -29,6 +29,11 @@ class Objection(NamedTuple):
     sentence: str
     close_code: int
 
+    @property
+    def at_once(self) -> bool:
+        """Behind a frame that is too long, what was said before it is finished first."""
+        return self.close_code != TOO_BIG
+
 
 class Intake:
     """longest: bytes of a frame."""

@@ -184,8 +184,8 @@ class Decoding:
         self, utterance: Utterance, audio: bytes, last: int, config: SessionConfig
     ) -> None:
         """The speaker pauses: ask for the final that is due if this turns out to be the end."""
-        # While an earlier final is due the models are behind, and the pause is over before this
-        # one's turn: nothing is gained, and where speech goes on a decode is lost.
+        # While an earlier final is due the models are behind: this one would hardly come earlier,
+        # and where speech goes on its decode is lost.
         if self._ended:
             return
         language = self._language(config, self.generation)

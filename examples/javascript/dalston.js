@@ -162,7 +162,7 @@ export class Session {
     for (let left = this.#urls.length; ; left--) {
       const line = this.#connect();
       const opened = await line.opened();
-      if (opened) return line;
+      if (opened || this.#left) return line;
       if (left === 1) throw new SessionFailed(line.code, null);
       this.#turn = (this.#turn + 1) % this.#urls.length;
     }

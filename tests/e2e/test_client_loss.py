@@ -65,7 +65,7 @@ async def transcribed(
     urls: list[str], moments: list[float], disturb: Callable[[], Any] = lambda: None
 ) -> list[client.Event]:
     """All events of a caller who speaks in real time and is disturbed at these moments, but not
-    before the session has begun: until then there is none to go on with."""
+    before the session has begun: until then there is none to go on with, only one to begin anew."""
     moments = list(moments)
     begun = asyncio.Event()
     async with client.connect(urls, language="en") as session:
