@@ -148,6 +148,39 @@ def _parser() -> argparse.ArgumentParser:
     listed = actions.add_parser("list", help="profiles, variants and their checkpoints")
     listed.set_defaults(run=_models_list)
 
+    adapt = actions.add_parser(
+        "adapt",
+        help="make a checkpoint as good in right-sized windows as in full ones",
+        description="Train the layer norms of a checkpoint on speech without texts, until it says "
+        "in short windows what it says in those of 30 s, and write them as a delta, if it "
+        "proves itself. Needs torch, an hour of one core for a checkpoint of base's size, "
+        "and some hundred recordings.",
+    )
+    adapt.set_defaults(run=_models_adapt)
+    adapt.add_argument("--checkpoint", type=Path, metavar="FOLDER", required=True)
+    adapt.add_argument(
+        "--audio",
+        type=Path,
+        metavar="FOLDER",
+        required=True,
+        help="recordings like those to come; languages by name: call_de.wav, de/1.wav",
+    )
+    adapt.add_argument(
+        "--proof",
+        type=Path,
+        metavar="FOLDER",
+        help="recordings to prove it by, with a manifest.json if there are texts "
+        "(a part of the audio)",
+    )
+    adapt.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the delta (adaptation.safetensors in the checkpoint, where it is found and used)",
+    )
+    adapt.add_argument("--crops", type=int, default=400, help="to train on (400)")
+    adapt.add_argument("--processes", type=int, default=1, help="that hear the crops (1)")
+
     keys = add("keys", "API keys for callers", lambda _: 2)
     actions = keys.add_subparsers(metavar="ACTION", required=True)
     for name, help, run in (
@@ -234,6 +267,18 @@ def _models_list(_: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         return _missing("triton", error)
     return models.show()
+
+
+def _models_adapt(args: argparse.Namespace) -> int:
+    try:
+        from dalston.cli import models
+    except ModuleNotFoundError as error:
+        return _missing("triton", error)
+    return models.adapt(
+        models.Adaptation(
+            args.checkpoint, args.audio, args.out, args.proof, args.crops, args.processes
+        )
+    )
 
 
 def _keys_add(args: argparse.Namespace) -> int:

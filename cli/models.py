@@ -3,6 +3,7 @@
 """
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dalston.triton import models, repository
+from dalston.triton import conversion, models, repository
 
 console = Console(stderr=True, highlight=False)
 
@@ -22,6 +23,18 @@ class Choice:
     profile: str = "demo"
     checkpoints: Sequence[str] = ()  # VARIANT=FOLDER, instead of the profile's
     silero: Path | None = None  # the VAD's file, instead of the package index's
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What somebody wants a delta of, and from what speech."""
+
+    checkpoint: Path
+    audio: Path
+    out: Path | None  # beside the checkpoint's files if None
+    proof: Path | None  # recordings to prove it by; a part of `audio` if None
+    crops: int
+    processes: int
 
 
 def build(choice: Choice, out: Path) -> None:
@@ -58,4 +71,32 @@ def show() -> int:
             runs = f"{model.compute_type} on {model.device}, beam {model.beam_size}"
             table.add_row(profile, variant, model.checkpoint.id, model.checkpoint.source, runs)
     Console(highlight=False).print(table)
+    return 0
+
+
+def adapt(work: "Adaptation") -> int:
+    """Make a delta for a checkpoint; the exit status."""
+    try:
+        from dalston.triton.adaptation.adapt import AdaptationError, Work
+        from dalston.triton.adaptation.adapt import adapt as make
+    except ModuleNotFoundError as error:
+        print(
+            f"{error}: training needs more than serving does: pip install torch soundfile soxr",
+            file=sys.stderr,
+        )
+        return 1
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            checkpoint = work.checkpoint
+            if conversion.is_hugging_face(checkpoint):
+                checkpoint = Path(scratch) / "checkpoint"
+                conversion.convert(work.checkpoint, checkpoint, models.ADAPTED_TYPE)
+            out = work.out or work.checkpoint / models.ADAPTATION
+            asked = Work(
+                checkpoint, work.audio, out, work.proof, work.crops, processes=work.processes
+            )
+            make(asked, console.print)
+        except (AdaptationError, conversion.CheckpointError, ValueError, OSError) as error:
+            print(error, file=sys.stderr)
+            return 1
     return 0

@@ -10,7 +10,7 @@ ctranslate2/specs/model_spec.py). CTranslate2 itself reads such a file, but does
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,32 +71,62 @@ def read(path: Path) -> Tensors:
     return found
 
 
+def write_changed(path: Path, out: Path, changed: Tensors) -> None:
+    """The model `path` with other values for the tensors `changed`, each kept in its own type.
+
+    Raises ValueError if one of them is not in the model as a tensor of its own and of that shape.
+    """
+    whole = bytearray(path.read_bytes())
+    missing = set(changed)
+    with path.open("rb") as file:
+        for name, values, at in _stored(file):
+            if not name.startswith(("encoder/", "decoder/")) or values.dtype.kind != "f":
+                continue
+            found = list(_named(name, values))
+            if len(found) == 1 and found[0] in missing:
+                new = changed[found[0]]
+                if new.shape != values.shape:
+                    raise ValueError(f"{found[0]} is {values.shape} in {path}, not {new.shape}")
+                whole[at : at + values.nbytes] = new.astype(values.dtype).tobytes()
+                missing.remove(found[0])
+    if missing:
+        raise ValueError(f"{path} holds no tensor {min(missing)}")
+    out.write_bytes(whole)
+
+
 def _variables(file: BinaryIO) -> dict[str, npt.NDArray[Any]]:
-    def number(form: str) -> int:
-        (value,) = struct.unpack(form, file.read(struct.calcsize(form)))
-        return value
-
-    def string() -> str:
-        return file.read(number("<H"))[:-1].decode()
-
-    version, model, _ = number("<I"), string(), number("<I")
-    if (version, model) != (_VERSION, "WhisperSpec"):
-        raise KeyError(f"version {version} of {model!r}")
-    variables = dict[str, npt.NDArray[Any]]()
-    for _ in range(number("<I")):
-        name = string()
-        shape = [number("<I") for _ in range(number("<B"))]
-        kind, size = np.dtype(_TYPES[number("<B")]), number("<I")
-        data = file.read(size)
-        if len(data) < size:
-            raise struct.error("it ends too soon")
-        variables[name] = np.frombuffer(data, kind).reshape(shape)
-    for _ in range(number("<I")):  # equal tensors are stored once
-        alias, meant = string(), string()
+    variables = {name: values for name, values, _ in _stored(file)}
+    for _ in range(_number(file, "<I")):  # equal tensors are stored once
+        alias, meant = _string(file), _string(file)
         variables[alias] = variables[meant]
         if meant + _SCALE in variables:
             variables[alias + _SCALE] = variables[meant + _SCALE]
     return variables
+
+
+def _number(file: BinaryIO, form: str) -> int:
+    (value,) = struct.unpack(form, file.read(struct.calcsize(form)))
+    return value
+
+
+def _string(file: BinaryIO) -> str:
+    return file.read(_number(file, "<H"))[:-1].decode()
+
+
+def _stored(file: BinaryIO) -> Iterator[tuple[str, npt.NDArray[Any], int]]:
+    """The name and values of each variable, and where in the file its values begin."""
+    version, model, _ = _number(file, "<I"), _string(file), _number(file, "<I")
+    if (version, model) != (_VERSION, "WhisperSpec"):
+        raise KeyError(f"version {version} of {model!r}")
+    for _ in range(_number(file, "<I")):
+        name = _string(file)
+        shape = [_number(file, "<I") for _ in range(_number(file, "<B"))]
+        kind, size = np.dtype(_TYPES[_number(file, "<B")]), _number(file, "<I")
+        at = file.tell()
+        data = file.read(size)
+        if len(data) < size:
+            raise struct.error("it ends too soon")
+        yield name, np.frombuffer(data, kind).reshape(shape), at
 
 
 def _named(name: str, values: npt.NDArray[np.float32]) -> Tensors:
