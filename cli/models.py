@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.table import Table
 
+from dalston.cli.downloads import Downloads
 from dalston.triton import conversion, models, repository
 
 console = Console(stderr=True, highlight=False)
@@ -20,9 +22,10 @@ console = Console(stderr=True, highlight=False)
 class Choice:
     """What somebody wants served."""
 
-    profile: str = "demo"
+    profile: str = "cpu"
     checkpoints: Sequence[str] = ()  # VARIANT=FOLDER, instead of the profile's
     silero: Path | None = None  # the VAD's file, instead of the package index's
+    source: str = "auto"  # where checkpoints of the hub may come from
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,22 @@ def build(choice: Choice, out: Path) -> None:
     known = models.profiles()
     if choice.profile not in known:
         raise models.ModelError(f"no profile {choice.profile!r}; there are {', '.join(known)}")
+    if choice.source not in models.SOURCES:
+        there_are = ", ".join(models.SOURCES)
+        raise models.ModelError(f"no source {choice.source!r}; there are {there_are}")
     served = dict(known[choice.profile])
     for text in choice.checkpoints:
         variant, folder = models.parse_override(text)
         served[variant] = replace(served[variant], checkpoint=models.local_checkpoint(folder))
-    with console.status("building the model repository"):
-        built = repository.build(served, out, silero=choice.silero, tell=console.print)
+    with Downloads(console, "building the model repository") as downloads:
+        built = repository.build(
+            served,
+            out,
+            silero=choice.silero,
+            source=cast(models.Source, choice.source),
+            tell=console.print,
+            progress=downloads.show,
+        )
     console.print(f"{out} is {'built' if built else 'up to date'}: profile {choice.profile}")
 
 
@@ -64,12 +77,17 @@ def main(choice: Choice, out: Path) -> int:
 def show() -> int:
     """Print every profile; the exit status."""
     table = Table(box=None)
-    for column in ("PROFILE", "VARIANT", "CHECKPOINT", "FROM", "RUNS AS"):
-        table.add_column(column)
+    for column in ("PROFILE", "VARIANT", "CHECKPOINT", "SIZE", "FROM", "RUNS AS"):
+        table.add_column(column, justify="right" if column == "SIZE" else "left")
     for profile, variants in models.profiles().items():
         for variant, model in variants.items():
             runs = f"{model.compute_type} on {model.device}, beam {model.beam_size}"
-            table.add_row(profile, variant, model.checkpoint.id, model.checkpoint.source, runs)
+            checkpoint = model.checkpoint
+            size = f"{checkpoint.megabytes} MB" if checkpoint.megabytes else "-"
+            places = [checkpoint.source]
+            if checkpoint.mirror:
+                places.append(f"or {' and '.join(checkpoint.mirror.requirements)}")
+            table.add_row(profile, variant, checkpoint.id, size, "\n".join(places), runs)
     Console(highlight=False).print(table)
     return 0
 

@@ -19,10 +19,11 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from dalston.triton import conversion, graphs, greedy, models, weights
+from dalston.triton import conversion, graphs, greedy, models, sources, weights
 from dalston.triton.contract import LANGUAGES, SAMPLE_RATE, VAD_MODEL, whisper_model
-from dalston.triton.models import Checkpoint, ModelError, Served
+from dalston.triton.models import Checkpoint, ModelError, Served, Source
 from dalston.triton.vocabulary import Vocabulary
+from dalston.triton.wheels import Progress
 
 # Beside the package: a link in a checkout, package data in a wheel.
 SOURCE = Path(__file__).parent.parent / "model_repository"
@@ -35,22 +36,25 @@ def build(
     *,
     silero: Path | None = None,
     cores: int | None = None,
+    source: Source = "auto",
     tell: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> bool:
     """Build the repository `out` for these variants; False if it was up to date.
 
-    `tell` is given a line for each step. Raises ModelError, leaving what was there.
+    `source` says where checkpoints of the hub may come from. `tell` is given a line for each step,
+    `progress` the bytes of downloads. Raises ModelError, leaving what was there.
     """
     out = out.resolve()
     if out.exists() and not (out / _STAMP).exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} holds other things: give a folder that is new, or built by this")
     if silero is not None:
-        models.verify(silero, models.silero().sha256)
+        sources.verify(silero, models.silero().sha256)
     cores = cores or len(os.sched_getaffinity(0))
     folders = dict[str, Path]()
     for variant, model in served.items():
         tell(f"{variant}: {model.checkpoint.id} ({model.checkpoint.source})")
-        folders[variant] = models.fetch(model.checkpoint)
+        folders[variant] = sources.fetch(model.checkpoint, source, tell, progress)
     stamp = _stamp(served, folders, cores)
     if _read_stamp(out) == stamp:
         return False
@@ -61,7 +65,7 @@ def build(
     try:
         tell(f"{VAD_MODEL}: {models.silero().requirement}")
         _copy_source(VAD_MODEL, new)
-        models.fetch_silero(new / VAD_MODEL / "1" / "silero.onnx", silero)
+        sources.fetch_silero(new / VAD_MODEL / "1" / "silero.onnx", silero, progress)
         for variant, model in served.items():
             _whisper(variant, model, folders[variant], new, cores, tell)
         (new / _STAMP).write_text(json.dumps(stamp, indent=1))
@@ -190,7 +194,9 @@ def _stamp(served: Mapping[str, Served], folders: Mapping[str, Path], cores: int
 
 def _version(path: Path, checkpoint: Checkpoint) -> list[str | int]:
     """What changes with a file. Ours is 13 MB, and each checkout has it with another time; to read
-    others would take seconds."""
+    others would take seconds, and those that are pinned have just been read."""
+    if path.name in checkpoint.sha256:
+        return [checkpoint.sha256[path.name]]
     if checkpoint.bundled:
         return [hashlib.sha256(path.read_bytes()).hexdigest()]
     return [path.stat().st_size, path.stat().st_mtime_ns]

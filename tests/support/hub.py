@@ -80,7 +80,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == f"/api/models/{REPOSITORY}/tree/{REVISION}":
             self.send(200, {"Content-Type": "application/json"}, json.dumps(hub.tree()).encode())
         elif path == f"/api/models/{REPOSITORY}/revision/{REVISION}":
-            siblings = [{"rfilename": name} for name in hub.files if name not in hub.hidden]
+            siblings = [
+                {"rfilename": name, "size": len(data)}
+                for name, data in hub.files.items()
+                if name not in hub.hidden
+            ]
             about = {"id": REPOSITORY, "sha": REVISION, "siblings": siblings}
             self.send(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
         elif path.startswith(f"/{REPOSITORY}/resolve/{REVISION}/"):
