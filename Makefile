@@ -1,20 +1,22 @@
 # Everything starts here; `make` alone lists it. All is put into .venv and build.
 
 PORT ?= 8000
-PROFILE ?= demo
+PROFILE ?= cpu
 PYTHON ?= python3
 
 # No folder of this repository may shadow an installed package (style of OpenAI's triton).
 export PYTHONSAFEPATH = 1
 BIN = .venv/bin
+# Models and logs. Those of the tests, profile demo, are in build itself.
+DATA = $(if $(filter demo,$(PROFILE)),build,build/$(PROFILE))
 
 .DEFAULT_GOAL = help
 .PHONY: help
 help:
-	@echo "make demo      set everything up, stream a recording, show the text, stop"
+	@echo "make demo      set everything up, stream a recording, show the text, stop (PROFILE=cpu)"
 	@echo "make test      set everything up and run every test"
-	@echo "make install   the set-up alone: .venv, dependencies, demo models"
-	@echo "make serve     the stack in the foreground until Ctrl-C (PORT=8000 PROFILE=demo ARGS=)"
+	@echo "make install   the set-up alone: .venv, dependencies, models (PROFILE=cpu)"
+	@echo "make serve     the stack in the foreground until Ctrl-C (PORT=8000 PROFILE=cpu ARGS=)"
 	@echo "make check     format, lint, types, import rules"
 	@echo "make bench     how many callers this machine holds (QUICK=1: within five minutes)"
 	@echo "make bench-peers  the same of other servers, side by side (QUICK=1: shorter calls)"
@@ -22,6 +24,7 @@ help:
 	@echo "make fuzz      frames no client should send (FRAMES=100000 SEED=1)"
 	@echo "make storms    crowds that mean no good: what they cost in memory"
 	@echo "make soak      calls that come and go: whether any process grows (MINUTES=60 STREAMS=76)"
+	@echo "make picture   draw docs/transcript.svg anew from the human recording (PROFILE=cpu)"
 	@echo "make perf-analyzer       NVIDIA's perf_analyzer against all three models"
 	@echo "make train-demo-model    train the demo checkpoint anew (hours; see demo/README.md)"
 
@@ -41,18 +44,21 @@ help:
 	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt --group dev
 	@touch $@
 
-.PHONY: install demo serve test check bench bench-peers
+.PHONY: install demo-models demo serve test check bench bench-peers
 install: .venv/installed
-	$(BIN)/dalston models build --data-dir build --profile $(PROFILE)
+	$(BIN)/dalston models build --data-dir $(DATA) --profile $(PROFILE)
+
+demo-models: .venv/installed
+	$(BIN)/dalston models build --data-dir build --profile demo
 
 demo: .venv/installed
-	$(BIN)/dalston demo --data-dir build --profile $(PROFILE)
+	$(BIN)/dalston demo --data-dir $(DATA) --profile $(PROFILE)
 
 serve: .venv/installed
-	$(BIN)/dalston up --data-dir build --profile $(PROFILE) --port $(PORT) $(ARGS)
+	$(BIN)/dalston up --data-dir $(DATA) --profile $(PROFILE) --port $(PORT) $(ARGS)
 
-test: .venv/installed-dev
-	$(BIN)/dalston models build --data-dir build --profile demo
+test: .venv/installed-dev demo-models
+	$(BIN)/dalston models build --data-dir build/cpu --profile cpu
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/installed-dev
@@ -61,11 +67,11 @@ check: .venv/installed-dev
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
-bench: install
+bench: .venv/installed
 	PYTHONPATH=bench $(BIN)/python bench/load.py $(if $(QUICK),--quick) $(ARGS)
 
 # Installs the other servers into ~/.cache/dalston-bench: nine gigabytes.
-bench-peers: install
+bench-peers: .venv/installed
 	PYTHONPATH=bench $(BIN)/python bench/peers.py $(if $(QUICK),--quick) $(ARGS)
 
 FAULTS ?= 1000
@@ -75,22 +81,24 @@ MINUTES ?= 60
 STREAMS ?= 76
 CHAOS = PYTHONPATH=tests/chaos:tests/support:bench $(BIN)/python tests/chaos
 .PHONY: chaos fuzz storms soak
-chaos: .venv/installed-dev
-	$(BIN)/dalston models build --data-dir build --profile demo
+chaos: .venv/installed-dev demo-models
 	$(CHAOS)/chaos.py --faults $(FAULTS) --seed $(SEED) $(ARGS)
 
 fuzz: .venv/installed-dev
 	$(CHAOS)/fuzz.py --frames $(FRAMES) --seed $(SEED) $(ARGS)
 
-storms: .venv/installed-dev
-	$(BIN)/dalston models build --data-dir build --profile demo
+storms: .venv/installed-dev demo-models
 	$(CHAOS)/storms.py $(ARGS)
 
-soak: install
+soak: .venv/installed
 	PYTHONPATH=bench $(BIN)/python bench/soak.py --minutes $(MINUTES) --streams $(STREAMS) $(ARGS)
 
-.PHONY: perf-analyzer train-demo-model
-perf-analyzer: install
+.PHONY: picture perf-analyzer train-demo-model
+# docs/transcript.svg: what the server of PROFILE makes of the human recording.
+picture: .venv/installed
+	$(BIN)/python docs/picture.py --data-dir $(DATA) --profile $(PROFILE) $(ARGS)
+
+perf-analyzer: demo-models
 	PYTHONPATH=bench $(BIN)/python bench/perf_analyzer.py $(ARGS)
 
 # Needs espeak-ng, flite, festival and the Free Spoken Digit Dataset: demo/README.md.

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dalston.triton.models import ModelError, verify
+from dalston.triton.models import ModelError
+from dalston.triton.sources import verify
 
 # The last wheels that carry the binary want a newer glibc than Debian 12 and Ubuntu 22.04 have.
 REQUIREMENT = "tritonclient==2.50.0"

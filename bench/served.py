@@ -102,12 +102,12 @@ class Stack:
 
 def prepare(folder: Path, checkpoint: str) -> tuple[Path, Path]:
     """The model repository of a checkpoint, and a folder for the stack's files."""
-    choice = Choice()
+    choice = Choice("demo")
     if checkpoint == "tiny":
         weights = folder / "tiny-checkpoint"
         if not weights.exists():
             random_whisper.write_tiny(weights)
-        choice = Choice(checkpoints=[f"fast={weights}", f"accurate={weights}"])
+        choice = Choice("demo", [f"fast={weights}", f"accurate={weights}"])
     return up.prepare(choice, folder / checkpoint)
 
 

@@ -1,12 +1,14 @@
 """
 `dalston demo`: the stack on free ports, a recording streamed to it as it was spoken, the text as
-it comes, and how long things took.
+it comes, how long things took, and how many words were wrong.
 """
 
 import asyncio
 import json
 import os
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -25,6 +27,40 @@ from dalston.triton.process import free_port
 
 console = Console(highlight=False)
 SAMPLES = BUNDLED / "samples"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file to play, and what is said in it, where that is known."""
+
+    file: Path
+    text: str | None = None
+
+
+def bundled(choice: Choice) -> Recording:
+    """The recording that suits what is served: human speech, but for the demo model, which knows
+    a few hundred words, one that is made of these."""
+    toy = choice.profile == "demo" and not choice.checkpoints
+    samples = json.loads((SAMPLES / ("samples.json" if toy else "human.json")).read_text("utf-8"))
+    return Recording(SAMPLES / samples[0]["file"], " ".join(samples[0]["sentences"]))
+
+
+def words(text: str) -> list[str]:
+    """Without case and punctuation, which people write as they like."""
+    return re.findall(r"[\w']+", text.lower())
+
+
+def word_errors(expected: Sequence[str], got: Sequence[str]) -> int:
+    """How many words have to be put in, taken out or replaced to make one of the other."""
+    row = list(range(len(got) + 1))  # the errors of nothing against the first 0, 1, ... words
+    for number, word in enumerate(expected, 1):
+        before, row[0] = row[0], number
+        for place, other in enumerate(got, 1):
+            before, row[place] = (
+                row[place],
+                min(row[place] + 1, row[place - 1] + 1, before + (word != other)),
+            )
+    return row[-1]
 
 
 @dataclass
@@ -56,7 +92,7 @@ class Clock:
                 pass
 
 
-async def _demo(choice: Choice, data_dir: Path | None, file: Path) -> int:
+async def _demo(choice: Choice, data_dir: Path | None, recording: Recording) -> int:
     began = time.monotonic()
     repository, run = up.prepare(choice, data_dir)
     os.environ.pop("DALSTON_API_KEYS", None)  # who calls this stack is ourselves
@@ -64,10 +100,11 @@ async def _demo(choice: Choice, data_dir: Path | None, file: Path) -> int:
     url = f"http://127.0.0.1:{port}"
     stack = up.parts(repository, run, "127.0.0.1", port, 1, 5.0)
     async with up.running(stack, url):
-        console.print(f"the stack is up after {time.monotonic() - began:.1f} s; {file.name} plays")
-        clock, ended = await _play(f"ws://127.0.0.1:{port}", file)
+        took = time.monotonic() - began
+        console.print(f"the stack is up after {took:.1f} s; {recording.file.name} plays")
+        clock, ended = await _play(f"ws://127.0.0.1:{port}", recording.file)
         console.print(f"\n[bold]{ended['transcript']}[/bold]\n")
-        _print_latencies(clock, ended)
+        _print_measurements(clock, ended, recording.text)
         with console.status("stopping"):
             pass
     return 0 if ended["transcript"] else 1
@@ -95,7 +132,7 @@ async def _play(url: str, file: Path) -> tuple[Clock, client.Event]:
     return clock, session.ended
 
 
-def _print_latencies(clock: Clock, ended: client.Event) -> None:
+def _print_measurements(clock: Clock, ended: client.Event, said: str | None) -> None:
     stats = ended["stats"]
     spoken = ended["total_speech_duration"]
     table = Table(box=None, show_header=False)
@@ -113,14 +150,19 @@ def _print_latencies(clock: Clock, ended: client.Event) -> None:
     )
     changed = f"{stats['stable_words_changed']} of {stats['stable_words']}"
     table.add_row("stable words that a final changed", changed)
+    if said:
+        expected = words(said)
+        errors = word_errors(expected, words(ended["transcript"]))
+        rate = f"{errors / len(expected):.1%}"
+        table.add_row("words that are wrong", f"{errors} of {len(expected)}", rate)
     console.print(table)
 
 
 def main(choice: Choice, data_dir: Path | None, file: Path | None) -> int:
     """Show it; the exit status."""
-    bundled = SAMPLES / json.loads((SAMPLES / "samples.json").read_text())[0]["file"]
+    recording = Recording(file) if file else bundled(choice)
     try:
-        return asyncio.run(_demo(choice, data_dir, file or bundled))
+        return asyncio.run(_demo(choice, data_dir, recording))
     except (up.StackError, ModelError, SourceError, client.SessionFailed, OSError) as error:
         console.print(f"[red]{error}[/red]")
         return 1

@@ -20,7 +20,7 @@ def model_repository() -> Path:
     """The models as Triton serves them, of the demo profile. Read only."""
     folder = _ROOT / "build" / "model_repository"
     if not (folder / "built.json").exists():
-        pytest.fail(f"{folder} is not there: run `make test`, or `dalston models build`")
+        pytest.fail(f"{folder} is not there: run `make test`, or `make demo-models`")
     return folder
 
 

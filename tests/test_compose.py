@@ -38,8 +38,8 @@ def parse(text: str) -> dict[str, Service]:
 
 SERVICES = parse(COMPOSE.read_text("utf-8"))
 WORKERS = [name for name in SERVICES if name.startswith("realtime-whisper-")]
-# What `dalston models build` reads: triton/models.py.
-HUB = {"HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE"}
+# What `dalston models build` reads: triton/sources.py, cli/main.py.
+FETCHING = {"HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "DALSTON_MODEL_SOURCE"}
 
 
 def needs(name: str, services: dict[str, Service] = SERVICES) -> set[str]:
@@ -196,7 +196,7 @@ def test_every_variable_is_one_that_is_read(name: str) -> None:
     kinds = {"worker": WorkerSettings, "gateway": GatewaySettings}
     kind = kinds.get(command(name)[1])
     fields = kind.model_fields.values() if kind else ()
-    read = {field.alias for field in fields} if kind else HUB
+    read = {field.alias for field in fields} if kind else FETCHING
     read |= {"OTEL_EXPORTER_OTLP_ENDPOINT"} if command(name)[1] == "triton" else set()
     assert SERVICES[name].get("environment", {}).keys() <= read
 

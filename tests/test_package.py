@@ -39,6 +39,8 @@ def test_the_wheel_holds_all_that_runs(wheel: Path) -> None:
         "dalston/client/py.typed",
         "dalston/demo/checkpoint/model.safetensors",
         "dalston/demo/samples/00.wav",
+        "dalston/demo/samples/human.json",
+        "dalston/demo/samples/human.wav",
         "dalston/gateway/app.py",
         "dalston/model_repository/silero_vad/config.pbtxt",
         "dalston/model_repository/whisper_accurate/1/model.py",
@@ -100,7 +102,8 @@ def test_outside_the_checkout_it_builds_its_models(wheel: Path, tmp_path: Path) 
         f"assert m.__file__.startswith({str(target)!r}), m.__file__; sys.exit(main())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, "models", "build", "--data-dir", str(tmp_path / "data")],
+        [sys.executable, "-c", program, "models", "build"]
+        + ["--profile", "demo", "--data-dir", str(tmp_path / "data")],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -123,6 +123,25 @@ def test_models_list_shows_profiles_and_where_they_come_from() -> None:
         assert word in shown
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "sentence"),
+    [
+        ([], {}, "no other source may be asked"),
+        (["--source", "mirror"], {}, "it has no mirror"),
+        ([], {"DALSTON_MODEL_SOURCE": "mirror"}, "it has no mirror"),
+        (["--source", "cache"], {"DALSTON_MODEL_SOURCE": "mirror"}, "no other source may be asked"),
+    ],
+)
+def test_the_source_of_models_is_an_option_or_else_a_variable(
+    tmp_path: Path, arguments: list[str], environment: dict[str, str], sentence: str
+) -> None:
+    given = {"DALSTON_MODEL_SOURCE": "cache", "HF_HOME": str(tmp_path)} | environment
+    command = ["models", "build", "--profile", "cpu-small", "--out", str(tmp_path / "out")]
+    done = dalston(*command, *arguments, **given)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+
+
 def test_streaming_to_nobody_says_so(tmp_path: Path) -> None:
     sample = Path(__file__).parents[2] / "demo" / "samples" / "00.wav"
     done = dalston("stream", str(sample), "--url", "ws://127.0.0.1:1")

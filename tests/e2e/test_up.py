@@ -172,7 +172,10 @@ async def test_everything_dies_with_it(own: Stack) -> None:
 def test_a_port_that_is_taken_is_said_and_nothing_stays(data_dir: Path, mending: Stack) -> None:
     command = [sys.executable, "-m", "dalston.cli.main", "up", "--port", str(mending.port)]
     done = subprocess.run(
-        [*command, "--data-dir", str(data_dir)], capture_output=True, text=True, timeout=60
+        [*command, "--data-dir", str(data_dir), "--profile", "demo"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 1
     assert f"port {mending.port}" in done.stderr
@@ -181,7 +184,7 @@ def test_a_port_that_is_taken_is_said_and_nothing_stays(data_dir: Path, mending:
 
 def test_it_can_be_stopped_before_it_is_up(data_dir: Path) -> None:
     command = [sys.executable, "-m", "dalston.cli.main", "up", "--port", str(free_port())]
-    process = subprocess.Popen([*command, "--data-dir", str(data_dir)])
+    process = subprocess.Popen([*command, "--data-dir", str(data_dir), "--profile", "demo"])
     time.sleep(1.5)
     processes = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)

@@ -48,8 +48,8 @@ def start_stack(data_dir: Path, workers: int, tritons: int = 1, **environment: s
     """`dalston up` in a process of its own, ready."""
     port = free_port()
     command = [sys.executable, "-m", "dalston.cli.main", "up", "--port", str(port)]
-    command += ["--data-dir", str(data_dir), "--workers", str(workers)]
-    command += ["--tritons", str(tritons)]
+    command += ["--data-dir", str(data_dir), "--profile", "demo"]
+    command += ["--workers", str(workers), "--tritons", str(tritons)]
     process = subprocess.Popen(
         dies_with_us(command), env=os.environ | environment, start_new_session=True
     )
