@@ -75,20 +75,26 @@ def main(choice: Choice, out: Path) -> int:
 
 
 def show() -> int:
-    """Print every profile; the exit status."""
-    table = Table(box=None)
-    for column in ("PROFILE", "VARIANT", "CHECKPOINT", "SIZE", "FROM", "RUNS AS"):
-        table.add_column(column, justify="right" if column == "SIZE" else "left")
-    for profile, variants in models.profiles().items():
+    """Print every profile and every checkpoint; the exit status."""
+    known = models.profiles()
+    served, checkpoints = Table(box=None), dict[str, models.Checkpoint]()
+    for column in ("PROFILE", "VARIANT", "CHECKPOINT", "RUNS AS"):
+        served.add_column(column)
+    for profile, variants in known.items():
         for variant, model in variants.items():
             runs = f"{model.compute_type} on {model.device}, beam {model.beam_size}"
-            checkpoint = model.checkpoint
-            size = f"{checkpoint.megabytes} MB" if checkpoint.megabytes else "-"
-            places = [checkpoint.source]
-            if checkpoint.mirror:
-                places.append(f"or {' and '.join(checkpoint.mirror.requirements)}")
-            table.add_row(profile, variant, checkpoint.id, size, "\n".join(places), runs)
-    Console(highlight=False).print(table)
+            served.add_row(profile, variant, model.checkpoint.id, runs)
+            checkpoints[model.checkpoint.id] = model.checkpoint
+    sources = Table(box=None)
+    for column in ("CHECKPOINT", "SIZE", "FROM"):
+        sources.add_column(column, justify="right" if column == "SIZE" else "left")
+    for checkpoint in checkpoints.values():
+        size = f"{checkpoint.megabytes} MB" if checkpoint.megabytes else ""
+        places = [checkpoint.source]
+        if checkpoint.mirror:
+            places.append("or " + "\n + ".join(checkpoint.mirror.requirements))
+        sources.add_row(checkpoint.id, size, "\n".join(places))
+    Console(highlight=False).print(served, "", sources, sep="\n")
     return 0
 
 
