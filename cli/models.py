@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from rich.console import Console
 from rich.table import Table
@@ -57,7 +56,7 @@ def build(choice: Choice, out: Path) -> None:
             served,
             out,
             silero=choice.silero,
-            source=cast(models.Source, choice.source),
+            source=choice.source,
             tell=console.print,
             progress=downloads.show,
         )

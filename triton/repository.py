@@ -23,7 +23,7 @@ from dalston.triton import conversion, graphs, greedy, models, sources, weights
 from dalston.triton.contract import LANGUAGES, SAMPLE_RATE, VAD_MODEL, whisper_model
 from dalston.triton.models import Checkpoint, ModelError, Served, Source
 from dalston.triton.vocabulary import Vocabulary
-from dalston.triton.wheels import Progress
+from dalston.triton.wheels import Progress, untold
 
 # Beside the package: a link in a checkout, package data in a wheel.
 SOURCE = Path(__file__).parent.parent / "model_repository"
@@ -38,7 +38,7 @@ def build(
     cores: int | None = None,
     source: Source = "auto",
     tell: Callable[[str], None] = lambda _: None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = untold,
 ) -> bool:
     """Build the repository `out` for these variants; False if it was up to date.
 

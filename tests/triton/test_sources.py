@@ -177,7 +177,7 @@ class Machine:
         }
         return subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
-            env=ours | environment,
+            env={**ours, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -245,7 +245,8 @@ def outcome(process: subprocess.Popen[str]) -> list[str]:
 
 def fetched(process: subprocess.Popen[str]) -> Fetched:
     about, last = outcome(process)
-    return Fetched(*json.loads(about), last)
+    took_s, told, downloads = json.loads(about)
+    return Fetched(took_s, told, downloads, last)
 
 
 def assert_whole(folder: str, files: Files) -> None:
@@ -716,7 +717,8 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def put(folder: Path, members: Files) -> None:
     """The wheel that the manifest asks for, with these files in it."""
-    name, data = wheel(*silero().requirement.split("=="), members)
+    project, version = silero().requirement.split("==")
+    name, data = wheel(project, version, members)
     (folder / name).write_bytes(data)
 
 
