@@ -71,14 +71,16 @@ class Served:
 
 
 @dataclass(frozen=True)
-class SileroFile:
+class WheelFile:
+    """A file of a wheel of the package index. The wheel is opened, never installed."""
+
     requirement: str
     member: str
     sha256: str
 
 
-def silero(manifest: Path = MANIFEST) -> SileroFile:
-    return TypeAdapter(SileroFile).validate_python(_read(manifest)["silero"])
+def silero(manifest: Path = MANIFEST) -> WheelFile:
+    return TypeAdapter(WheelFile).validate_python(_read(manifest)["silero"])
 
 
 def profiles(manifest: Path = MANIFEST) -> dict[str, dict[str, Served]]:

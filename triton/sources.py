@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dalston.triton import models, wheels
 from dalston.triton.conversion import is_hugging_face
-from dalston.triton.models import Checkpoint, Mirror, ModelError, Source
+from dalston.triton.models import Checkpoint, Mirror, ModelError, Source, WheelFile
 from dalston.triton.wheels import Progress, untold
 
 _CTRANSLATE2_FILES = ("model.bin", "config.json")
@@ -251,7 +251,18 @@ def fetch_silero(out: Path, local: Path | None = None, progress: Progress = unto
 
     Raises ModelError.
     """
-    file = models.silero()
+    fetch_from_wheel(models.silero(), out, "--silero", local, progress)
+
+
+def fetch_from_wheel(
+    file: WheelFile,
+    out: Path,
+    option: str,
+    local: Path | None = None,
+    progress: Progress = untold,
+) -> None:
+    """Write the file to `out`: `local`, or out of its wheel. option: how somebody gives it who has
+    no package index. Raises ModelError."""
     name = Path(file.member).name
 
     def make(folder: Path) -> None:
@@ -259,7 +270,7 @@ def fetch_silero(out: Path, local: Path | None = None, progress: Progress = unto
             wheel = wheels.download(file.requirement, folder, progress)
         except ModelError as error:
             raise ModelError(
-                f"{error}. Fetch the wheel elsewhere, and give {file.member} of it by --silero."
+                f"{error}. Fetch the wheel elsewhere, and give {file.member} of it by {option}."
             ) from None
         wheels.extract([wheel], {name: [file.member]}, {name: file.sha256}, folder)
         wheel.unlink()
