@@ -24,6 +24,7 @@ _CONTENTS = {
     "TEXT": _TEXT,
     "TOKENS": np.arange(6, dtype="<i4").tobytes(),
     "TOKEN_ENDS": np.array([3, 8, 11, 16, 19, 22], "<i4").tobytes(),
+    "TOKEN_TIMES": b"",
     "LANGUAGE": b"\x02\0\0\0en",
     "SUSPECT": b"\0",
     "WORD": b"",

@@ -36,7 +36,14 @@ PROBE_DEADLINE_S = 10.0  # behind a queue of finals
 _SILENCE = bytes(2 * 1600)  # 0.1 s
 
 # The outputs a partial needs; a final also wants words and scores.
-_PARTIAL_OUTPUTS = ("TEXT", "TOKENS", "TOKEN_ENDS", "LANGUAGE", "LANGUAGE_PROBABILITY")
+_PARTIAL_OUTPUTS = (
+    "TEXT",
+    "TOKENS",
+    "TOKEN_ENDS",
+    "TOKEN_TIMES",
+    "LANGUAGE",
+    "LANGUAGE_PROBABILITY",
+)
 _FINAL_OUTPUTS = (
     *_PARTIAL_OUTPUTS,
     "AVERAGE_LOGPROB",
@@ -324,6 +331,7 @@ def _hypothesis(outputs: dict[str, Any], stages: Mapping[str, float]) -> Hypothe
         text=outputs["TEXT"][0],
         tokens=tuple(map(int, outputs.get("TOKENS", ()))),
         token_ends=tuple(map(int, outputs.get("TOKEN_ENDS", ()))),
+        token_times=tuple(map(float, outputs.get("TOKEN_TIMES", ()))),
         language=outputs["LANGUAGE"][0],
         language_probability=float(outputs["LANGUAGE_PROBABILITY"][0]),
         average_logprob=float(outputs["AVERAGE_LOGPROB"][0])

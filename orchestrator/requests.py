@@ -72,4 +72,6 @@ class Hypothesis:
     average_logprob: float = 0.0
     no_speech_probability: float = 0.0
     words: Sequence[TimedWord] = field(default_factory=tuple[TimedWord, ...])
+    # Seconds from the start of the request's audio; empty where the model does not tell them.
+    token_times: Sequence[float] = ()
     stages: Mapping[str, float] = field(default_factory=dict[str, float])  # seconds, of finals

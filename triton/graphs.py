@@ -5,16 +5,19 @@ A Whisper checkpoint -> three ONNX graphs for ONNX Runtime's CPU provider, run b
     encoder.onnx   MEL [b, mels, 2t]  -> ENCODED [b, t, d], and for each decoder layer the keys
                                          and values of its cross attention, [b, heads, t, d / heads]
     decoder.onnx   TOKENS, POSITIONS [b, s], LENGTHS [b], TOTAL, self keys and values (in place),
-                   cross keys and values, MASK [b, 1, 1, t] -> HIDDEN [b, s, d]
+                   cross keys and values, MASK [b, 1, 1, t] -> HIDDEN [b, s, d], and where the
+                   checkpoint names alignment heads ATTENTION [b, s, t]
     head.onnx      ROWS [r, d], BANNED [n, 2] -> LOGPROBS [r, vocabulary]
 
 Weights are int8 with one scale for each output, activations int8 with one scale for each row
 (token or frame): what a row gives does not depend on the rows beside it. Everything between the
-matrix products is float32. The decoder is ragged: rows have lengths of their own, and what lies
+matrix products is float32. ATTENTION is the mean attention of those heads to the frames: they
+follow the speech. The decoder is ragged: rows have lengths of their own, and what lies
 behind them in the buffers is never looked at.
 """
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +29,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from dalston.triton import weights
-from dalston.triton.greedy import DECODER, ENCODER, HEAD, cross_names, self_names
+from dalston.triton.greedy import ATTENTION, DECODER, ENCODER, HEAD, cross_names, self_names
 from dalston.triton.weights import Tensors
 
 Array = npt.NDArray[Any]
@@ -272,7 +275,10 @@ def _cross(graph: _Graph, encoded: str, tensors: Tensors, shape: Shape) -> None:
         )
 
 
-def _decoder(tensors: Tensors, shape: Shape, quantized: bool) -> onnx.ModelProto:
+def _decoder(
+    tensors: Tensors, shape: Shape, quantized: bool, heads: Sequence[tuple[int, int]]
+) -> onnx.ModelProto:
+    """heads: layers and heads of the cross attention that follow the speech, or none."""
     graph = _Graph(quantized)
     ids = graph.input("TOKENS", TensorProto.INT64, ["b", "s"])
     positions = graph.input("POSITIONS", TensorProto.INT64, ["b", "s"])
@@ -294,6 +300,7 @@ def _decoder(tensors: Tensors, shape: Shape, quantized: bool) -> onnx.ModelProto
     where = graph.floats(tensors["model.decoder.embed_positions.weight"])
     x = graph.op("Cast", graph.op("Gather", table, ids), to=TensorProto.FLOAT)
     x = graph.op("Add", x, graph.op("Gather", where, positions))
+    followed = list[str]()  # for each layer with such heads, their attention [b, heads, s, t]
     for number in range(shape.layers):
         at = f"model.decoder.layers.{number}"
         key, value = 2 * number, 2 * number + 1
@@ -311,19 +318,29 @@ def _decoder(tensors: Tensors, shape: Shape, quantized: bool) -> onnx.ModelProto
         x = graph.residual(x, heard, tensors, f"{at}.self_attn.out_proj")
         normal = graph.norm(x, tensors, f"{at}.encoder_attn_layer_norm")
         query = graph.projections(normal, tensors, f"{at}.encoder_attn", "q")[0]
-        seen = _attention(graph, query, crosses[key], crosses[value], mask, shape)
+        attention, seen = _attention(graph, query, crosses[key], crosses[value], mask, shape)
+        if chosen := [head for layer, head in heads if layer == number]:
+            ids = graph.constant(np.array(chosen, np.int64))
+            followed.append(graph.op("Gather", attention, ids, axis=1))
         x = graph.residual(x, seen, tensors, f"{at}.encoder_attn.out_proj")
         x = graph.feed_forward(x, tensors, at)
     graph.output(
         graph.norm(x, tensors, "model.decoder.layer_norm", name="HIDDEN"), ["b", "s", shape.width]
     )
+    if followed:
+        together = graph.op("Concat", *followed, axis=1) if len(followed) > 1 else followed[0]
+        axis = graph.constant(np.array([1], np.int64))
+        graph.op("ReduceMean", together, axis, name=ATTENTION, keepdims=0)
+        graph.output(ATTENTION, ["b", "s", "t"])
     for name in presents:
         graph.output(name, kept)
     return graph.model()
 
 
-def _attention(graph: _Graph, query: str, key: str, value: str, mask: str, shape: Shape) -> str:
-    """The decoder's, to the encoder. For the one token of a step these plain nodes take half of
+def _attention(
+    graph: _Graph, query: str, key: str, value: str, mask: str, shape: Shape
+) -> tuple[str, str]:
+    """The decoder's to the encoder, and what it sees by it. For the one token of a step these plain nodes take half of
     MultiHeadAttention's time, which is most of what a step of many rows takes."""
     split = graph.constant(np.array([0, 0, shape.heads, shape.head_width], np.int64))
     joined = graph.constant(np.array([0, 0, shape.width], np.int64))
@@ -332,7 +349,7 @@ def _attention(graph: _Graph, query: str, key: str, value: str, mask: str, shape
     scores = graph.contrib("FusedMatMul", query, key, transB=1, alpha=scale)
     weights = graph.op("Softmax", graph.op("Add", scores, mask), axis=-1)
     seen = graph.op("Transpose", graph.op("MatMul", weights, value), perm=[0, 2, 1, 3])
-    return graph.op("Reshape", seen, joined)
+    return weights, graph.op("Reshape", seen, joined)
 
 
 def _head(tensors: Tensors, shape: Shape, quantized: bool) -> onnx.ModelProto:
@@ -354,8 +371,9 @@ def write(folder: Path, quantized: bool = True) -> None:
     try:
         shape = Shape.of(tensors)
         made = {
-            name: build(tensors, shape, quantized)
-            for name, build in ((ENCODER, _encoder), (DECODER, _decoder), (HEAD, _head))
+            ENCODER: _encoder(tensors, shape, quantized),
+            DECODER: _decoder(tensors, shape, quantized, _alignment_heads(folder, shape)),
+            HEAD: _head(tensors, shape, quantized),
         }
     except KeyError as name:
         raise ValueError(f"{folder}: the tensor {name} is missing") from None
@@ -363,3 +381,17 @@ def write(folder: Path, quantized: bool = True) -> None:
         # It may be a link to the file that the checkpoint came with.
         (folder / name).unlink(missing_ok=True)
         onnx.save(model, folder / name)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _alignment_heads(folder: Path, shape: Shape) -> list[tuple[int, int]]:
+    """Layers and heads whose attention follows the speech, by the checkpoint's config.json."""
+    try:
+        named = json.loads((folder / "config.json").read_text("utf-8")).get("alignment_heads") or []
+        heads = [(int(layer), int(head)) for layer, head in named]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    if any(not (0 <= layer < shape.layers and 0 <= head < shape.heads) for layer, head in heads):
+        raise ValueError(
+            f"{folder / 'config.json'}: alignment_heads that the decoder does not have"
+        )
+    return heads

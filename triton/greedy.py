@@ -7,12 +7,15 @@ instead of the next. So a draft changes what a row costs, never what it says (Le
 2023, "Fast inference from transformers via speculative decoding", with the hypothesis before as
 the approximation). From there on each pass gives one token for each row that has not ended.
 
+Where the graphs tell the decoder's attention, each token has a time: the frame that was attended
+most when it was chosen, or forced.
+
 Rows of a batch may have any windows, prompts and limits. The rows that are not over are always
 the first of the buffers: where one leaves, the last takes its place.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import onnxruntime
 
 Floats = npt.NDArray[np.float32]
 
+ATTENTION = "ATTENTION"  # to the frames, an output of the decoder's graph; not of all checkpoints
 # The graphs' files, beside the checkpoint.
 ENCODER, DECODER, HEAD = "encoder.onnx", "decoder.onnx", "head.onnx"
 
@@ -65,6 +69,8 @@ class Task:
 @dataclass
 class Decoded:
     tokens: list[int]  # the prefix first; without the end
+    # For each token the frame attended most when it was chosen; empty where nobody knows.
+    frames: list[int] = field(default_factory=list[int])
     logprob: float = 0.0  # the sum over the new tokens, and the end
     ended: bool = False  # by itself, not by the limit
     no_speech: float = 0.0  # the probability
@@ -78,15 +84,20 @@ class _Row:
     length: int = 0  # tokens whose keys and values are kept
     next: int = 0  # token
 
-    def take(self, token: int, logprob: float, end: int) -> bool:
-        """The next token; whether it was the last."""
+    def take(self, token: int, logprob: float, attention: Floats | None, end: int) -> bool:
+        """The next token, chosen with this attention to the frames; whether it was the last."""
         self.decoded.logprob += logprob
         if token == end:
             self.decoded.ended = True
             return True
         self.decoded.tokens.append(token)
+        self.attend(attention)
         self.next = token
         return len(self.decoded.tokens) >= self.task.limit
+
+    def attend(self, attention: Floats | None) -> None:
+        if attention is not None:
+            self.decoded.frames.append(int(attention.argmax()))
 
 
 @dataclass(frozen=True)
@@ -147,6 +158,7 @@ class Greedy:
         self.head = _Session(folder / HEAD, threads)
         self.controls = controls
         shapes = {value.name: value.shape for value in self.decoder.run.get_inputs()}
+        self.attends = any(out.name == ATTENTION for out in self.decoder.run.get_outputs())
         self.layers = sum(name.startswith("PAST_KEY") for name in shapes)
         _, self.heads, _, self.head_width = shapes["PAST_KEY_0"]
         self.vocabulary: int = self.head.run.get_outputs()[0].shape[1]
@@ -177,7 +189,7 @@ class Greedy:
     def first_logprobs(self, heard: Sequence[Heard], start: int) -> Floats:
         """What may follow the token `start`, [rows, vocabulary]."""
         starts = [Task(one, [start], 1) for one in heard]
-        hidden = _Batch(self, starts).passed([[start]] * len(starts))
+        hidden, _ = _Batch(self, starts).passed([[start]] * len(starts))
         found = [
             self.score(hidden[first : first + _HEAD_ROWS, 0], []).copy()
             for first in range(0, len(starts), _HEAD_ROWS)
@@ -232,25 +244,39 @@ class _Batch:
             self._steps()
         return self._decoded
 
-    def passed(self, tokens: Sequence[Sequence[int]]) -> Floats:
-        """The first pass, over rows of any length: HIDDEN."""
+    def passed(self, tokens: Sequence[Sequence[int]]) -> tuple[Floats, Floats | None]:
+        """The first pass, over rows of any length: HIDDEN and ATTENTION."""
         rows, most = len(tokens), max(map(len, tokens))
         ids = np.zeros((rows, most), np.int64)
         for index, row in enumerate(tokens):
             ids[index, : len(row)] = row
         positions = np.broadcast_to(np.arange(most), ids.shape)
         hidden = np.empty((rows, most, self._runtime.width), np.float32)
+        attention = self._attention(rows, most)
         self._binding(
             ids,
             np.ascontiguousarray(positions),
             np.array([len(row) - 1 for row in tokens], np.int32),
             np.array(most, np.int32),
             hidden,
+            attention,
         )()
-        return hidden
+        return hidden, attention
+
+    def _attention(self, rows: int, tokens: int) -> Floats | None:
+        """Room for it. What lies behind a row's own frames is zero."""
+        if not self._runtime.attends:
+            return None
+        return np.empty((rows, tokens, self._mask.shape[-1]), np.float32)
 
     def _binding(
-        self, ids: Any, positions: Any, lengths: Any, total: Any, hidden: Floats
+        self,
+        ids: Any,
+        positions: Any,
+        lengths: Any,
+        total: Any,
+        hidden: Floats,
+        attention: Floats | None,
     ) -> _Binding:
         layers, rows = self._runtime.layers, len(ids)
         kept = [array[:rows] for array in self._kept]
@@ -264,6 +290,8 @@ class _Batch:
             **dict(zip(cross_names(layers), [array[:rows] for array in self._cross], strict=True)),
         }
         outputs = {"HIDDEN": hidden, **dict(zip(self_names(layers, "PRESENT"), kept, strict=True))}
+        if attention is not None:
+            outputs[ATTENTION] = attention
         return self._runtime.decoder.binding(inputs, outputs)
 
     def _check_drafts(self) -> None:
@@ -279,7 +307,12 @@ class _Batch:
             wanted += [(index, at) for at in range(len(forced) - 1, len(tokens[-1]))]
             row.length = len(forced)
             row.decoded.passes = 1
-        hidden = self.passed(tokens)
+        hidden, attention = self.passed(tokens)
+        if attention is not None:
+            for index, row in enumerate(self._rows):
+                first = len(row.task.prompt) - 1
+                for at in range(first, first + len(row.task.prefix)):
+                    row.attend(attention[index, at])
         over = set[int]()
         differs = set[int]()
         for first in range(0, len(wanted), _HEAD_ROWS):
@@ -300,7 +333,8 @@ class _Batch:
                 if index in over or index in differs:
                     continue
                 token = int(best[place])
-                if row.take(token, float(logprobs[place, token]), controls.end):
+                attended = None if attention is None else attention[index, at]
+                if row.take(token, float(logprobs[place, token]), attended, controls.end):
                     over.add(index)
                 elif at + 1 == len(tokens[index]) or token != tokens[index][at + 1]:
                     differs.add(index)
@@ -319,7 +353,8 @@ class _Batch:
         ids, positions = np.empty((count, 1), np.int64), np.empty((count, 1), np.int64)
         lengths, total = np.empty(count, np.int32), np.empty((), np.int32)
         hidden = np.empty((count, 1, runtime.width), np.float32)
-        decode = self._binding(ids, positions, lengths, total, hidden)
+        attention = self._attention(count, 1)
+        decode = self._binding(ids, positions, lengths, total, hidden, attention)
         pairs = np.empty((count, len(runtime.never), 2), np.int64)
         pairs[..., 0], pairs[..., 1] = np.arange(count)[:, None], runtime.never
         logprobs = np.empty((count, runtime.vocabulary), np.float32)
@@ -338,7 +373,8 @@ class _Batch:
             for index, row in enumerate(rows):
                 row.length += 1
                 row.decoded.passes += 1
-                if row.take(int(best[index]), float(chosen[index]), end):
+                attended = None if attention is None else attention[index, 0]
+                if row.take(int(best[index]), float(chosen[index]), attended, end):
                     over.add(index)
         self._leave(over)
 

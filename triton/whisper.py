@@ -75,6 +75,7 @@ class Transcript:
     average_logprob: float
     no_speech_probability: float
     suspect: bool
+    token_times: list[float] = field(default_factory=list[float])  # see contract.py
     words: list[Word] = field(default_factory=list[Word])
     stages: Sequence[float] = field(default=(0.0,) * len(contract.STAGES), compare=False)  # seconds
 
@@ -89,6 +90,7 @@ class _Answer:
     no_speech: float
     language: str
     sureness: float  # of the language; 1 where it was given
+    frames: list[int] = field(default_factory=list[int])  # attended by each token, if it is known
 
 
 class RowError(Exception):
@@ -277,7 +279,7 @@ class Whisper:
             for row, one, limit, (language, _) in zip(rows, heard, limits, languages, strict=True)
         ]
         return [
-            _Answer(d.tokens, d.logprob, d.ended, d.no_speech, language, sureness)
+            _Answer(d.tokens, d.logprob, d.ended, d.no_speech, language, sureness, d.frames)
             for d, (language, sureness) in zip(greedy.decode(tasks), languages, strict=True)
         ]
 
@@ -354,6 +356,12 @@ class Whisper:
         most = _limit(row, len(row.audio) / contract.SAMPLE_RATE)
         endless = len(sequence) >= most
         tokens = self._vocabulary.spoken(sequence[:most])
+        seconds = len(row.audio) / contract.SAMPLE_RATE
+        times = [
+            min(frame / TOKENS_PER_WINDOW_SECOND, seconds)
+            for frame, token in zip(answer.frames, sequence[:most], strict=False)
+            if token < self._vocabulary.end
+        ]
         text, ends = self._vocabulary.decode(tokens)
         repetitive = compression_ratio(text) > HIGH_COMPRESSION
         unsure = average < LOW_LOGPROB
@@ -374,6 +382,7 @@ class Whisper:
             no_speech_probability=answer.no_speech,
             # A window of 30 s is the last resort: there is nothing better to try behind it. And
             # silence is what it is in any window.
+            token_times=times[: len(tokens)],
             suspect=(repetitive or endless or unsure)
             and not silent
             and window < contract.WINDOWS[-1],
@@ -402,26 +411,34 @@ class Whisper:
                 [max(2, math.ceil(len(rows[index].audio) / HOP)) for index in indexes],
             )
             for index, alignment in zip(indexes, aligned, strict=True):
-                words = self._words(rows[index], transcripts[index], alignment)
-                transcripts[index] = replace(transcripts[index], words=words)
+                starts = _token_starts(rows[index], alignment)
+                words = self._words(rows[index], transcripts[index], alignment, starts)
+                times = transcripts[index].token_times or starts[: len(transcripts[index].tokens)]
+                transcripts[index] = replace(transcripts[index], words=words, token_times=times)
         return transcripts
 
-    def _words(self, row: Row, transcript: Transcript, alignment: Any) -> list[Word]:
-        steps, times = np.array(alignment.alignments, np.int64).T
-        begins = np.diff(steps, prepend=-1) > 0
-        # Seconds at which each token begins; the last is where the end token does.
-        starts: list[float] = (times[begins] / TOKENS_PER_WINDOW_SECOND).tolist()
+    def _words(
+        self, row: Row, transcript: Transcript, alignment: Any, starts: Sequence[float]
+    ) -> list[Word]:
         duration = len(row.audio) / contract.SAMPLE_RATE
         words, token = list[Word](), 0
         for word in self._vocabulary.words(transcript.tokens, transcript.language):
             behind = token + word.count
-            start = min(starts[token], duration)
-            end = min(starts[behind] if behind < len(starts) else duration, duration)
+            start = starts[token]
+            end = starts[behind] if behind < len(starts) else duration
             probabilities: list[float] = alignment.text_token_probs[token:behind]
             probability = sum(probabilities) / len(probabilities)
             words.append(Word(word.text, start, max(start, end), probability))
             token = behind
         return shortened(words)
+
+
+def _token_starts(row: Row, alignment: Any) -> list[float]:
+    """Seconds at which each token begins; the last is where the end token does."""
+    steps, times = np.array(alignment.alignments, np.int64).T
+    begins = np.diff(steps, prepend=-1) > 0
+    duration = len(row.audio) / contract.SAMPLE_RATE
+    return np.minimum(times[begins] / TOKENS_PER_WINDOW_SECOND, duration).tolist()
 
 
 def shortened(words: list[Word]) -> list[Word]:

@@ -92,7 +92,12 @@ def recognise(audio: bytes, language: str = "en") -> Hypothesis:
     text = " ".join(word.text for word in words)
     ends = [len(" ".join(WORDS[token] for token in tokens[: n + 1])) for n in range(len(tokens))]
     return Hypothesis(
-        text, tokens, ends, language="en" if language == "auto" else language, words=words
+        text,
+        tokens,
+        ends,
+        language="en" if language == "auto" else language,
+        words=words,
+        token_times=[word.start for word in words],
     )
 
 

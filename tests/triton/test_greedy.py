@@ -2,6 +2,7 @@
 The own decoder says what CTranslate2 says, and drafts change what it costs alone.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from recordings import Pcm, recordings, spoken
 
 from dalston.triton import conversion, graphs, weights
+from dalston.triton.contract import SAMPLE_RATE
 from dalston.triton.greedy import DECODER, ENCODER, HEAD, Greedy
 from dalston.triton.whisper import Row, Transcript, Whisper
 
@@ -79,6 +81,53 @@ def test_no_draft_changes_what_is_said(own: Whisper, data: st.DataObject) -> Non
     (drafted,) = transcribed(own, [Row(audio, language="en", draft=draft)])
     assert (drafted.text, drafted.tokens) == (plain.text, plain.tokens)
     assert drafted.average_logprob == pytest.approx(plain.average_logprob, abs=1e-4)
+
+
+def test_token_times_are_the_same_by_drafts_and_prefixes_and_near_the_words(own: Whisper) -> None:
+    for audio in SENTENCES[:6]:
+        (plain,) = transcribed(own, [Row(audio, language="en", words=True)])
+        said, half = plain.tokens, len(plain.tokens) // 2
+        assert len(plain.token_times) == len(said)
+        rows = [
+            Row(audio, language="en", draft=said),
+            Row(audio, language="en", draft=[*said[:half], 0]),
+            Row(audio, language="en", prefix=said[:half]),
+            Row(audio, language="en", prefix=said[:half], draft=said[half:]),
+        ]
+        for found in transcribed(own, rows):
+            assert found.tokens == said
+            assert found.token_times == pytest.approx(plain.token_times, abs=0.021)
+        # A token begins its word, or goes on with it.
+        starts = np.array([word.start for word in plain.words])
+        distances = [np.abs(starts - time).min() for time in plain.token_times]
+        assert np.median(distances) <= 0.15
+        assert all(0 <= time <= len(audio) / SAMPLE_RATE for time in plain.token_times)
+
+
+def test_a_checkpoint_without_alignment_heads_tells_no_token_times(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "without"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()  # a link, perhaps
+    (folder / "config.json").write_text(json.dumps(config | {"alignment_heads": []}))
+    graphs.write(folder)
+    (found,) = transcribed(Whisper(folder), [Row(SENTENCES[0], language="en")])
+    assert found.tokens
+    assert found.token_times == []
+
+
+def test_alignment_heads_that_the_decoder_does_not_have_are_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "wrong"
+    shutil.copytree(checkpoint, folder)
+    (folder / "config.json").unlink()
+    for wrong in ([[99, 0]], [[0, 99]], [[0]], "all", 7):
+        (folder / "config.json").write_text(json.dumps({"alignment_heads": wrong}))
+        with pytest.raises(ValueError, match=r"config\.json"):
+            graphs.write(folder)
 
 
 def test_a_draft_behind_a_prefix_is_checked_too(own: Whisper) -> None:

@@ -78,6 +78,7 @@ def _answer(transcript: Transcript, wanted: list[str]) -> Any:
         "TEXT": ([transcript.text.encode()], object),
         "TOKENS": (transcript.tokens, np.int32),
         "TOKEN_ENDS": (transcript.token_ends, np.int32),
+        "TOKEN_TIMES": (transcript.token_times, np.float32),
         "LANGUAGE": ([transcript.language.encode()], object),
         "LANGUAGE_PROBABILITY": ([transcript.language_probability], np.float32),
         "AVERAGE_LOGPROB": ([transcript.average_logprob], np.float32),
