@@ -29,11 +29,12 @@ Variant = Literal["fast", "accurate"]
 Task = Literal["transcribe", "translate"]
 
 LONGEST_AUDIO = 30 * SAMPLE_RATE  # samples: the window Whisper is trained on
-# The encoder sees the smallest of these that holds the audio and MARGIN of silence behind it
-# (seconds). Chosen from the audio's length alone, so batch neighbours cannot change a result.
+# The encoder sees the smallest of these that holds the audio and a margin of silence behind it
+# (seconds). Chosen from the audio's length alone, so batch neighbours cannot change a result. How
+# small the window and its margin may be is a property of the checkpoint (triton/models.toml).
 WINDOWS = (4, 6, 8, 12, 16, 24, 30)
 # Less than a quarter second of silence behind the speech doubles the words that partials change.
-MARGIN = 0.25  # seconds
+MARGIN = 0.25  # seconds, at least
 
 
 # What multilingual Whisper knows, ISO 639-1 where there is a code; `yue` since large-v3.
@@ -51,11 +52,11 @@ def whisper_model(variant: str) -> str:
     return f"whisper_{variant}"
 
 
-def window_seconds(samples: int) -> int:
+def window_seconds(samples: int, shortest: int = WINDOWS[0], margin: float = MARGIN) -> int:
     """The right-sized window for so much audio. Raises ValueError above LONGEST_AUDIO."""
     if samples > LONGEST_AUDIO:
         raise ValueError(f"{samples / SAMPLE_RATE:.2f} s of audio do not fit into one window")
-    seconds = samples / SAMPLE_RATE + MARGIN
+    seconds = max(shortest, samples / SAMPLE_RATE + margin)
     return next((window for window in WINDOWS if window >= seconds), WINDOWS[-1])
 
 

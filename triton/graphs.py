@@ -340,8 +340,8 @@ def _decoder(
 def _attention(
     graph: _Graph, query: str, key: str, value: str, mask: str, shape: Shape
 ) -> tuple[str, str]:
-    """The decoder's to the encoder, and what it sees by it. For the one token of a step these plain nodes take half of
-    MultiHeadAttention's time, which is most of what a step of many rows takes."""
+    """The decoder's to the encoder, and what it sees by it. For the one token of a step these plain
+    nodes take half the time of MultiHeadAttention, most of what a step of many rows takes."""
     split = graph.constant(np.array([0, 0, shape.heads, shape.head_width], np.int64))
     joined = graph.constant(np.array([0, 0, shape.width], np.int64))
     query = graph.op("Transpose", graph.op("Reshape", query, split), perm=[0, 2, 1, 3])

@@ -8,7 +8,10 @@ instead of the next. So a draft changes what a row costs, never what it says (Le
 the approximation). From there on each pass gives one token for each row that has not ended.
 
 Where the graphs tell the decoder's attention, each token has a time: the frame that was attended
-most when it was chosen, or forced.
+most when it was chosen, or forced. A decoder that has come to the end of the audio and jumps back
+says once more what it has said: it is stopped there, and what it would say is dropped (the use of
+the attention is that of AlignAtt, Papi et al. 2023). The times decide that, not how they were
+computed, so it holds for the tokens of drafts too.
 
 Rows of a batch may have any windows, prompts and limits. The rows that are not over are always
 the first of the buffers: where one leaves, the last takes its place.
@@ -33,6 +36,10 @@ ENCODER, DECODER, HEAD = "encoder.onnx", "decoder.onnx", "head.onnx"
 _HEAD_ROWS = 32
 _UNHEARD = -1e30  # the attention of what is not there, before softmax
 _ROOM = 32  # what buffers are rounded up to, in tokens
+FRAMES_PER_SECOND = 50  # of the encoder
+# A repeat begins where the attention has come so near to the end of the audio and goes so far back.
+_NEAR_END = FRAMES_PER_SECOND // 2
+_BACK = FRAMES_PER_SECOND
 
 
 def cross_names(layers: int) -> list[str]:
@@ -62,6 +69,7 @@ class Task:
     heard: Heard
     prompt: Sequence[int]
     limit: int  # tokens, the prefix included
+    frames: int  # of audio; what else was heard is the silence that fills the window
     prefix: Sequence[int] = ()  # the tokens are made to begin with these
     draft: Sequence[int] = ()  # and these probably follow
 
@@ -69,10 +77,11 @@ class Task:
 @dataclass
 class Decoded:
     tokens: list[int]  # the prefix first; without the end
-    # For each token the frame attended most when it was chosen; empty where nobody knows.
+    # For each token the frame of audio attended most when it was chosen; empty where nobody knows.
     frames: list[int] = field(default_factory=list[int])
     logprob: float = 0.0  # the sum over the new tokens, and the end
     ended: bool = False  # by itself, not by the limit
+    rewound: bool = False  # it was about to say all again, and stopped
     no_speech: float = 0.0  # the probability
     passes: int = 0
 
@@ -83,13 +92,18 @@ class _Row:
     decoded: Decoded
     length: int = 0  # tokens whose keys and values are kept
     next: int = 0  # token
+    furthest: int = 0  # frame attended
 
     def take(self, token: int, logprob: float, attention: Floats | None, end: int) -> bool:
         """The next token, chosen with this attention to the frames; whether it was the last."""
-        self.decoded.logprob += logprob
         if token == end:
+            self.decoded.logprob += logprob
             self.decoded.ended = True
             return True
+        if attention is not None and self.rewinds(self.frame(attention)):
+            self.decoded.rewound = True
+            return True
+        self.decoded.logprob += logprob
         self.decoded.tokens.append(token)
         self.attend(attention)
         self.next = token
@@ -97,7 +111,16 @@ class _Row:
 
     def attend(self, attention: Floats | None) -> None:
         if attention is not None:
-            self.decoded.frames.append(int(attention.argmax()))
+            frame = self.frame(attention)
+            self.decoded.frames.append(frame)
+            self.furthest = max(self.furthest, frame)
+
+    def frame(self, attention: Floats) -> int:
+        """The one attended most; the silence behind the audio is the end of it."""
+        return min(int(attention.argmax()), max(0, self.task.frames - 1))
+
+    def rewinds(self, frame: int) -> bool:
+        return self.furthest >= self.task.frames - _NEAR_END and frame < self.furthest - _BACK
 
 
 @dataclass(frozen=True)
@@ -188,7 +211,7 @@ class Greedy:
 
     def first_logprobs(self, heard: Sequence[Heard], start: int) -> Floats:
         """What may follow the token `start`, [rows, vocabulary]."""
-        starts = [Task(one, [start], 1) for one in heard]
+        starts = [Task(one, [start], 1, one.frames) for one in heard]
         hidden, _ = _Batch(self, starts).passed([[start]] * len(starts))
         found = [
             self.score(hidden[first : first + _HEAD_ROWS, 0], []).copy()

@@ -3,15 +3,16 @@ The manifest of models (models.toml): what there is, where each file comes from 
 be. sources.py fetches it.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
-from dalston.triton.contract import VARIANTS
+from dalston.triton.contract import MARGIN, VARIANTS, WINDOWS
 
 _HERE = Path(__file__).resolve().parent
 MANIFEST = _HERE / "models.toml"
@@ -21,6 +22,9 @@ BUNDLED = Path(__file__).parent.parent / "demo"
 # Where a checkpoint of the hub is looked for: "auto" is everywhere, in this order.
 Source = Literal["auto", "cache", "hub", "mirror"]
 SOURCES: tuple[Source, ...] = get_args(Source)
+# What a folder that is in no manifest may say of itself.
+BESIDE = "dalston.json"
+_PROVEN = ("windows", "shortest_window", "margin", "proven", "languages")
 
 
 class ModelError(Exception):
@@ -41,7 +45,11 @@ class Checkpoint:
     """Weights, and where they come from: one of `bundled`, `folder` and `hub`."""
 
     id: str
-    windows: Literal["right-sized", "full"] = "right-sized"
+    windows: Literal["right-sized", "full"] = "full"
+    # Seconds, of right-sized ones, and of the silence behind the audio.
+    shortest_window: Annotated[int, Field(ge=WINDOWS[0], le=WINDOWS[-1])] = WINDOWS[0]
+    margin: Annotated[float, Field(ge=MARGIN, le=WINDOWS[-1])] = MARGIN
+    proven: str = ""  # the command that showed right-sized windows to be as good as full ones
     languages: tuple[str, ...] = ()  # empty: all that the vocabulary names
     bundled: str | None = None  # a folder beside this package
     folder: Path | None = None
@@ -115,4 +123,18 @@ def parse_override(text: str) -> tuple[str, Path]:
 
 
 def local_checkpoint(folder: Path) -> Checkpoint:
-    return Checkpoint(folder.resolve().name, folder=folder)
+    """That of a folder, with what its dalston.json says, if there is one. Raises ModelError."""
+    path = folder / BESIDE
+    fields: Any = {}
+    try:
+        if path.exists():
+            fields = json.loads(path.read_text("utf-8"))
+        known = {key: fields[key] for key in _PROVEN if key in fields}
+        if unknown := set(fields) - set(known):
+            raise ValueError(f"it knows nothing of {', '.join(sorted(unknown))}")
+        return TypeAdapter(Checkpoint).validate_python(
+            {"id": folder.resolve().name, "folder": folder, **known}
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{path}: {error}") from None
+

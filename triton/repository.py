@@ -115,6 +115,8 @@ def _whisper(
         "compute_type": model.compute_type,
         "beam_size": str(model.beam_size),
         "windows": model.checkpoint.windows,
+        "shortest_window": str(model.checkpoint.shortest_window),
+        "margin": str(model.checkpoint.margin),
     }.items():
         config.parameters[key].string_value = value
     (new / name / "config.pbtxt").write_text(text_format.MessageToString(config))

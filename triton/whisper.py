@@ -26,13 +26,18 @@ import numpy.typing as npt
 
 from dalston.triton import contract
 from dalston.triton.features import HOP, log_mel
-from dalston.triton.greedy import Controls, Greedy, Heard, Task
+from dalston.triton.greedy import FRAMES_PER_SECOND, Controls, Greedy, Heard, Task
 from dalston.triton.vocabulary import Vocabulary
 
 # Gates of "Robust Speech Recognition via Large-Scale Weak Supervision" (Radford et al. 2022), 4.5.
 NO_SPEECH = 0.6
 LOW_LOGPROB = -1.0
 HIGH_COMPRESSION = 2.4
+# A right-sized window is doubted sooner: by this average, by this many words that come again in the
+# same order, by more tokens than people say (bench/windows.py).
+DOUBTFUL_LOGPROB = -0.7
+REPEATED_WORDS = 3
+DOUBTFUL_PER_SECOND, DOUBTFUL_EXTRA = 8, 6
 
 # On a CPU the encoder gains nothing from more rows at once, and its memory grows with them.
 ENCODER_ROWS_CPU = 4
@@ -43,7 +48,6 @@ GREEDY_ROWS = 8
 TOKENS_PER_SECOND, TOKENS_EXTRA, TOKENS_LIMIT = 12, 16, 224
 # So many repeats of the same few tokens at the end are a loop, not speech.
 LOOP_REPEATS, LOOP_LONGEST = 4, 12
-TOKENS_PER_WINDOW_SECOND = 50  # encoder frames, and so word times, are 20 ms
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class _Answer:
     language: str
     sureness: float  # of the language; 1 where it was given
     frames: list[int] = field(default_factory=list[int])  # attended by each token, if it is known
+    rewound: bool = False  # it was about to say all again
 
 
 class RowError(Exception):
@@ -106,6 +111,14 @@ def _limit(row: Row, seconds: float) -> int:
 def compression_ratio(text: str) -> float:
     data = text.encode()
     return len(data) / len(zlib.compress(data))
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether REPEATED_WORDS come twice in the same order."""
+    words = ["".join(filter(str.isalnum, word)) for word in text.casefold().split()]
+    runs = [tuple(words[at : at + REPEATED_WORDS]) for at in range(len(words))]
+    runs = runs[: 1 - REPEATED_WORDS]
+    return len(set(runs)) < len(runs)
 
 
 def without_loop(tokens: list[int], keep: int = 0) -> list[int]:
@@ -128,6 +141,7 @@ class Whisper:
     """One checkpoint in memory. Raises ValueError if `folder` holds none that can be served.
 
     languages: those it is any good at, of those in its vocabulary; empty for all of them.
+    shortest_window and margin, in seconds: of the windows, if they may be right-sized.
     """
 
     def __init__(
@@ -139,6 +153,8 @@ class Whisper:
         compute_type: str = "default",
         beam_size: int = 1,
         right_sized: bool = True,
+        shortest_window: int = contract.WINDOWS[0],
+        margin: float = contract.MARGIN,
         languages: Sequence[str] = (),
         threads: int = 1,
     ):
@@ -160,6 +176,8 @@ class Whisper:
         self._encoder_rows = ENCODER_ROWS_CPU if device == "cpu" else 1024
         self._beam_size = beam_size
         self._right_sized = right_sized
+        self._shortest_window = shortest_window
+        self._margin = margin
         known = self._vocabulary.languages if self._vocabulary.multilingual else ["en"]
         self.languages = [language for language in languages or known if language in known]
         if not self.languages:
@@ -219,7 +237,7 @@ class Whisper:
             raise RowError(f"{len(row.audio) / contract.SAMPLE_RATE:.2f} s of audio, 30 s at most")
         if row.full_window or not self._right_sized:
             return contract.WINDOWS[-1]
-        return contract.window_seconds(len(row.audio))
+        return contract.window_seconds(len(row.audio), self._shortest_window, self._margin)
 
     def _run(self, rows: list[Row], windows: list[int]) -> list[Transcript | Exception]:
         try:
@@ -275,12 +293,28 @@ class Whisper:
     ) -> list[_Answer]:
         languages = self._languages(rows, lambda: self._heard_languages(greedy, heard))
         tasks = [
-            Task(one, self._vocabulary.prompt(language, row.task), limit, row.prefix, row.draft)
+            Task(
+                one,
+                self._vocabulary.prompt(language, row.task),
+                limit,
+                math.ceil(len(row.audio) / contract.SAMPLE_RATE * FRAMES_PER_SECOND),
+                row.prefix,
+                row.draft,
+            )
             for row, one, limit, (language, _) in zip(rows, heard, limits, languages, strict=True)
         ]
         return [
-            _Answer(d.tokens, d.logprob, d.ended, d.no_speech, language, sureness, d.frames)
-            for d, (language, sureness) in zip(greedy.decode(tasks), languages, strict=True)
+            _Answer(
+                found.tokens,
+                found.logprob,
+                found.ended,
+                found.no_speech,
+                language,
+                sureness,
+                found.frames,
+                found.rewound,
+            )
+            for found, (language, sureness) in zip(greedy.decode(tasks), languages, strict=True)
         ]
 
     def _beams(self, rows: list[Row], encoded: Any, limit: int) -> list[_Answer]:
@@ -351,14 +385,14 @@ class Whisper:
     def _transcript(self, row: Row, window: int, answer: _Answer) -> Transcript:
         sequence = answer.tokens
         new = len(sequence) - len(row.prefix)
-        average = answer.logprob / (new + answer.ended) if sequence else 0.0
+        average = answer.logprob / max(1, new + answer.ended) if sequence else 0.0
         # The audio may end long before its window, and nobody says more than fits into it.
-        most = _limit(row, len(row.audio) / contract.SAMPLE_RATE)
+        seconds = len(row.audio) / contract.SAMPLE_RATE
+        most = _limit(row, seconds)
         endless = len(sequence) >= most
         tokens = self._vocabulary.spoken(sequence[:most])
-        seconds = len(row.audio) / contract.SAMPLE_RATE
         times = [
-            min(frame / TOKENS_PER_WINDOW_SECOND, seconds)
+            min(frame / FRAMES_PER_SECOND, seconds)
             for frame, token in zip(answer.frames, sequence[:most], strict=False)
             if token < self._vocabulary.end
         ]
@@ -372,6 +406,14 @@ class Whisper:
             tokens = without_loop(tokens, keep=len(row.prefix))
         if len(tokens) != len(ends):
             text, ends = self._vocabulary.decode(tokens)
+        doubtful = (
+            repetitive
+            or endless
+            or answer.rewound
+            or average < DOUBTFUL_LOGPROB
+            or len(sequence) > DOUBTFUL_PER_SECOND * seconds + DOUBTFUL_EXTRA
+            or repeats_itself(text)
+        )
         return Transcript(
             text=text,
             tokens=tokens,
@@ -380,12 +422,10 @@ class Whisper:
             language_probability=answer.sureness,
             average_logprob=average,
             no_speech_probability=answer.no_speech,
+            token_times=times[: len(tokens)],
             # A window of 30 s is the last resort: there is nothing better to try behind it. And
             # silence is what it is in any window.
-            token_times=times[: len(tokens)],
-            suspect=(repetitive or endless or unsure)
-            and not silent
-            and window < contract.WINDOWS[-1],
+            suspect=doubtful and not silent and window < contract.WINDOWS[-1],
         )
 
     def _with_words(
@@ -438,7 +478,7 @@ def _token_starts(row: Row, alignment: Any) -> list[float]:
     steps, times = np.array(alignment.alignments, np.int64).T
     begins = np.diff(steps, prepend=-1) > 0
     duration = len(row.audio) / contract.SAMPLE_RATE
-    return np.minimum(times[begins] / TOKENS_PER_WINDOW_SECOND, duration).tolist()
+    return np.minimum(times[begins] / FRAMES_PER_SECOND, duration).tolist()
 
 
 def shortened(words: list[Word]) -> list[Word]:

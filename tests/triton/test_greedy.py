@@ -4,6 +4,7 @@ The own decoder says what CTranslate2 says, and drafts change what it costs alon
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,21 @@ from recordings import Pcm, recordings, spoken
 
 from dalston.triton import conversion, graphs, weights
 from dalston.triton.contract import SAMPLE_RATE
-from dalston.triton.greedy import DECODER, ENCODER, HEAD, Greedy
+from dalston.triton.greedy import (
+    DECODER,
+    ENCODER,
+    HEAD,
+    Controls,
+    Decoded,
+    Floats,
+    Greedy,
+    Heard,
+    Task,
+    _Row,  # pyright: ignore[reportPrivateUsage]
+)
 from dalston.triton.whisper import Row, Transcript, Whisper
 
+PROMPT = [50_258, 50_363]  # <|startoftranscript|><|notimestamps|>
 SENTENCES = spoken()
 LONG = [recording.audio for recording in recordings()]
 
@@ -35,6 +48,16 @@ def exact(tmp_path_factory: pytest.TempPathFactory, hugging_face: Path) -> tuple
     shutil.copytree(folder / "plain", folder / "graphs")
     graphs.write(folder / "graphs", quantized=False)
     return Whisper(folder / "graphs"), Whisper(folder / "plain")
+
+
+@pytest.fixture(scope="module")
+def babbler(tmp_path_factory: pytest.TempPathFactory) -> Greedy:
+    """Random weights: it never stops by itself, and its attention is anywhere."""
+    folder = tmp_path_factory.mktemp("babbler")
+    random_whisper.write(folder / "hugging-face", random_whisper.tensors())
+    conversion.convert(folder / "hugging-face", folder / "converted", "float32")
+    graphs.write(folder / "converted", quantized=False)
+    return Greedy(folder / "converted", Controls(end=50_257, no_speech=50_362))
 
 
 def transcribed(whisper: Whisper, rows: list[Row]) -> list[Transcript]:
@@ -128,6 +151,64 @@ def test_alignment_heads_that_the_decoder_does_not_have_are_refused(
         (folder / "config.json").write_text(json.dumps({"alignment_heads": wrong}))
         with pytest.raises(ValueError, match=r"config\.json"):
             graphs.write(folder)
+
+
+def attended(frame: int, window: int = 400) -> Floats:
+    """An attention that is most on one frame of a window."""
+    attention = np.full(window, 0.5 / window, np.float32)
+    attention[frame] += 0.5
+    return attention
+
+
+def said_until_it_rewinds(frames: list[int], audio: int) -> tuple[list[int], bool]:
+    """What is kept of tokens 0, 1, 2, ... that attend these frames of so many of audio."""
+    heard = Heard(np.zeros((400, 1), np.float32), [])
+    row = _Row(Task(heard, [0], 100, audio), Decoded([]))
+    for token, frame in enumerate(frames):
+        if row.take(token, -0.5, attended(frame), end=-1):
+            break
+    assert row.decoded.logprob == -0.5 * len(row.decoded.tokens)
+    assert len(row.decoded.frames) == len(row.decoded.tokens)
+    return row.decoded.tokens, row.decoded.rewound
+
+
+@pytest.mark.parametrize(
+    ("frames", "kept", "rewound"),
+    [
+        ([10, 60, 120, 180], 4, False),
+        ([10, 60, 120, 180, 20, 70, 130], 4, True),  # all again
+        ([10, 60, 120, 399, 120, 180], 4, True),  # over the silence that fills the window
+        ([10, 60, 120, 180, 140], 5, False),  # a look back within a second
+        ([10, 120, 20, 60, 180], 5, False),  # a jump before the end was reached
+    ],
+)
+def test_what_jumps_back_from_the_end_of_the_audio_is_a_repeat_and_not_said(
+    frames: list[int], kept: int, rewound: bool
+) -> None:
+    assert said_until_it_rewinds(frames, audio=200) == (list(range(kept)), rewound)
+
+
+@given(frames=st.lists(st.integers(0, 399), max_size=30), audio=st.integers(1, 400))
+def test_nothing_is_said_behind_a_jump_back_and_what_moves_on_is_kept(
+    frames: list[int], audio: int
+) -> None:
+    kept, rewound = said_until_it_rewinds(frames, audio)
+    assert rewound == (len(kept) < len(frames))
+    assert said_until_it_rewinds(sorted(frames), audio) == (list(range(len(frames))), False)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_no_draft_changes_where_a_repeat_is_cut_off(babbler: Greedy, data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    heard = babbler.hear(rng.standard_normal((80, data.draw(st.sampled_from([400, 600]))), "f4"))
+    task = Task(heard, PROMPT, 60, data.draw(st.integers(100, heard.frames)))
+    (plain,) = babbler.decode([task])
+    drafts = st.lists(st.sampled_from([*plain.tokens, 5]), max_size=20)
+    kept = data.draw(st.integers(0, len(plain.tokens)))
+    draft = [*plain.tokens[:kept], *data.draw(drafts)]
+    (drafted,) = babbler.decode([replace(task, draft=draft)])
+    assert (drafted.tokens, drafted.rewound) == (plain.tokens, plain.rewound)
 
 
 def test_a_draft_behind_a_prefix_is_checked_too(own: Whisper) -> None:

@@ -28,6 +28,8 @@ class TritonPythonModel:
             compute_type=parameters["compute_type"],
             beam_size=int(parameters["beam_size"]),
             right_sized=parameters["windows"] == "right-sized",
+            shortest_window=int(parameters["shortest_window"]),
+            margin=float(parameters["margin"]),
             languages=parameters["languages"].split(),
         )
 
