@@ -88,7 +88,8 @@ WHISPER_OUTPUTS = (
     Tensor("TOKENS", "INT32", (-1,)),
     Tensor("TOKEN_ENDS", "INT32", (-1,)),  # characters of TEXT up to the end of each token
     # Seconds from the start of AUDIO: where in it the decoder was when it chose each token, by its
-    # attention. They may jump back. Left out where the runtime or the checkpoint does not tell.
+    # attention; of marks where the token before them is. They may jump back. Left out where the
+    # runtime or the checkpoint does not tell.
     Tensor("TOKEN_TIMES", "FP32", (-1,)),
     Tensor("LANGUAGE", "STRING", (1,)),  # the one asked for, or the one detected
     Tensor("LANGUAGE_PROBABILITY", "FP32", (1,)),

@@ -7,17 +7,17 @@ instead of the next. So a draft changes what a row costs, never what it says (Le
 2023, "Fast inference from transformers via speculative decoding", with the hypothesis before as
 the approximation). From there on each pass gives one token for each row that has not ended.
 
-Where the graphs tell the decoder's attention, each token has a time: the frame that was attended
-most when it was chosen, or forced. A decoder that has come to the end of the audio and jumps back
-says once more what it has said: it is stopped there, and what it would say is dropped (the use of
-the attention is that of AlignAtt, Papi et al. 2023). The times decide that, not how they were
-computed, so it holds for the tokens of drafts too.
+Where the graphs tell the decoder's attention, each token has a time: the frame of the audio that
+was attended most when it was chosen, or forced. A decoder that has come to the end of the audio
+and jumps back says once more what it has said: it is stopped there, and what it would say is
+dropped (the use of the attention is that of AlignAtt, Papi et al. 2023). The times decide that, not
+how they were computed, so it holds for the tokens of drafts too.
 
 Rows of a batch may have any windows, prompts and limits. The rows that are not over are always
 the first of the buffers: where one leaves, the last takes its place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,30 +94,36 @@ class _Row:
     next: int = 0  # token
     furthest: int = 0  # frame attended
 
-    def take(self, token: int, logprob: float, attention: Floats | None, end: int) -> bool:
+    def take(
+        self, token: int, logprob: float, attention: Floats | None, controls: "Controls"
+    ) -> bool:
         """The next token, chosen with this attention to the frames; whether it was the last."""
-        if token == end:
+        if token == controls.end:
             self.decoded.logprob += logprob
             self.decoded.ended = True
             return True
-        if attention is not None and self.rewinds(self.frame(attention)):
-            self.decoded.rewound = True
-            return True
+        if attention is not None:
+            frame = self.frame(token, attention, controls.marks)
+            if self.rewinds(frame):
+                self.decoded.rewound = True
+                return True
+            self.attend(frame)
         self.decoded.logprob += logprob
         self.decoded.tokens.append(token)
-        self.attend(attention)
         self.next = token
         return len(self.decoded.tokens) >= self.task.limit
 
-    def attend(self, attention: Floats | None) -> None:
-        if attention is not None:
-            frame = self.frame(attention)
-            self.decoded.frames.append(frame)
-            self.furthest = max(self.furthest, frame)
+    def attend(self, frame: int) -> None:
+        self.decoded.frames.append(frame)
+        self.furthest = max(self.furthest, frame)
 
-    def frame(self, attention: Floats) -> int:
-        """The one attended most; the silence behind the audio is the end of it."""
-        return min(int(attention.argmax()), max(0, self.task.frames - 1))
+    def frame(self, token: int, attention: Floats, marks: Set[int]) -> int:
+        """Where the token is said. Nobody hears a mark, and the decoder looks anywhere for it: it
+        is where the token before it is. And while it says a word of which it is not sure, it may
+        look most at one frame in the silence behind the audio, so that is left out."""
+        if token in marks:
+            return self.decoded.frames[-1] if self.decoded.frames else 0
+        return int(attention[: max(1, self.task.frames)].argmax())
 
     def rewinds(self, frame: int) -> bool:
         return self.furthest >= self.task.frames - _NEAR_END and frame < self.furthest - _BACK
@@ -131,6 +137,7 @@ class Controls:
     no_speech: int
     suppressed: Sequence[int] = ()  # never said
     suppressed_first: Sequence[int] = ()  # not said first
+    marks: Set[int] = frozenset()  # without a letter or a digit
 
 
 class _Session:
@@ -334,8 +341,8 @@ class _Batch:
         if attention is not None:
             for index, row in enumerate(self._rows):
                 first = len(row.task.prompt) - 1
-                for at in range(first, first + len(row.task.prefix)):
-                    row.attend(attention[index, at])
+                for at, token in enumerate(row.task.prefix, first):
+                    row.attend(row.frame(token, attention[index, at], controls.marks))
         over = set[int]()
         differs = set[int]()
         for first in range(0, len(wanted), _HEAD_ROWS):
@@ -357,7 +364,7 @@ class _Batch:
                     continue
                 token = int(best[place])
                 attended = None if attention is None else attention[index, at]
-                if row.take(token, float(logprobs[place, token]), attended, controls.end):
+                if row.take(token, float(logprobs[place, token]), attended, controls):
                     over.add(index)
                 elif at + 1 == len(tokens[index]) or token != tokens[index][at + 1]:
                     differs.add(index)
@@ -372,7 +379,7 @@ class _Batch:
     def _steps(self) -> None:
         """One token for each row and pass, until a row is over."""
         runtime, rows = self._runtime, self._rows
-        count, end = len(rows), runtime.controls.end
+        count = len(rows)
         ids, positions = np.empty((count, 1), np.int64), np.empty((count, 1), np.int64)
         lengths, total = np.empty(count, np.int32), np.empty((), np.int32)
         hidden = np.empty((count, 1, runtime.width), np.float32)
@@ -397,7 +404,7 @@ class _Batch:
                 row.length += 1
                 row.decoded.passes += 1
                 attended = None if attention is None else attention[index, 0]
-                if row.take(int(best[index]), float(chosen[index]), attended, end):
+                if row.take(int(best[index]), float(chosen[index]), attended, runtime.controls):
                     over.add(index)
         self._leave(over)
 

@@ -129,12 +129,14 @@ def local_checkpoint(folder: Path) -> Checkpoint:
     try:
         if path.exists():
             fields = json.loads(path.read_text("utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError("no JSON object")
         known = {key: fields[key] for key in _PROVEN if key in fields}
         if unknown := set(fields) - set(known):
             raise ValueError(f"it knows nothing of {', '.join(sorted(unknown))}")
         return TypeAdapter(Checkpoint).validate_python(
             {"id": folder.resolve().name, "folder": folder, **known}
         )
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: {error}") from None
 

@@ -77,6 +77,15 @@ class Vocabulary:
             return [self.start, self.no_timestamps]
         return [self.start, self.languages[language], self.tasks[task], self.no_timestamps]
 
+    def marks(self) -> frozenset[int]:
+        """Text tokens without a letter or a digit. Parts of characters are not known to be any."""
+        texts = (piece.decode("utf-8", "replace") for piece in self._bytes)
+        return frozenset(
+            token
+            for token, text in enumerate(texts)
+            if "\ufffd" not in text and not any(map(str.isalnum, text))
+        )
+
     def spoken(self, tokens: Sequence[int]) -> list[int]:
         return [token for token in tokens if token < self.end]
 

@@ -190,6 +190,7 @@ class Whisper:
             no_speech=self._vocabulary.no_timestamps - 1,
             suppressed=config.get("suppress_ids") or (),
             suppressed_first=config.get("suppress_ids_begin") or (),
+            marks=self._vocabulary.marks(),
         )
 
     def transcribe(self, rows: Sequence[Row]) -> list[Transcript | Exception]:

@@ -153,6 +153,9 @@ def test_alignment_heads_that_the_decoder_does_not_have_are_refused(
             graphs.write(folder)
 
 
+MARKS = frozenset({2, 6})
+
+
 def attended(frame: int, window: int = 400) -> Floats:
     """An attention that is most on one frame of a window."""
     attention = np.full(window, 0.5 / window, np.float32)
@@ -165,7 +168,7 @@ def said_until_it_rewinds(frames: list[int], audio: int) -> tuple[list[int], boo
     heard = Heard(np.zeros((400, 1), np.float32), [])
     row = _Row(Task(heard, [0], 100, audio), Decoded([]))
     for token, frame in enumerate(frames):
-        if row.take(token, -0.5, attended(frame), end=-1):
+        if row.take(token, -0.5, attended(frame), Controls(end=-1, no_speech=-1, marks=MARKS)):
             break
     assert row.decoded.logprob == -0.5 * len(row.decoded.tokens)
     assert len(row.decoded.frames) == len(row.decoded.tokens)
@@ -176,8 +179,9 @@ def said_until_it_rewinds(frames: list[int], audio: int) -> tuple[list[int], boo
     ("frames", "kept", "rewound"),
     [
         ([10, 60, 120, 180], 4, False),
+        ([10, 60, 120, 180, 170, 190, 2], 7, False),  # the last is a mark
         ([10, 60, 120, 180, 20, 70, 130], 4, True),  # all again
-        ([10, 60, 120, 399, 120, 180], 4, True),  # over the silence that fills the window
+        ([10, 60, 20, 180, 140, 180, 10, 20], 7, True),  # marks look anywhere
         ([10, 60, 120, 180, 140], 5, False),  # a look back within a second
         ([10, 120, 20, 60, 180], 5, False),  # a jump before the end was reached
     ],
@@ -194,7 +198,18 @@ def test_nothing_is_said_behind_a_jump_back_and_what_moves_on_is_kept(
 ) -> None:
     kept, rewound = said_until_it_rewinds(frames, audio)
     assert rewound == (len(kept) < len(frames))
-    assert said_until_it_rewinds(sorted(frames), audio) == (list(range(len(frames))), False)
+    onward = sorted(min(frame, audio - 1) for frame in frames)
+    assert said_until_it_rewinds(onward, audio) == (list(range(len(frames))), False)
+
+
+def test_the_silence_that_fills_the_window_is_not_the_end_of_the_audio() -> None:
+    heard = Heard(np.zeros((400, 1), np.float32), [])
+    row = _Row(Task(heard, [0], 100, 200), Decoded([]))
+    for frame in (10, 60, 80):
+        attention = attended(frame)
+        attention[390] = 0.9
+        assert not row.take(5, -0.5, attention, Controls(end=-1, no_speech=-1))
+    assert row.decoded.frames == [10, 60, 80]
 
 
 @settings(max_examples=25, deadline=None)

@@ -100,6 +100,30 @@ def test_an_override_that_is_neither_is_refused(text: str):
         parse_override(text)
 
 
+@pytest.mark.parametrize(
+    ("says", "sentence"),
+    [
+        ("no json", "Expecting value"),
+        ("[1]", "no JSON object"),
+        ('{"windows": "huge"}', "windows"),
+        ('{"shortest_window": 2}', "shortest_window"),
+        ('{"margin": 0.1}', "margin"),
+        ('{"hub": "somebody/else"}', "it knows nothing of hub"),
+    ],
+)
+def test_what_a_folder_says_of_itself_is_checked(tmp_path: Path, says: str, sentence: str):
+    (tmp_path / "dalston.json").write_text(says)
+    with pytest.raises(ModelError, match=rf"(?s)dalston\.json: .*{sentence}"):
+        local_checkpoint(tmp_path)
+
+
+def test_only_what_is_proven_is_right_sized():
+    for profile in profiles().values():
+        for served in profile.values():
+            checkpoint = served.checkpoint
+            assert checkpoint.windows == "full" or checkpoint.proven, checkpoint.id
+
+
 def test_a_local_checkpoint_is_called_like_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -100,7 +100,7 @@ def test_the_demo_profile_becomes_a_repository_that_is_whole_in_itself(out: Path
 def test_the_configuration_says_what_the_profile_says(out: Path, silero: Path):
     repository.build(DEMO, out, silero=silero, cores=3)
     demo = {"checkpoint_id": "demo", "languages": "en es de fr", "windows": "right-sized"}
-    runs = demo | {"compute_type": "int8_float32"}
+    runs = demo | {"compute_type": "int8_float32", "shortest_window": "4", "margin": "0.25"}
     assert parameters(out, "fast") == runs | {"beam_size": "1"}
     assert parameters(out, "accurate") == runs | {"beam_size": "5"}
     for variant, count in (("fast", 3), ("accurate", 1)):  # one for each core, and one
@@ -129,6 +129,24 @@ def test_a_checkpoint_that_may_not_be_right_sized_says_so(out: Path, silero: Pat
     full = replace(DEMO["fast"], checkpoint=replace(DEMO["fast"].checkpoint, windows="full"))
     repository.build({"fast": full}, out, silero=silero)
     assert parameters(out, "fast")["windows"] == "full"
+
+
+def test_a_folder_that_proves_nothing_gets_full_windows_and_one_that_does_its_own(
+    out: Path, silero: Path, checkpoint: Path, tmp_path: Path
+):
+    repository.build({"fast": served(checkpoint)}, out, silero=silero)
+    assert parameters(out, "fast")["windows"] == "full"
+    proven = tmp_path / "proven"
+    shutil.copytree(checkpoint, proven)
+    says = {"windows": "right-sized", "shortest_window": 8, "margin": 2.0, "proven": "by a command"}
+    (proven / "dalston.json").write_text(json.dumps(says))
+    assert repository.build({"fast": served(proven)}, out, silero=silero)
+    built = parameters(out, "fast")
+    assert [built[key] for key in ("windows", "shortest_window", "margin")] == [
+        "right-sized",
+        "8",
+        "2.0",
+    ]
 
 
 def test_a_local_ctranslate2_folder_is_served_as_it_is(out: Path, silero: Path, checkpoint: Path):

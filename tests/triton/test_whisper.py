@@ -5,6 +5,7 @@ Rows in, transcripts out: each decided by its row alone, each failure its own.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ctranslate2
 import numpy as np
@@ -31,7 +32,9 @@ from dalston.triton.whisper import (
     Transcript,
     Whisper,
     Word,
+    _Answer,  # pyright: ignore[reportPrivateUsage]
     compression_ratio,
+    repeats_itself,
     shortened,
     without_loop,
 )
@@ -156,8 +159,8 @@ def test_no_rows_are_no_results(greedy: Whisper):
 class Watched(Whisper):
     """Remembers the seconds that the encoder saw, row by row."""
 
-    def __init__(self, folder: Path, right_sized: bool = True):
-        super().__init__(folder, right_sized=right_sized)
+    def __init__(self, folder: Path, **how: Any):
+        super().__init__(folder, **how)
         self.windows: list[int] = []
 
     def _decode(self, rows: list[Row], windows: list[int]) -> list[Transcript]:
@@ -172,6 +175,17 @@ def test_the_encoder_sees_the_smallest_window_that_holds_the_row(
     checkpoint: Path, seconds: float, window: int
 ):
     watched = Watched(checkpoint)
+    transcript(watched, Row(noise(seconds, 100), language="en"))
+    assert watched.windows == [window]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "window"), [(0, 8), (1, 8), (6, 8), (6.1, 12), (10, 12), (28.5, 30), (30, 30)]
+)
+def test_the_checkpoint_says_how_small_a_window_may_be(
+    checkpoint: Path, seconds: float, window: int
+):
+    watched = Watched(checkpoint, shortest_window=8, margin=2.0)
     transcript(watched, Row(noise(seconds, 100), language="en"))
     assert watched.windows == [window]
 
@@ -410,6 +424,50 @@ def test_babble_is_cut_at_what_can_be_said_in_the_time_and_suspect(
 
 def test_a_full_window_is_never_suspect(babbler: Whisper):
     assert not transcript(babbler, Row(noise(1, 3000), full_window=True)).suspect
+
+
+@pytest.mark.parametrize(
+    ("changes", "suspect"),
+    [
+        ({}, False),
+        ({"rewound": True}, True),
+        ({"logprob": -0.69 * 13}, False),
+        ({"logprob": -0.71 * 13}, True),
+        ({"logprob": -1.1 * 13, "no_speech": 0.7}, False),  # silence, in any window
+        ({"tokens": [*range(400, 438)]}, False),  # 8 a second and 6
+        ({"tokens": [*range(400, 439)]}, True),
+    ],
+)
+def test_a_final_is_doubted_by_what_its_decoding_was_like(
+    greedy: Whisper, changes: dict[str, Any], suspect: bool
+):
+    row = Row(noise(4, 100), language="en")
+    answer = replace(_Answer([*range(400, 412)], -1.0, True, 0.0, "en", 1.0), **changes)
+    judged = greedy._transcript(row, 6, answer)  # pyright: ignore[reportPrivateUsage]
+    assert judged.suspect == suspect
+    # There is nothing better than a full window.
+    assert not greedy._transcript(row, 30, answer).suspect  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize(
+    ("text", "does"),
+    [
+        ("", False),
+        ("No.", False),
+        ("What your country can do for you? What your country can do for you?", True),
+        ("One, two, three. one two THREE", True),
+        ("very very very", False),
+        ("very very very very", True),
+        ("the cat and the dog and the cow", False),
+    ],
+)
+def test_three_words_that_come_again_in_the_same_order_are_a_repeat(text: str, does: bool):
+    assert repeats_itself(text) == does
+
+
+@given(st.lists(st.text("abc", min_size=1), unique=True))
+def test_what_says_no_word_twice_does_not_repeat_itself(words: list[str]):
+    assert not repeats_itself(" ".join(words))
 
 
 @pytest.mark.parametrize(
