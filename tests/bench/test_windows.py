@@ -1,23 +1,42 @@
 """
-How partials are judged, and of what utterances.
+Right-sized windows are proven by being as good as full ones, and by nothing else.
 """
 
-from itertools import pairwise
+from dataclasses import replace
+from pathlib import Path
 
-from windows import LENGTHS, errors_of_partial, utterances
+import pytest
+from pydantic import TypeAdapter
+from windows import Result
+
+from dalston.triton.models import Checkpoint
+
+FULL = Result(30, 0.25, english=0.1, others=0.2, first=0.1, twice=1, again=0, encoder_s=3000)
+RIGHT = Result(8, 2.0, english=0.102, others=0.21, first=0.13, twice=1, again=9, encoder_s=1500)
 
 
-def test_a_partial_is_judged_by_the_beginning_that_fits_best() -> None:
-    assert errors_of_partial("turn on the light", "turn on") == (0, 2)
-    assert errors_of_partial("turn on the light", "turn off the") == (1, 3)
-    assert errors_of_partial("turn on the light", "") == (0, 0)
-    assert errors_of_partial("turn on", "turn on the light") == (2, 2)
+@pytest.mark.parametrize(
+    ("change", "good"),
+    [
+        ({}, True),
+        ({"english": 0.09}, True),
+        ({"english": 0.1031}, False),
+        ({"others": 0.211}, False),
+        ({"twice": 2}, False),
+        ({"first": 0.9}, True),  # what is decoded again is not what is said
+    ],
+)
+def test_windows_are_as_good_as_full_ones_or_not(change: dict[str, float], good: bool):
+    assert replace(RIGHT, **change).as_good_as(FULL) == good
 
 
-def test_every_length_of_the_table_has_utterances_that_fit_into_one_window() -> None:
-    found = utterances()
-    for low, high in pairwise(LENGTHS):
-        row = [utterance for utterance in found if low <= utterance.seconds < high]
-        assert len(row) >= 10
-        assert all(utterance.text for utterance in row)
-    assert max(utterance.seconds for utterance in found) < LENGTHS[-1]
+def test_what_is_printed_for_the_manifest_is_read_by_it():
+    fields = RIGHT.manifest(Path("/some/corpus"), FULL)
+    checkpoint = TypeAdapter(Checkpoint).validate_python({"id": "mine", **fields})
+    assert (checkpoint.windows, checkpoint.shortest_window, checkpoint.margin) == (
+        "right-sized",
+        8,
+        2.0,
+    )
+    assert "--corpus corpus: WER 10.2% (10.0% in full windows)" in checkpoint.proven
+    assert "50% of the encoder's seconds" in checkpoint.proven
