@@ -21,7 +21,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -386,7 +386,8 @@ def write(folder: Path, quantized: bool = True) -> None:
 def _alignment_heads(folder: Path, shape: Shape) -> list[tuple[int, int]]:
     """Layers and heads whose attention follows the speech, by the checkpoint's config.json."""
     try:
-        named = json.loads((folder / "config.json").read_text("utf-8")).get("alignment_heads") or []
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        named = cast(list[tuple[int, int]], config.get("alignment_heads") or [])
         heads = [(int(layer), int(head)) for layer, head in named]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None

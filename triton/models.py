@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field, TypeAdapter
 
@@ -125,17 +125,15 @@ def parse_override(text: str) -> tuple[str, Path]:
 def local_checkpoint(folder: Path) -> Checkpoint:
     """That of a folder, with what its dalston.json says, if there is one. Raises ModelError."""
     path = folder / BESIDE
-    fields: Any = {}
     try:
-        if path.exists():
-            fields = json.loads(path.read_text("utf-8"))
-        if not isinstance(fields, dict):
+        says: Any = json.loads(path.read_text("utf-8") if path.exists() else "{}")
+        if not isinstance(says, dict):
             raise ValueError("no JSON object")
-        known = {key: fields[key] for key in _PROVEN if key in fields}
-        if unknown := set(fields) - set(known):
+        fields = cast(dict[str, Any], says)
+        if unknown := set(fields) - set(_PROVEN):
             raise ValueError(f"it knows nothing of {', '.join(sorted(unknown))}")
         return TypeAdapter(Checkpoint).validate_python(
-            {"id": folder.resolve().name, "folder": folder, **known}
+            {"id": folder.resolve().name, "folder": folder, **fields}
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: {error}") from None
