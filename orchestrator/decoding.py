@@ -228,9 +228,11 @@ class Decoding:
         if self._partial and self._partial[0] == id:
             _, utterance, position = self._partial
             self._partial = None
+            self.stats.partial_window_seconds += hypothesis.window_seconds
             self._show(utterance, hypothesis, position)
         elif decode := self._finals.pop(id, None):
             decode.done, decode.hypothesis, decode.elapsed_ms = True, hypothesis, elapsed_ms
+            self.stats.final_window_seconds += hypothesis.window_seconds
             self._settle()
 
     def show_speculation(self, utterance: Utterance, id: int) -> None:

@@ -13,7 +13,7 @@ import secrets
 import struct
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -43,6 +43,7 @@ _PARTIAL_OUTPUTS = (
     "TOKEN_TIMES",
     "LANGUAGE",
     "LANGUAGE_PROBABILITY",
+    "WINDOW_SECONDS",
 )
 _FINAL_OUTPUTS = (
     *_PARTIAL_OUTPUTS,
@@ -231,13 +232,15 @@ class Triton:
             return _hypothesis(outputs, {})
         asked = time.perf_counter()
         outputs = await self._final(request)
-        spent = outputs["STAGE_SECONDS"]
+        spent, window = outputs["STAGE_SECONDS"], float(outputs["WINDOW_SECONDS"][0])
         if bool(outputs["SUSPECT"][0]):
             # Right-sized windows can harm a stock checkpoint: once more as it was trained.
             outputs = await self._final(request, full_window=True)
             spent = spent + outputs["STAGE_SECONDS"]
+            window += float(outputs["WINDOW_SECONDS"][0])
         elsewhere = time.perf_counter() - asked - float(spent.sum())
-        return _hypothesis(outputs, dict(zip(STAGES, spent.tolist(), strict=True), queue=elsewhere))
+        stages = dict(zip(STAGES, spent.tolist(), strict=True), queue=elsewhere)
+        return replace(_hypothesis(outputs, stages), window_seconds=window)
 
     async def _final(self, request: TranscriptRequest, full_window: bool = False) -> dict[str, Any]:
         about = {"dalston.triton": self.url, "dalston.full_window": full_window}
@@ -340,6 +343,7 @@ def _hypothesis(outputs: dict[str, Any], stages: Mapping[str, float]) -> Hypothe
         no_speech_probability=float(outputs["NO_SPEECH_PROBABILITY"][0])
         if "NO_SPEECH_PROBABILITY" in outputs
         else 0.0,
+        window_seconds=float(outputs["WINDOW_SECONDS"][0]),
         words=tuple(TimedWord(w, float(a), float(b), float(p)) for w, a, b, p in words),
         stages=stages,
     )

@@ -236,6 +236,9 @@ class Stats(msgspec.Struct):
     speculative_finals_dropped: int = 0
     stable_words: int = 0  # words that partials had declared stable
     stable_words_changed: int = 0  # of these, changed by the final
+    # What the encoder saw: speech and the silence that fills its windows. Seconds.
+    partial_window_seconds: float = 0.0
+    final_window_seconds: float = 0.0
     # Where a final's time went, on average: orchestrator/spans.py. Milliseconds.
     final_stages_ms: dict[str, float] = {}
 

@@ -187,6 +187,8 @@ def _sum(a: Stats, b: Stats) -> Stats:
         a.speculative_finals_dropped + b.speculative_finals_dropped,
         a.stable_words + b.stable_words,
         a.stable_words_changed + b.stable_words_changed,
+        a.partial_window_seconds + b.partial_window_seconds,
+        a.final_window_seconds + b.final_window_seconds,
     )
 
 
@@ -224,6 +226,14 @@ class _Now(Collector):
         speculative.add_metric(["used"], stats.speculative_finals_used)
         speculative.add_metric(["dropped"], stats.speculative_finals_dropped)
         yield speculative
+        windows = CounterMetricFamily(
+            "dalston_worker_window_seconds",
+            "What encoders saw, silence that fills their windows included, by kind of transcript.",
+            labels=["kind"],
+        )
+        windows.add_metric(["partial"], stats.partial_window_seconds)
+        windows.add_metric(["final"], stats.final_window_seconds)
+        yield windows
         pending = GaugeMetricFamily(
             "dalston_worker_requests_pending",
             "Requests under way or waiting for their turn, by Triton.",

@@ -71,6 +71,7 @@ class Hypothesis:
     language_probability: float = 1.0
     average_logprob: float = 0.0
     no_speech_probability: float = 0.0
+    window_seconds: float = 0.0  # that the encoder saw; of a final that was asked twice, both
     words: Sequence[TimedWord] = field(default_factory=tuple[TimedWord, ...])
     # Seconds from the start of the request's audio; empty where the model does not tell them.
     token_times: Sequence[float] = ()

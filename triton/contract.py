@@ -101,4 +101,5 @@ WHISPER_OUTPUTS = (
     Tensor("WORD_END", "FP32", (-1,)),
     Tensor("WORD_PROBABILITY", "FP32", (-1,)),
     Tensor("STAGE_SECONDS", "FP32", (len(STAGES),)),
+    Tensor("WINDOW_SECONDS", "FP32", (1,)),  # what the encoder saw: AUDIO and the zeros behind it
 )

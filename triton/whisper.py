@@ -80,6 +80,7 @@ class Transcript:
     no_speech_probability: float
     suspect: bool
     token_times: list[float] = field(default_factory=list[float])  # see contract.py
+    window_seconds: float = 0.0  # of audio and zeros, that the encoder saw
     words: list[Word] = field(default_factory=list[Word])
     stages: Sequence[float] = field(default=(0.0,) * len(contract.STAGES), compare=False)  # seconds
 
@@ -427,6 +428,7 @@ class Whisper:
             # A window of 30 s is the last resort: there is nothing better to try behind it. And
             # silence is what it is in any window.
             suspect=doubtful and not silent and window < contract.WINDOWS[-1],
+            window_seconds=window,
         )
 
     def _with_words(

@@ -106,6 +106,12 @@ async def test_a_request_that_nobody_waits_for_any_more_is_answered_all_the_same
             await asyncio.sleep(0.05)
 
 
+async def test_the_answer_tells_what_the_encoder_saw(triton: Triton):
+    for kind in ("partial", "final"):
+        hypothesis = await triton.transcribe(request(kind, "fast", bytes(5 * 32_000)))
+        assert hypothesis.window_seconds == 6
+
+
 async def test_a_request_that_can_never_succeed_is_told_from_one_that_may(triton: Triton):
     with pytest.raises(InferenceError, match="language 'xx'") as refused:
         await triton.transcribe(request("final", "fast", language="xx"))

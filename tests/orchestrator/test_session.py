@@ -229,6 +229,18 @@ def test_a_speculative_final_is_thrown_away_when_speech_resumes() -> None:
     assert end.stats.speculative_finals_dropped == 1
 
 
+def test_the_stats_tell_what_the_encoder_saw() -> None:
+    session = new_session()
+    driver = Driver(new_session())
+    (partial,) = asked_of_whisper(session, driver, audio([1, 2, 3]))
+    session.receive_hypothesis(partial.id, Hypothesis("wb", window_seconds=4))
+    *_, final = asked_of_whisper(session, driver, audio(0.35))
+    assert final.kind == "final"
+    session.receive_hypothesis(final.id, Hypothesis("wb wc", window_seconds=34))
+    assert session.stats.partial_window_seconds == 4
+    assert session.stats.final_window_seconds == 34
+
+
 def test_nothing_is_speculated_while_an_earlier_final_is_due() -> None:
     session, driver = new_session(interim_results=False), Driver(new_session())
     (first,) = asked_of_whisper(session, driver, audio([1, 2, 3], 0.7, [4, 5], 0.35))

@@ -40,6 +40,7 @@ class TritonPythonModel:
             "WORD_END": ([], np.float32),
             "WORD_PROBABILITY": ([], np.float32),
             "STAGE_SECONDS": ([0.0] * 4, np.float32),
+            "WINDOW_SECONDS": ([4.0], np.float32),
         }
         return pb_utils.InferenceResponse(
             [

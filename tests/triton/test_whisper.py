@@ -195,6 +195,7 @@ def test_a_full_window_is_thirty_seconds_for_that_row_alone(checkpoint: Path):
     rows = [Row(SPEECH, language="en"), Row(SPEECH, language="en", full_window=True)]
     small, full = transcripts(watched, rows)
     assert watched.windows == [4, 30]
+    assert (small.window_seconds, full.window_seconds) == (4, 30)
     assert small == transcript(watched, rows[0])
     # The 30 s a checkpoint was trained on hold the same speech.
     assert len(full.text.split()) >= 2

@@ -91,6 +91,7 @@ def _answer(transcript: Transcript, wanted: list[str]) -> Any:
         "WORD_END": ([word.end for word in words], np.float32),
         "WORD_PROBABILITY": ([word.probability for word in words], np.float32),
         "STAGE_SECONDS": (transcript.stages, np.float32),
+        "WINDOW_SECONDS": ([transcript.window_seconds], np.float32),
     }
     return pb_utils.InferenceResponse(
         [
