@@ -19,6 +19,7 @@ help:
 	@echo "make serve     the stack in the foreground until Ctrl-C (PORT=8000 PROFILE=cpu ARGS=)"
 	@echo "make check     format, lint, types, import rules"
 	@echo "make bench     how many callers this machine holds (QUICK=1: within five minutes)"
+	@echo "make bench-wer     words right and wrong, beside faster-whisper offline (ARGS='--corpus FOLDER')"
 	@echo "make bench-peers  the same of other servers, side by side (QUICK=1: shorter calls)"
 	@echo "make chaos     faults while callers speak; goes on where it was (FAULTS=1000 SEED=1)"
 	@echo "make fuzz      frames no client should send (FRAMES=100000 SEED=1)"
@@ -44,7 +45,11 @@ help:
 	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt --group dev
 	@touch $@
 
-.PHONY: install demo-models demo serve test check bench bench-peers
+.venv/installed-bench: .venv/installed
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt --group bench
+	@touch $@
+
+.PHONY: install demo-models demo serve test check bench bench-wer bench-peers
 install: .venv/installed
 	$(BIN)/dalston models build --data-dir $(DATA) --profile $(PROFILE)
 
@@ -67,11 +72,15 @@ check: .venv/installed-dev
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
-bench: .venv/installed
+bench: .venv/installed-bench
 	PYTHONPATH=bench $(BIN)/python bench/load.py $(if $(QUICK),--quick) $(ARGS)
 
+# Whose speech: a folder as bench/corpus.py says. Installs faster-whisper into ~/.cache/dalston-bench.
+bench-wer: .venv/installed-bench
+	PYTHONPATH=bench $(BIN)/python bench/quality.py $(ARGS)
+
 # Installs the other servers into ~/.cache/dalston-bench: nine gigabytes.
-bench-peers: .venv/installed
+bench-peers: .venv/installed-bench
 	PYTHONPATH=bench $(BIN)/python bench/peers.py $(if $(QUICK),--quick) $(ARGS)
 
 FAULTS ?= 1000
@@ -111,4 +120,4 @@ train-demo-model: .venv/bin/python
 	cd demo/recipe && ../../build/train-venv/bin/python bank.py $(abspath $(FSDD)) ../../build/bank
 	cd demo/recipe && ../../build/train-venv/bin/python train.py ../../build/bank ../../build/train
 	cd demo/recipe && ../../build/train-venv/bin/python export.py ../../build/train
-	cd demo/recipe && PYTHONPATH=../../bench ../../build/train-venv/bin/python evaluate.py ../../build/bank ../checkpoint
+	cd demo/recipe && ../../build/train-venv/bin/python evaluate.py ../../build/bank ../checkpoint

@@ -3,9 +3,11 @@ Callers: N sessions paced in real time, in a process of their own, and what each
 
     python bench/callers.py --url ws://127.0.0.1:8000 --streams 20 --seconds 30
     python bench/callers.py --url ws://127.0.0.1:8000 --alone --seconds 30
+    python bench/callers.py --url ws://127.0.0.1:8000 --streams 4 --corpus FOLDER
 
-Each caller reads a script aloud: the committed recordings in an order of its own, so every word
-and when it is spoken is known. There are SCRIPTS of them; callers begin at moments of their own.
+Each caller reads a script aloud: the committed recordings in an order of its own, or the English
+utterances of a corpus (bench/corpus.py), so every word and when it is spoken is known. There are
+SCRIPTS of them; callers begin at moments of their own.
 --alone plays every script once, one after the other and as fast as the server takes them: what
 an undisturbed server makes of them, to compare with.
 
@@ -17,13 +19,17 @@ import asyncio
 import json
 import os
 import random
+import re
 import resource
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from recordings import Sentence, recordings
+import corpus
+from recordings import Recording, Sentence, recordings
 
 from dalston import client
 
@@ -59,21 +65,24 @@ class Call:
     doubled: int = 0  # finals told twice, or of the same audio
     stable_broken: int = 0  # partials that changed what was stable in the one before
     unstable_words: int = 0  # shown, and changed by the next partial or the final
+    unstable_speech: int = 0  # the same, but for case and punctuation
     words: int = 0  # of finals
     stats: dict[str, Any] = field(default_factory=dict[str, Any])
     failure: str = ""
 
 
-def scripts(seconds: float) -> list[Script]:
-    """Each at most so long. The same for the same length."""
-    return [_script(number, seconds) for number in range(SCRIPTS)]
+@cache
+def scripts(seconds: float, folder: Path | None = None) -> list[Script]:
+    """Each at most so long. The same for the same length. folder: a corpus."""
+    said = corpus.recordings(folder) if folder else recordings()
+    return [_script(number, seconds, said) for number in range(SCRIPTS)]
 
 
-def _script(number: int, seconds: float) -> Script:
+def _script(number: int, seconds: float, said: Sequence[Recording]) -> Script:
     audio, sentences = bytearray(), list[Sentence]()
     order = random.Random(number)
     while True:
-        for recording in order.sample(recordings(), len(recordings())):
+        for recording in order.sample(said, len(said)):
             at = len(audio) / 2 / RATE
             if at + len(recording.audio) / RATE > seconds and sentences:
                 return Script(bytes(audio), tuple(sentences))
@@ -131,7 +140,9 @@ class Listener:
         self._seen, self._script, self._clock = seen, script, clock or Clock()
         self._partial: client.Event | None = None  # the last, of the utterance that is open
         self._decided: dict[float, float] = {}  # vad.speech_end timestamp -> arrival
-        self._texts: list[tuple[float, float, float]] = []  # arrival, start, end of what has text
+        # Arrival, start, end: of what has text, and of finals alone.
+        self._texts: list[tuple[float, float, float]] = []
+        self._told: list[tuple[float, float, float]] = []
 
     def hear(self, event: client.Event) -> None:
         now = time.perf_counter() - self._clock.began
@@ -163,8 +174,8 @@ class Listener:
         if event["type"] == "transcript.partial" and not event["text"].startswith(stable):
             self._seen.stable_broken += 1
         shown, now = before["text"].split(), event["text"].split()
-        kept = len(os.path.commonprefix([shown, now]))
-        self._seen.unstable_words += len(shown) - kept
+        self._seen.unstable_words += _changed(shown, now)
+        self._seen.unstable_speech += _changed(_spoken(shown), _spoken(now))
 
     def _final(self, now: float, event: client.Event) -> None:
         known = {"segment_id", "text", "start", "end"}
@@ -177,18 +188,27 @@ class Listener:
         self._seen.words += len(event["text"].split())
         if event["end"] in self._decided:
             self._seen.after_endpoint.append(now - self._decided[event["end"]])
-        for sentence in self._script.sentences:
-            if _overlap(sentence, event["start"], event["end"]):
-                self._seen.after_speech.append(now - sentence.end)
+        self._told.append((now, event["start"], event["end"]))
 
     def count(self) -> None:
         """What was shown of each sentence, now that all has been told."""
         for sentence in self._script.sentences:
-            finals = [f for f in self._seen.finals if _overlap(sentence, f["start"], f["end"])]
-            self._seen.lost += not finals
+            told = [at for at, start, end in self._told if _overlap(sentence, start, end)]
+            self._seen.lost += not told
+            if told:  # who pauses in a sentence gets two finals of it
+                self._seen.after_speech.append(max(told) - sentence.end)
             shown = [at for at, start, end in self._texts if _overlap(sentence, start, end)]
             if shown:
                 self._seen.first_text.append(min(shown) - sentence.start)
+
+
+def _changed(shown: list[str], now: list[str]) -> int:
+    return len(shown) - len(os.path.commonprefix([shown, now]))
+
+
+def _spoken(words: list[str]) -> list[str]:
+    """What of them is heard when they are read aloud."""
+    return [said for word in words if (said := re.sub(r"\W", "", word.lower()))]
 
 
 def _overlap(sentence: Sentence, start: float, end: float) -> bool:
@@ -196,11 +216,10 @@ def _overlap(sentence: Sentence, start: float, end: float) -> bool:
 
 
 async def many(
-    url: str, streams: int, seconds: float, lasting_s: float = 0.0
+    url: str, streams: int, every: Sequence[Script], lasting_s: float = 0.0
 ) -> tuple[list[Call], list[float]]:
     """So many callers at once; each makes one call, or calls as long as lasting_s is not over."""
     late = list[float]()
-    every = scripts(seconds)
     until = time.monotonic() + lasting_s
 
     async def one(index: int) -> list[Call]:
@@ -214,10 +233,8 @@ async def many(
     return [seen for made in await asyncio.gather(*map(one, range(streams))) for seen in made], late
 
 
-async def alone(url: str, seconds: float) -> tuple[list[Call], list[float]]:
-    calls = [
-        await call(url, number, script, False, []) for number, script in enumerate(scripts(seconds))
-    ]
+async def alone(url: str, every: Sequence[Script]) -> tuple[list[Call], list[float]]:
+    calls = [await call(url, number, script, False, []) for number, script in enumerate(every)]
     return calls, []
 
 
@@ -239,14 +256,16 @@ def main() -> None:
     parser.add_argument("--url", required=True)
     parser.add_argument("--streams", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each call (30)")
+    parser.add_argument("--corpus", type=Path, help="whose utterances are said")
     parser.add_argument("--lasting", type=float, default=0.0, help="seconds of call after call")
     parser.add_argument("--alone", action="store_true", help="every script once, unpaced")
     args = parser.parse_args()
+    every = scripts(args.seconds, args.corpus)
     began = time.perf_counter()
     if args.alone:
-        calls, late = asyncio.run(alone(args.url, args.seconds))
+        calls, late = asyncio.run(alone(args.url, every))
     else:
-        calls, late = asyncio.run(many(args.url, args.streams, args.seconds, args.lasting))
+        calls, late = asyncio.run(many(args.url, args.streams, every, args.lasting))
     print_calls(calls, late, began)
 
 

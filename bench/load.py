@@ -4,10 +4,14 @@ How many callers one machine holds, and what they notice meanwhile.
     python bench/load.py                  the most streams at the promise, and 70 % of them
     python bench/load.py --quick          the same within five minutes, less sure
     python bench/load.py --streams 1 4 8  these numbers of streams instead
+    python bench/load.py --corpus FOLDER --profile cpu
+    python bench/load.py --corpus FOLDER --checkpoint fast=FOLDER --streams 4
 
 The promise stands in slo.py. Callers are a process of their own (callers.py) on the same cores,
 so their own time is measured too, and a run in which they were late counts for nothing. Models:
-"tiny" has the dimensions of Whisper tiny and always says the same, "demo" really transcribes.
+"tiny" has the dimensions of Whisper tiny and always says the same, "demo" really transcribes. With
+a corpus (bench/corpus.py) callers say its English utterances, each with a second of silence after
+it, and the models are those of the profile, or of the checkpoint instead.
 
 Progress and tables go to standard error; one JSON object is printed, last.
 """
@@ -33,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 from slo import Run
 
+from dalston.cli.models import Choice
 from dalston.triton.process import dies_with_us
 from dalston.triton.server import ONE_THREAD
 
@@ -52,19 +57,34 @@ class Bench:
     stack: served.Stack
     seconds: float  # of a call
     alone: Run
+    corpus: Path | None = None  # whose utterances are said
 
     async def run(self, streams: int) -> Run:
         """Once more if the callers themselves were late: somebody else may have used the cores."""
-        arguments = ("--streams", str(streams))
-        run = await _run(self.stack, self.seconds, *arguments, streams=streams)
+
+        async def once() -> Run:
+            arguments = ("--streams", str(streams))
+            return await _run(
+                self.stack, self.seconds, *arguments, streams=streams, corpus=self.corpus
+            )
+
+        run = await once()
         if run.late_p95_s > slo.LATE_P95_S:
             console.print(f"{streams:4} streams: the callers were late; once more")
-            run = await _run(self.stack, self.seconds, *arguments, streams=streams)
+            run = await once()
         return run
 
 
-async def _run(stack: served.Stack, seconds: float, *arguments: str, streams: int) -> Run:
+async def _run(
+    stack: served.Stack,
+    seconds: float,
+    *arguments: str,
+    streams: int,
+    corpus: Path | None = None,
+) -> Run:
     before = stack.usage()
+    if corpus:
+        arguments = (*arguments, "--corpus", str(corpus))
     command = [sys.executable, str(HERE / "callers.py"), "--url", stack.url]
     process = await asyncio.create_subprocess_exec(
         *dies_with_us([*command, "--seconds", str(seconds), *arguments]),
@@ -89,6 +109,7 @@ async def _run(stack: served.Stack, seconds: float, *arguments: str, streams: in
         elapsed_s=told["elapsed_s"],
         usage=usage.since(before),
         idle_rss_mb=before.rss_mb,
+        corpus=corpus,
     )
 
 
@@ -102,13 +123,19 @@ async def most_streams(bench: Bench) -> int:
 
 
 @asynccontextmanager
-async def bench(checkpoint: str, seconds: float, capacity: int) -> AsyncGenerator[Bench]:
-    """A stack with that checkpoint, warm."""
-    async with served.running(FOLDER, checkpoint, capacity) as stack:
-        alone = await _run(stack, seconds, "--alone", streams=1)
+async def bench(
+    checkpoint: str,
+    seconds: float,
+    capacity: int,
+    choice: Choice | None = None,
+    corpus: Path | None = None,
+) -> AsyncGenerator[Bench]:
+    """A stack with that checkpoint, warm. choice: as served.running takes it."""
+    async with served.running(FOLDER, checkpoint, capacity, choice=choice) as stack:
+        alone = await _run(stack, seconds, "--alone", streams=1, corpus=corpus)
         if alone.failures:
             raise SystemExit(f"one caller alone failed: {alone.failures[0]}")
-        yield Bench(stack, seconds, alone)
+        yield Bench(stack, seconds, alone, corpus)
 
 
 async def ceiling(streams: int) -> float:
@@ -186,19 +213,66 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     console.print("times are p50 / p95", style="dim")
 
 
-async def given(streams: list[int], checkpoint: str, seconds: float) -> dict[str, Any]:
+async def given(
+    streams: list[int],
+    checkpoint: str,
+    seconds: float,
+    choice: Choice | None = None,
+    corpus: Path | None = None,
+) -> dict[str, Any]:
     """So many streams, one after the other."""
-    async with bench(checkpoint, seconds, max(streams) + 2) as b:
-        runs = [await b.run(count) for count in streams]
+    async with bench(checkpoint, seconds, max(streams) + 2, choice, corpus) as b:
+        rows = [slo.summary(await b.run(count), b.alone) for count in streams]
+    show(f"{checkpoint}, {seconds:g} s", rows)
+    show_words(rows)
+    return {"checkpoint": checkpoint, "runs": rows}
+
+
+async def real(
+    checkpoint: str, choice: Choice, corpus: Path, seconds: float, searches: int
+) -> dict[str, Any]:
+    """The same as `whole` of one checkpoint that understands, and of human speech."""
+    console.print(f"the promise: {slo.PROMISE}\n")
+    async with bench(checkpoint, seconds, MOST_STREAMS, choice, corpus) as b:
+        found = [await most_streams(b) for _ in range(searches)]
+        most = statistics.median_low(found)
+        runs = [await b.run(max(1, int(share * most))) for share in (SHARE, 1)]
     rows = [slo.summary(run, b.alone) for run in runs]
     show(f"{checkpoint}, {seconds:g} s", rows)
-    for row, run in zip(rows, runs, strict=True):
-        if checkpoint == "demo":
-            row |= {
-                "wer": round(run.word_error_rate(), 4),
-                "wer_single": round(b.alone.word_error_rate(), 4),
-            }
-    return {"checkpoint": checkpoint, "runs": rows}
+    show_words(rows)
+    return {
+        "streams_at_slo": most,
+        "searches": found,
+        "checkpoint": checkpoint,
+        "runs": rows,
+    }
+
+
+def show_words(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, title="words", title_justify="left")
+    for name in (
+        "streams",
+        "WER",
+        "one caller's",
+        "shown and changed",
+        "but for case and punctuation",
+        "stable, changed by the final",
+        "encoder s: partials",
+        "finals",
+    ):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["streams"]),
+            f"{row['wer']:.1%}",
+            f"{row['wer_single']:.1%}",
+            f"{row['unstable_partial_word_ratio']:.1%}",
+            f"{row['unstable_partial_speech_ratio']:.1%}",
+            f"{row['stable_words_changed_by_finals']} of {row['stable_words']}",
+            f"{row['window_seconds']['partial']:.0f}",
+            f"{row['window_seconds']['final']:.0f}",
+        )
+    console.print(table)
 
 
 async def whole(seconds: float, searches: int) -> dict[str, Any]:
@@ -215,12 +289,7 @@ async def whole(seconds: float, searches: int) -> dict[str, Any]:
     ratio = statistics.median(ratios)
     console.print(f"the models alone need {100 * ratio:.0f} % of the time of {most} streams")
     async with bench("demo", seconds, MOST_STREAMS) as b:
-        run = await b.run(streams)
-        demo = slo.summary(run, b.alone)
-        words = {
-            "wer": round(run.word_error_rate(), 4),
-            "wer_single": round(b.alone.word_error_rate(), 4),
-        }
+        demo = slo.summary(await b.run(streams), b.alone)
     show(f"tiny, {streams} streams", [tiny])
     show(f"demo, {streams} streams", [demo])
     overload = None if searches == 1 else await overloaded(2 * most)
@@ -240,7 +309,7 @@ async def whole(seconds: float, searches: int) -> dict[str, Any]:
         "ceilings": [round(ratio, 3) for ratio in ratios],
         **{key: tiny[key] for key in keys},
         "unstable_partial_word_ratio": demo["unstable_partial_word_ratio"],
-        **words,
+        **{key: demo[key] for key in ("wer", "wer_single")},
         "overload": overload,
         "checkpoint": "tiny; words of demo",
         "runs": {"tiny": tiny, "demo": demo},
@@ -252,18 +321,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one short search instead of three")
     parser.add_argument("--streams", type=int, nargs="+", help="these numbers, and no search")
+    parser.add_argument("--corpus", type=Path, help="human speech, as in bench/corpus.py")
+    parser.add_argument("--profile", default="cpu", help="for --corpus, of dalston models (cpu)")
     parser.add_argument(
-        "--checkpoint", choices=("tiny", "demo"), default="demo", help="for --streams (demo)"
+        "--checkpoint",
+        help="with --corpus [VARIANT=]FOLDER instead of the profile's; else tiny or demo (demo)",
     )
     parser.add_argument("--seconds", type=float, help="of a call (30; 15 if quick)")
     args = parser.parse_args()
     seconds = args.seconds or (15.0 if args.quick else 30.0)
     FOLDER.mkdir(parents=True, exist_ok=True)
     where = {"machine": machine.described(), "commit": machine.commit(), "seconds": seconds}
-    if args.streams:
-        result = asyncio.run(given(args.streams, args.checkpoint, seconds))
+    searches = 1 if args.quick else 3
+    if args.corpus:
+        name, choice = served.chosen(args.profile, args.checkpoint)
+        if args.streams:
+            result = asyncio.run(given(args.streams, name, seconds, choice, args.corpus))
+        else:
+            result = asyncio.run(real(name, choice, args.corpus, seconds, searches))
+    elif args.streams:
+        result = asyncio.run(given(args.streams, args.checkpoint or "demo", seconds))
     else:
-        result = asyncio.run(whole(seconds, 1 if args.quick else 3))
+        result = asyncio.run(whole(seconds, searches))
     print(json.dumps({**result, "promise": slo.PROMISE, **where}))
     return 0
 

@@ -17,8 +17,9 @@ import random
 import re
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from callers import BEGIN_WITHIN_S, CHUNK_S, RATE, SCRIPTS, Script, Sentence, print_calls, scripts
@@ -57,7 +58,8 @@ class Call:
     after_speech: list[float] = field(default_factory=list[float])  # true end to final
     unseen: int = 0  # sentences of which nothing was shown
     lost: int = 0  # sentences without a final
-    words: str = ""  # of the finals
+    text: str = ""  # of the finals
+    words: str = ""  # the same without case and punctuation
     failure: str = ""
 
 
@@ -292,6 +294,7 @@ class Listener:
                 call.after_speech.append(max(0.0, final - sentence.end))
         finals = " ".join(text.text for _, text in self._heard if text.final)
         # RealtimeSTT ends each with a full stop and begins it with a capital.
+        call.text = finals
         call.words = " ".join(re.findall(r"\w+", finals.lower()))
 
 
@@ -353,9 +356,11 @@ async def _send(
     await socket.send(server.end())
 
 
-async def many(name: str, url: str, streams: int, seconds: float) -> tuple[list[Call], list[float]]:
+async def many(
+    name: str, url: str, streams: int, every: Sequence[Script]
+) -> tuple[list[Call], list[float]]:
     """So many callers at once; each makes one call."""
-    late, every = list[float](), scripts(seconds)
+    late = list[float]()
 
     async def one(index: int) -> Call:
         number = index % SCRIPTS
@@ -373,9 +378,11 @@ def main() -> None:
     parser.add_argument("--url", required=True)
     parser.add_argument("--streams", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each script (30)")
+    parser.add_argument("--corpus", type=Path, help="whose utterances are said")
     args = parser.parse_args()
+    every = scripts(args.seconds, args.corpus)
     began = time.perf_counter()
-    calls, late = asyncio.run(many(args.server, args.url, args.streams, args.seconds))
+    calls, late = asyncio.run(many(args.server, args.url, args.streams, every))
     print_calls(calls, late, began)
 
 

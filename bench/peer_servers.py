@@ -7,17 +7,18 @@ there are cores. An endpoint is meant to be decided 0.5 s after speech, as with 
 """
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import environments
+from environments import Run
 
 from dalston.triton.process import dies_with_us
 
@@ -54,7 +55,7 @@ TranscriptionServer().run(
 
 
 class PeerError(Exception):
-    """A peer cannot be installed or started; says why."""
+    """A peer cannot be started; says why."""
 
 
 @dataclass(frozen=True)
@@ -147,38 +148,35 @@ PEERS = (
 
 
 def install(peer: Peer, folder: Path, tell: Callable[[str], None]) -> Path:
-    """Its virtual environment, made if it is not there or was made for other versions."""
+    """Its virtual environment, made if it is not there or was made for other versions. Raises
+    InstallError."""
     environment = folder / peer.package
-    made, wanted = environment / "made", "\n".join((*peer.requirements, peer.unwanted))
-    if made.exists() and made.read_text() == wanted:
-        return environment
-    tell(f"installing {peer.package} into {environment}: a gigabyte or more, some minutes")
-    shutil.rmtree(environment, ignore_errors=True)
-    environment.mkdir(parents=True)
-    stub = environment / "pyaudio"
-    stub.mkdir()
-    (stub / "pyaudio.py").write_text(_PYAUDIO)
-    (stub / "pyproject.toml").write_text(_PYAUDIO_PROJECT)
-    with (environment / "install.log").open("w") as log:
+    stub, source = environment / "pyaudio", environment / "source"
 
-        def run(*command: str) -> None:
-            done = subprocess.run(command, stdout=log, stderr=log)
-            if done.returncode:
-                raise PeerError(f"{peer.package} cannot be installed: see {log.name}")
+    def prepare() -> None:
+        stub.mkdir()
+        (stub / "pyaudio.py").write_text(_PYAUDIO)
+        (stub / "pyproject.toml").write_text(_PYAUDIO_PROJECT)
 
-        run(sys.executable, "-m", "venv", str(environment))
-        pip = (str(environment / "bin" / "python"), "-m", "pip")
-        run(*pip, "install", str(stub), *peer.requirements)
+    def finish(pip: Run) -> None:
         if peer.unwanted:
-            run(*pip, "uninstall", "--yes", peer.unwanted)
+            pip("uninstall", "--yes", peer.unwanted)
         if peer.source:
-            source = environment / "source"
             plain = ("--no-deps", "--no-binary", ":all:", "--dest", str(source))
-            run(*pip, "download", *plain, peer.source)
+            pip("download", *plain, peer.source)
             for archive in source.glob("*.tar.gz"):
                 with tarfile.open(archive) as members:
                     members.extractall(source, filter="data")
-    made.write_text(wanted)
+
+    environments.install(
+        environment,
+        (str(stub), *peer.requirements),
+        tell,
+        size="a gigabyte or more, some minutes",
+        wanted="\n".join((*peer.requirements, peer.unwanted)),
+        prepare=prepare,
+        finish=finish,
+    )
     return environment
 
 

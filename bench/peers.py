@@ -5,6 +5,7 @@ checkpoint and the same recordings.
     python bench/peers.py                      all servers, first "tiny", then "demo"
     python bench/peers.py --quick              shorter calls
     python bench/peers.py --servers dalston RealtimeSTT --checkpoints demo
+    python bench/peers.py --corpus FOLDER --checkpoints FOLDER [--stock FOLDER]
 
 The promise is the same for all and stands below. Of every server the number of callers is doubled
 until it is broken, then halved in. A number of callers gets a second chance, and a run counts for
@@ -14,6 +15,10 @@ their turns again, and the median of each counts.
 "tiny" has the dimensions of Whisper tiny and always says the same, with timestamps that mean
 nothing. whisper-live and WhisperLiveKit go by timestamps and by words that change: for them
 "demo", smaller, which really transcribes, is the fair one.
+
+With a corpus (bench/corpus.py) callers say its English utterances, each with a second of silence
+after it. A folder with a checkpoint is served as the profile "cpu" serves its own; if it was
+changed for short windows, --stock names what the others serve, who have none.
 
 The others are installed into environments of their own (--environments). Progress and tables go
 to standard error; one JSON object is printed, last.
@@ -35,19 +40,23 @@ from typing import Any
 import machine
 import peer_servers
 import psutil
+import scoring
 import served
-import wer
+from callers import scripts
+from environments import InstallError
 from peer_servers import MOST_SESSIONS, PEERS, PeerError
 from rich.console import Console
 from rich.table import Table
 from slo import LATE_P95_S, most_streams, percentile
 
+from dalston.cli.models import Choice
 from dalston.cli.up import StackError
 from dalston.triton.process import dies_with_us, free_port
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parent / "build" / "bench"
 OURS = "dalston"
+OWN = ("tiny", "demo")  # checkpoints that are made here
 WARM_UP_S = 8.0
 
 FIRST_TEXT_P95_S = 1.5  # from the true onset of a sentence
@@ -76,6 +85,8 @@ class Run:
     core_percent: float = 0.0  # of the server
     rss_mb: float = 0.0
     others_percent: float = 0.0  # of a core, used by neither server nor callers
+    seconds: float = 30.0  # of a call
+    corpus: Path | None = None  # whose utterances were said
 
     def void(self) -> str:
         """Why this run says nothing."""
@@ -93,6 +104,15 @@ class Run:
 
     def total(self, name: str) -> int:
         return sum(call[name] for call in self.calls)
+
+    def word_error_rate(self) -> float:
+        """Of all calls, against what was said."""
+        every, pairs = scripts(self.seconds, self.corpus), list[tuple[str, str]]()
+        for call in self.calls:
+            number: int = call["script"]
+            said = " ".join(sentence.text for sentence in every[number].sentences)
+            pairs.append((said, call["text"]))
+        return scoring.wer(pairs)
 
 
 def broken(run: Run, alone: Run) -> list[str]:
@@ -121,18 +141,19 @@ def broken(run: Run, alone: Run) -> list[str]:
         if call["script"] in own and not call["failure"]
     ]
     words = sum(len(before) for before, _ in pairs)
-    changed = sum(wer.errors(before, now) for before, now in pairs)
+    changed = sum(scoring.errors(before, now) for before, now in pairs)
     if changed > CHANGED_WORDS * words:
         said.append(f"{changed} of {words} words unlike those of one caller alone")
     return said
 
 
-async def callers(server: str, url: str, streams: int, seconds: float) -> Run:
+async def callers(server: str, url: str, streams: int, seconds: float, corpus: Path | None) -> Run:
     """A run; the server is all that we started, but for the callers."""
     script = str(HERE / "peer_callers.py")
-    arguments = ("--server", server, "--url", url, "--streams", str(streams))
+    arguments = ["--server", server, "--url", url, "--streams", str(streams)]
+    arguments += ["--seconds", str(seconds), *(("--corpus", str(corpus)) if corpus else ())]
     process = await asyncio.create_subprocess_exec(
-        *dies_with_us([sys.executable, script, *arguments, "--seconds", str(seconds)]),
+        *dies_with_us([sys.executable, script, *arguments]),
         stdout=subprocess.PIPE,
     )
     reading = asyncio.create_task(process.communicate())
@@ -152,7 +173,8 @@ async def callers(server: str, url: str, streams: int, seconds: float) -> Run:
     told = json.loads(out)
     core_percent = 100 * (core_s - began) / told["elapsed_s"]
     others = 100 * (_busy() - busy) / told["elapsed_s"] - core_percent - told["core_percent"]
-    return Run(streams, told["calls"], told["late"], core_percent, rss_mb, others)
+    told_of = told["calls"], told["late"]
+    return Run(streams, *told_of, core_percent, rss_mb, others, seconds, corpus)
 
 
 def _busy() -> float:
@@ -176,15 +198,15 @@ def _used(callers: int) -> tuple[float, float]:
     return core_s, rss_mb
 
 
-async def search(server: str, url: str, seconds: float) -> dict[str, Any]:
+async def search(server: str, url: str, seconds: float, corpus: Path | None) -> dict[str, Any]:
     """The most streams of a server that runs, and what callers notice then."""
-    await callers(server, url, 1, WARM_UP_S)  # some load their model only now
+    await callers(server, url, 1, WARM_UP_S, corpus)  # some load their model only now
     runs, complaints = dict[int, Run](), dict[int, list[str]]()
 
     async def kept(streams: int) -> bool:
         chances, voids = CHANCES, CHANCES
         while chances:
-            run = await callers(server, url, streams, seconds)
+            run = await callers(server, url, streams, seconds, corpus)
             said = broken(run, runs[1] if streams > 1 else run)
             console.print(f"{streams:4} streams: {'; '.join(said) or 'kept'}")
             if streams not in runs or runs[streams].void() or not said:
@@ -206,6 +228,7 @@ async def search(server: str, url: str, seconds: float) -> dict[str, Any]:
         "of_streams": at.streams,
         "first_partial_ms": at.times("first_text"),
         "final_after_speech_ms": at.times("after_speech"),
+        "wer": round(at.word_error_rate(), 4),
         "lost_finals": at.total("lost"),
         "sentences": at.total("sentences"),
         "core_percent": round(at.core_percent, 1),
@@ -217,21 +240,32 @@ async def search(server: str, url: str, seconds: float) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def server(name: str, checkpoint: str, environments: Path) -> AsyncGenerator[tuple[str, str]]:
+async def server(
+    name: str, checkpoint: str, environments: Path, stock: Path | None
+) -> AsyncGenerator[tuple[str, str]]:
     """It runs: what its callers are called, and its URL."""
     if name == OURS:
-        async with served.running(FOLDER, checkpoint, MOST_SESSIONS) as stack:
+        named, choice = known(checkpoint)
+        async with served.running(FOLDER, named, MOST_SESSIONS, choice=choice) as stack:
             yield "Dalston", stack.url
         return
     peer = next(peer for peer in PEERS if peer.name == name)
     environment = peer_servers.install(peer, environments, console.print)
     log = FOLDER / "peers" / f"{name.replace(', ', '-')}.log"
-    with peer_servers.running(peer, environment, model(checkpoint), free_port(), log) as url:
+    files = model(str(stock or checkpoint))
+    with peer_servers.running(peer, environment, files, free_port(), log) as url:
         yield peer.server, url
+
+
+def known(checkpoint: str) -> tuple[str, Choice | None]:
+    """Its name, and how it is chosen if it is none of our own."""
+    return (checkpoint, None) if checkpoint in OWN else served.chosen("cpu", checkpoint)
 
 
 def model(checkpoint: str) -> Path:
     """The very files that ours serves, beside the tokenizer that faster-whisper looks for."""
+    if checkpoint not in OWN:
+        return Path(checkpoint).resolve()
     repository, _ = served.prepare(FOLDER, checkpoint)
     folder = FOLDER / "peers" / checkpoint
     folder.mkdir(parents=True, exist_ok=True)
@@ -243,12 +277,14 @@ def model(checkpoint: str) -> Path:
     return folder
 
 
-async def measure(name: str, checkpoint: str, environments: Path, seconds: float) -> dict[str, Any]:
+async def measure(
+    name: str, checkpoint: str, args: argparse.Namespace, seconds: float
+) -> dict[str, Any]:
     console.print(f"\n[bold]{name}[/bold], {checkpoint}")
     try:
-        async with server(name, checkpoint, environments) as (kind, url):
-            return await search(kind, url, seconds)
-    except (PeerError, StackError) as error:
+        async with server(name, checkpoint, args.environments, args.stock) as (kind, url):
+            return await search(kind, url, seconds, args.corpus)
+    except (InstallError, PeerError, StackError) as error:
         console.print(f"[red]{error}[/red]")
         return {"streams_at_slo": None, "reason": str(error)}
 
@@ -283,12 +319,20 @@ def compared(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def show(title: str, results: dict[str, dict[str, Any]]) -> None:
     table = Table(box=None, title=title, title_justify="left")
     table.add_column("server")
-    for name in ("streams", "first partial", "final after speech", "lost", "cores", "memory"):
+    for name in (
+        "streams",
+        "first partial",
+        "final after speech",
+        "WER",
+        "lost",
+        "cores",
+        "memory",
+    ):
         table.add_column(name, justify="right")
     table.add_column("more streams")
     for name, result in results.items():
         if result["streams_at_slo"] is None:
-            table.add_row(name, "-", "", "", "", "", "", result["reason"])
+            table.add_row(name, "-", "", "", "", "", "", "", result["reason"])
             continue
         times = [
             " / ".join("-" if ms is None else f"{ms:.0f}" for ms in result[key].values()) + " ms"
@@ -298,6 +342,7 @@ def show(title: str, results: dict[str, dict[str, Any]]) -> None:
             name,
             str(result["streams_at_slo"]),
             *times,
+            f"{result['wer']:.1%}",
             f"{result['lost_finals']} of {result['sentences']}",
             f"{result['core_percent']:.0f} %",
             f"{result['rss_mb']:.0f} MB",
@@ -311,19 +356,20 @@ async def compare(args: argparse.Namespace, seconds: float) -> dict[str, Any]:
     names: list[str] = args.servers
     found: dict[str, dict[str, Any]] = {}
     for checkpoint in args.checkpoints:
+        called, _ = known(checkpoint)
         rounds = {name: list[dict[str, Any]]() for name in names}
         for _ in range(args.rounds):
             for name in names:
-                saved = FOLDER / "peers" / f"{name.replace(', ', '-')}.{checkpoint}.json"
+                saved = FOLDER / "peers" / f"{name.replace(', ', '-')}.{called}.json"
                 if args.resume and saved.exists():
                     rounds[name].append(json.loads(saved.read_text()))
                     continue
-                result = await measure(name, checkpoint, args.environments, seconds)
+                result = await measure(name, checkpoint, args, seconds)
                 saved.write_text(json.dumps(result))
                 rounds[name].append(result)
         results = {name: median(results) for name, results in rounds.items()}
-        show(f"{checkpoint}, calls of {seconds:g} s", results)
-        found[checkpoint] = compared(results)
+        show(f"{called}, calls of {seconds:g} s", results)
+        found[called] = compared(results)
     first, *rest = found
     return {**found[first], "checkpoint": first, **{name: found[name] for name in rest}}
 
@@ -335,8 +381,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="calls of 15 s")
     parser.add_argument("--servers", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument(
-        "--checkpoints", nargs="+", choices=("tiny", "demo"), default=["tiny", "demo"]
+        "--checkpoints",
+        nargs="+",
+        default=list(OWN),
+        metavar="CHECKPOINT",
+        help=f"{', '.join(OWN)} or a folder ({' '.join(OWN)})",
     )
+    parser.add_argument("--stock", type=Path, help="a folder that the others serve instead")
+    parser.add_argument("--corpus", type=Path, help="human speech, as in bench/corpus.py")
     parser.add_argument("--rounds", type=int, default=1, help="of all servers (1)")
     parser.add_argument("--cores", type=int, nargs="+", help="for servers and callers (all)")
     parser.add_argument("--resume", action="store_true", help="keep what was measured before")

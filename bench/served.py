@@ -16,6 +16,7 @@ import random_whisper
 
 from dalston.cli import up
 from dalston.cli.models import Choice
+from dalston.triton.contract import VARIANTS
 from dalston.triton.process import free_port
 
 _RECORDER = Path(__file__).resolve().parent / "recorder.py"
@@ -100,9 +101,19 @@ class Stack:
         return found
 
 
-def prepare(folder: Path, checkpoint: str) -> tuple[Path, Path]:
-    """The model repository of a checkpoint, and a folder for the stack's files."""
-    choice = Choice("demo")
+def chosen(profile: str, checkpoint: str | None = None) -> tuple[str, Choice]:
+    """What that profile serves, or a checkpoint instead, run as the profile runs its own: a folder,
+    or VARIANT=FOLDER. All variants are then made of it. First comes a name for it."""
+    if checkpoint is None:
+        return profile, Choice(profile)
+    folder = Path(checkpoint.rpartition("=")[2]).resolve()
+    return folder.name, Choice(profile, [f"{variant}={folder}" for variant in VARIANTS])
+
+
+def prepare(folder: Path, checkpoint: str, choice: Choice | None = None) -> tuple[Path, Path]:
+    """The model repository of a checkpoint, and a folder for the stack's files. choice: of another
+    than these; `checkpoint` is only its name."""
+    choice = choice or Choice("demo")
     if checkpoint == "tiny":
         weights = folder / "tiny-checkpoint"
         if not weights.exists():
@@ -113,12 +124,16 @@ def prepare(folder: Path, checkpoint: str) -> tuple[Path, Path]:
 
 @asynccontextmanager
 async def running(
-    folder: Path, checkpoint: str, capacity: int, recording: Path | None = None
+    folder: Path,
+    checkpoint: str,
+    capacity: int,
+    recording: Path | None = None,
+    choice: Choice | None = None,
 ) -> AsyncGenerator[Stack]:
     """The stack with room for `capacity` sessions. checkpoint: "demo", "tiny" for random weights of
-    that size, or "instant" for no models at all. Its files go to `folder`. recording: where the
-    worker writes what it asked of the models."""
-    repository, run = prepare(folder, checkpoint)
+    that size, or "instant" for no models at all; another with a choice. Its files go to `folder`.
+    recording: where the worker writes what it asked of the models."""
+    repository, run = prepare(folder, checkpoint, choice)
     os.environ["MAX_SESSIONS"] = str(capacity)
     os.environ.pop("DALSTON_API_KEYS", None)  # its callers have none
     port = free_port()

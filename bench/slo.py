@@ -4,9 +4,10 @@ The promise that streams are counted by: here and nowhere else, and printed with
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import wer
+import scoring
 from callers import SCRIPTS, scripts
 from served import Usage
 
@@ -40,6 +41,7 @@ class Run:
     elapsed_s: float
     usage: Usage  # of the stack, in this time
     idle_rss_mb: dict[str, float]
+    corpus: Path | None = None  # whose utterances were said
 
     def values(self, name: str) -> list[float]:
         return [value for call in self.calls for value in call[name]]
@@ -70,18 +72,18 @@ class Run:
         """What the callers said, all together."""
         said = [
             sum(sentence.end - sentence.start for sentence in script.sentences)
-            for script in scripts(self.seconds)
+            for script in scripts(self.seconds, self.corpus)
         ]
         return sum(said[int(call["script"])] for call in self.calls)
 
     def word_error_rate(self) -> float:
         """Of all calls, against what was said."""
-        every, pairs = scripts(self.seconds), list[tuple[str, str]]()
+        every, pairs = scripts(self.seconds, self.corpus), list[tuple[str, str]]()
         for call in self.calls:
             number: int = call["script"]
             said = " ".join(sentence.text for sentence in every[number].sentences)
             pairs.append((said, " ".join(final["text"] for final in call["finals"])))
-        return wer.wer(pairs)
+        return scoring.wer(pairs)
 
 
 def different(call: dict[str, Any], alone: dict[str, Any]) -> int:
@@ -183,6 +185,16 @@ def summary(run: Run, alone: Run) -> dict[str, Any]:
         "unstable_partial_word_ratio": round(
             run.total("unstable_words") / max(1, run.total("words")), 4
         ),
+        # The same, but for case and punctuation.
+        "unstable_partial_speech_ratio": round(
+            run.total("unstable_speech") / max(1, run.total("words")), 4
+        ),
+        "wer": round(run.word_error_rate(), 4),
+        "wer_single": round(alone.word_error_rate(), 4),
+        "window_seconds": {
+            kind: round(sum(s[f"{kind}_window_seconds"] for s in stats), 1)
+            for kind in ("partial", "final")
+        },
         # Of speech: two when nobody has to wait.
         "partials_per_second": round(run.total("partials") / max(1.0, run.speech_s()), 2),
         "final_stages_ms": stages([s for s in stats if s["finals"]]),

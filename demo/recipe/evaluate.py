@@ -1,7 +1,7 @@
 """
 The table of the model card: what the demo checkpoint makes of speech it was not trained on.
 
-    PYTHONPATH=../../bench python evaluate.py BANK_FOLDER CHECKPOINT_FOLDER
+    python evaluate.py BANK_FOLDER CHECKPOINT_FOLDER
 
 The checkpoint is converted and run as it is served: int8, right-sized windows and windows of
 30 s. Audio is given as an endpointer would cut it: 0.3 s before, 0.2 s behind. Every set is drawn
@@ -14,9 +14,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import soundfile
-import wer
 from bank import SAMPLES, Clip
 from compose import Composer
 from tokens import Compact
@@ -38,10 +38,9 @@ class Item:
 
 def wrong(items: list[Item], found: list[Transcript]) -> int:
     """Words that are wrong, missing or too many."""
-    return sum(
-        wer.errors(item.text.split(), result.text.split())
-        for item, result in zip(items, found, strict=True)
-    )
+    said, heard = [item.text for item in items], [result.text for result in found]
+    compared = jiwer.process_words(said, heard)
+    return compared.substitutions + compared.deletions + compared.insertions
 
 
 def silence(seconds: float) -> np.ndarray:

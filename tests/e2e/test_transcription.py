@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from recordings import Recording, foreign, recordings
+from scoring import wer
 from sounds import converted
 from stack import Stack
-from wer import wer
 
 from dalston import client
 from dalston.orchestrator.messages import Encoding
@@ -188,7 +188,7 @@ async def test_the_language_is_found_and_the_words_are_understood_in_it(stack: S
         assert {final["language"] for final in finals} == {recording.language}
         assert len(finals) == len(recording.sentences)
     pairs = [(said(r), transcript(events)) for r, events in zip(foreign(), results, strict=True)]
-    assert wer(pairs) <= 0.2, pairs
+    assert wer(pairs, "mul") <= 0.2, pairs
 
 
 async def test_a_minute_without_a_pause_is_cut_and_joined(stack: Stack) -> None:

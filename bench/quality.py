@@ -1,0 +1,501 @@
+"""
+What the live server makes of human speech, beside faster-whisper with the same checkpoint offline.
+
+    python bench/quality.py --corpus FOLDER --profile cpu
+    python bench/quality.py --corpus FOLDER --checkpoint fast=FOLDER --stock FOLDER
+    python bench/quality.py --corpus FOLDER --variant accurate --noise 10
+
+The corpus: a folder as bench/corpus.py says. Live is the whole stack, its files streamed over the
+WebSocket faster than real time by some callers at once: finals depend on the audio alone. Offline
+is the same checkpoint (--stock: where what is served was changed for short windows, the weights it
+was made of), every window 30 s, with the same number of beams; in an environment of its own. Its
+answers are kept in build/bench/quality, for it always gives the same.
+
+--telephone: the utterances also as a telephone carries them. --noise MINUTES: also so much of
+every sound without a word, in real time, of which there should be no text at all.
+
+What is counted, and how, stands in docs/quality.md. Tables in Markdown are printed, progress goes
+to standard error, what was heard of every file to build/bench/quality; one JSON object comes last.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import corpus
+import environments
+import machine
+import numpy as np
+import scoring
+import served
+from corpus import Item
+from noises import noises
+from recordings import Pcm
+from rich.console import Console
+from scoring import Score, Word
+
+from dalston import client
+from dalston.cli.models import Choice
+from dalston.triton import models
+from dalston.triton.contract import SAMPLE_RATE, VARIANTS
+from dalston.triton.process import dies_with_us
+
+HERE = Path(__file__).resolve().parent
+FOLDER = HERE.parent / "build" / "bench"
+KEPT = FOLDER / "quality"
+FASTER_WHISPER = "faster-whisper==1.2.1"
+CALLERS = 8  # at once: as many as keep two cores busy
+CHUNK_S = 0.1
+FULL_S = 30.0
+console = Console(highlight=False, stderr=True, width=130)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was made of one item, live or offline."""
+
+    text: str
+    words: tuple[Word, ...] = ()  # where they were wanted
+    window_seconds: float = 0.0  # that the encoder saw
+    failure: str = ""
+    unknown: bool = False  # the language, to this checkpoint
+
+
+@dataclass(frozen=True)
+class Pair:
+    item: Item
+    live: Heard
+    offline: Heard
+
+    def scores(self) -> tuple[Score, Score]:
+        said, language = self.item.text, self.item.language
+        return (
+            scoring.score(said, self.live.text, language),
+            scoring.score(said, self.offline.text, language),
+        )
+
+
+# --- live ---------------------------------------------------------------------------------------
+
+
+async def call(url: str, item: Item, variant: str) -> Heard:
+    """One session, as fast as the server takes it."""
+    finals, windows_s = list[dict[str, Any]](), 0.0
+    settings: dict[str, Any] = {"language": item.language, "model": variant}
+    settings |= {"interim_results": False, "word_timestamps": bool(item.timed)}
+    try:
+        async with client.connect(url, resume=False, **settings) as session:
+            sending = asyncio.create_task(_send(session, item.audio, paced=False))
+            try:
+                async for event in session:
+                    if event["type"] == "transcript.final":
+                        finals.append(event)
+                    elif event["type"] == "session.end":
+                        windows_s = event["stats"]["final_window_seconds"]
+            finally:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+    except client.SessionFailed as error:
+        unknown = bool(error.error) and error.error["code"] == "language_unsupported"
+        return Heard("", failure=str(error), unknown=unknown)
+    words = [
+        Word(word["word"], word["start"], word["end"])
+        for final in finals
+        for word in final.get("words") or ()
+    ]
+    return Heard(" ".join(final["text"] for final in finals), tuple(words), windows_s)
+
+
+async def _send(session: client.Session, audio: Pcm, paced: bool) -> None:
+    data, step = audio.astype("<i2").tobytes(), 2 * round(CHUNK_S * SAMPLE_RATE)
+    began = asyncio.get_running_loop().time()
+    for index, at in enumerate(range(0, len(data), step), 1):
+        if paced:
+            await asyncio.sleep(began + index * CHUNK_S - asyncio.get_running_loop().time())
+        await session.send(data[at : at + step])
+    await session.end()
+
+
+async def live(url: str, items: Sequence[Item], variant: str, callers: int) -> list[Heard]:
+    """Each item in a session of its own, the longest first; in the order of items."""
+    slots, done = asyncio.Semaphore(callers), 0
+
+    async def one(item: Item) -> Heard:
+        nonlocal done
+        async with slots:
+            heard = await call(url, item, variant)
+            done += 1
+            print(f"\rlive: {done} of {len(items)}  ", end="", file=sys.stderr)
+            return heard
+
+    order = sorted(range(len(items)), key=lambda index: -len(items[index].audio))
+    heard = dict(zip(order, await asyncio.gather(*(one(items[i]) for i in order)), strict=True))
+    print(file=sys.stderr)
+    return [heard[index] for index in range(len(items))]
+
+
+# --- offline ------------------------------------------------------------------------------------
+
+
+def offline(items: Sequence[Item], checkpoint: Path, beam_size: int, home: Path) -> list[Heard]:
+    """By faster-whisper, in the order of items; what it said before is not asked again."""
+    with (checkpoint / "model.bin").open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def key(item: Item) -> str:
+        asked = f"{FASTER_WHISPER} {weights} {beam_size} {item.language} {bool(item.timed)} "
+        return hashlib.sha256(asked.encode() + item.audio.tobytes()).hexdigest()
+
+    kept = KEPT / "offline.json"
+    answers: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    new = {key(item): item for item in items if key(item) not in answers}
+    if new:
+        told = _faster_whisper(list(new.values()), checkpoint, beam_size, home)
+        answers |= zip(new, told, strict=True)
+        kept.write_text(json.dumps(answers))
+    found = list[Heard]()
+    for item in items:
+        answer = answers[key(item)]
+        words = tuple(Word(**word) for word in answer["words"])
+        found.append(Heard(answer["text"], words, answer["window_seconds"]))
+    return found
+
+
+def _faster_whisper(
+    items: Sequence[Item], checkpoint: Path, beam_size: int, home: Path
+) -> list[dict[str, Any]]:
+    environment = home / "faster-whisper"
+    requirements = (FASTER_WHISPER, f"ctranslate2=={_version('ctranslate2')}")
+    environments.install(environment, requirements, console.print, size="a hundred megabytes")
+    audio = KEPT / "audio"
+    audio.mkdir(exist_ok=True)
+    jobs = list[str]()
+    for index, item in enumerate(items):
+        path = audio / f"{index}.npy"
+        np.save(path, item.audio)
+        job = {"audio": str(path), "language": item.language, "words": bool(item.timed)}
+        jobs.append(json.dumps(job) + "\n")
+    cores = str(machine.described()["cores"])
+    command = [str(HERE / "offline.py"), str(checkpoint), str(beam_size), cores]
+    process = subprocess.Popen(
+        dies_with_us([str(environment / "bin" / "python"), *command]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    answers = list[dict[str, Any]]()
+    for job in jobs:
+        process.stdin.write(job)
+        process.stdin.flush()
+        answers.append(json.loads(process.stdout.readline()))
+        print(f"\roffline: {len(answers)} of {len(jobs)}  ", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    process.stdin.close()
+    process.wait()
+    return answers
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+# --- what it comes to ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of one part of the corpus, or of several."""
+
+    part: str
+    language: str
+    items: int
+    words: int
+    live_errors: int
+    offline_errors: int
+    interval: tuple[float, float]  # of the difference
+    live_twice: int  # items with something written twice
+    offline_twice: int
+    live_lost: tuple[int, int]  # first words, last words
+    offline_lost: tuple[int, int]
+    live_window_s: float
+    offline_window_s: float
+    failures: int
+
+    @property
+    def difference(self) -> float:
+        return (self.live_errors - self.offline_errors) / max(1, self.words)
+
+
+def row(part: str, language: str, pairs: Sequence[Pair]) -> Row:
+    ours, theirs = zip(*(pair.scores() for pair in pairs), strict=True)
+    told = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.words]
+    errors = [a.errors for a, _ in told], [b.errors for _, b in told]
+    return Row(
+        part=part,
+        language=language,
+        items=len(pairs),
+        words=sum(a.words for a, _ in told),
+        live_errors=sum(errors[0]),
+        offline_errors=sum(errors[1]),
+        interval=scoring.interval(*errors, [a.words for a, _ in told]) if told else (0.0, 0.0),
+        live_twice=sum(score.twice for score in ours),
+        offline_twice=sum(score.twice for score in theirs),
+        live_lost=(sum(s.first_lost for s in ours), sum(s.last_lost for s in ours)),
+        offline_lost=(sum(s.first_lost for s in theirs), sum(s.last_lost for s in theirs)),
+        live_window_s=sum(pair.live.window_seconds for pair in pairs),
+        offline_window_s=sum(pair.offline.window_seconds for pair in pairs),
+        failures=sum(bool(pair.live.failure) for pair in pairs),
+    )
+
+
+def rows(pairs: Sequence[Pair]) -> list[Row]:
+    """Of every part and language; then of all English, and of all others."""
+    keys = dict.fromkeys((pair.item.part, pair.item.language) for pair in pairs)
+    found = [
+        row(*key, [pair for pair in pairs if (pair.item.part, pair.item.language) == key])
+        for key in keys
+    ]
+    english = [pair for pair in pairs if pair.item.language == "en"]
+    others = [pair for pair in pairs if pair.item.language != "en"]
+    for language, some in (("en", english), ("others", others)):
+        if some:
+            found.append(row("**all**", language, some))
+    return found
+
+
+def table(found: Sequence[Row]) -> str:
+    lines = [
+        "| part | language | files | words | WER live | offline | difference (95 %) |"
+        " said twice, live | offline | first, last word lost, live | offline | encoder s, live |"
+        " offline |",
+        "|---|---|" + "---:|" * 11,
+    ]
+    for r in found:
+        wer, low_high = ["", "", ""], ""
+        if r.words:
+            low_high = f"{100 * r.interval[0]:+.1f} to {100 * r.interval[1]:+.1f}"
+            wer = [
+                f"{r.live_errors / r.words:.1%}",
+                f"{r.offline_errors / r.words:.1%}",
+                f"{100 * r.difference:+.1f} ({low_high})",
+            ]
+        share = f" ({r.live_window_s / r.offline_window_s:.0%})" if r.offline_window_s else ""
+        lines.append(
+            f"| {r.part} | {r.language} | {r.items} | {r.words} | {' | '.join(wer)} |"
+            f" {r.live_twice} | {r.offline_twice} | {r.live_lost[0]}, {r.live_lost[1]} |"
+            f" {r.offline_lost[0]}, {r.offline_lost[1]} | {r.live_window_s:.0f}{share} |"
+            f" {r.offline_window_s:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def times(pairs: Sequence[Pair], of: Callable[[Pair], Heard]) -> dict[str, Any]:
+    """How far words stand from where they were spoken: milliseconds."""
+    errors, disordered, beyond = list[float](), 0, 0
+    for pair in pairs:
+        heard = of(pair).words
+        errors += scoring.time_errors(pair.item.timed, heard, pair.item.language)
+        each = [at for word in heard for at in (word.start, word.end)]
+        disordered += sum(later < earlier for earlier, later in zip(each, each[1:], strict=False))
+        beyond += sum(at < 0 or at > pair.item.seconds for at in each)
+    away = np.abs(errors) if errors else np.zeros(1)
+    return {
+        "edges": len(errors),
+        "median_ms": round(1000 * float(np.median(away))),
+        "p95_ms": round(1000 * float(np.percentile(away, 95))),
+        "bias_ms": round(1000 * float(np.median(errors or [0.0]))),
+        "disordered": disordered,
+        "beyond": beyond,
+    }
+
+
+def times_table(found: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| word times | edges | median error | p95 | bias | not in order | outside the audio |",
+        "|---|" + "---:|" * 6,
+    ]
+    lines += [
+        f"| {name} | {t['edges']} | {t['median_ms']} ms | {t['p95_ms']} ms | {t['bias_ms']:+} ms |"
+        f" {t['disordered']} | {t['beyond']} |"
+        for name, t in found.items()
+    ]
+    return "\n".join(lines)
+
+
+# --- nothing ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Nothing:
+    """What was made of a sound without a word."""
+
+    minutes: float
+    taken_for_speech_s: float = 0.0
+    partials: int = 0
+    finals: int = 0
+    texts: list[str] | None = None  # of the finals and of partials that none followed
+    failure: str = ""
+
+
+async def listen(url: str, audio: Pcm, variant: str, language: str) -> Nothing:
+    """In real time, as a microphone that is open."""
+    seen = Nothing(round(len(audio) / SAMPLE_RATE / 60, 2))
+    texts = dict[str, str]()
+    settings: dict[str, Any] = {"language": language, "model": variant}
+    try:
+        async with client.connect(url, resume=False, **settings) as session:
+            sending = asyncio.create_task(_send(session, audio, paced=True))
+            try:
+                async for event in session:
+                    if event["type"] in ("transcript.partial", "transcript.final"):
+                        texts[event["segment_id"]] = event["text"]
+                        seen.partials += event["type"] == "transcript.partial"
+                        seen.finals += event["type"] == "transcript.final"
+                    elif event["type"] == "session.end":
+                        seen.taken_for_speech_s = event["total_speech_duration"]
+            finally:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+    except client.SessionFailed as error:
+        seen.failure = str(error)
+    seen.texts = list(texts.values())
+    return seen
+
+
+async def nothing(
+    url: str, minutes: float, folder: Path, variant: str
+) -> dict[str, dict[str, Any]]:
+    """All sounds at once, each twice: by a caller who says that it is English, and by one who
+    leaves the language to the server."""
+    sounds = {
+        f"{name}, {language}": listen(url, audio, variant, language)
+        for name, audio in noises(60 * minutes, folder).items()
+        for language in ("en", "auto")
+    }
+    console.print(f"{len(sounds)} sounds without a word: {minutes:g} minutes")
+    seen = await asyncio.gather(*sounds.values())
+    return {name: asdict(one) for name, one in zip(sounds, seen, strict=True)}
+
+
+def nothing_table(found: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| sound, language | minutes | taken for speech | partials | finals | texts |",
+        "|---|" + "---:|" * 4 + "---|",
+    ]
+    for name, seen in found.items():
+        texts = seen["failure"] or "; ".join(f"“{text}”" for text in seen["texts"][:3])
+        lines.append(
+            f"| {name} | {seen['minutes']:g} | {seen['taken_for_speech_s']:.1f} s |"
+            f" {seen['partials']} | {seen['finals']} | {texts} |"
+        )
+    return "\n".join(lines)
+
+
+# --- all of it ----------------------------------------------------------------------------------
+
+
+async def measured(
+    args: argparse.Namespace, items: Sequence[Item], name: str, choice: Choice
+) -> tuple[list[Heard], dict[str, dict[str, Any]]]:
+    """What the live server heard of the items, and of nothing."""
+    async with served.running(FOLDER, name, 64, choice=choice) as stack:
+        heard = list[Heard]()
+        silence: Awaitable[dict[str, dict[str, Any]]] | None = None
+        if not args.noise_only:
+            heard = await live(stack.url, items, args.variant, args.callers)
+        if args.noise:
+            silence = nothing(stack.url, args.noise, args.corpus, args.variant)
+        return heard, await silence if silence else {}
+
+
+def report(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Prints the tables; what they say, for the JSON line."""
+    # What was put together for word times would count its words twice.
+    counted = [pair for pair in pairs if pair.item.part != "together"]
+    found = rows(counted)
+    print(table(found) + "\n")
+    timed = [pair for pair in pairs if pair.item.timed]
+    both = {"live": times(timed, lambda p: p.live), "offline": times(timed, lambda p: p.offline)}
+    print(times_table(both) + "\n")
+    for pair in pairs:
+        if pair.live.failure:
+            console.print(f"{pair.item.name}: {pair.live.failure}")
+        elif pair.scores()[0].twice:
+            console.print(f"{pair.item.name}, something twice: {pair.live.text}")
+    return {
+        "parts": [asdict(r) | {"difference": round(r.difference, 4)} for r in found],
+        "word_times": both,
+    }
+
+
+def main() -> int:
+    assert __doc__
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument(
+        "--corpus", type=Path, required=True, help="bench/corpus.py says what is in it"
+    )
+    parser.add_argument("--profile", default="cpu", help="of dalston models (cpu)")
+    parser.add_argument("--checkpoint", metavar="[VARIANT=]FOLDER", help="instead of the profile's")
+    parser.add_argument("--stock", type=Path, help="offline, instead of the same checkpoint")
+    parser.add_argument("--variant", choices=VARIANTS, default="fast")
+    parser.add_argument("--callers", type=int, default=CALLERS, help=f"at once ({CALLERS})")
+    parser.add_argument("--parts", nargs="+", help="these alone")
+    parser.add_argument("--telephone", action="store_true", help="the utterances so too")
+    parser.add_argument("--noise", type=float, default=0.0, metavar="MINUTES", help="of each sound")
+    parser.add_argument("--noise-only", action="store_true", help="and no speech")
+    parser.add_argument(
+        "--environments", type=Path, default=Path.home() / ".cache" / "dalston-bench"
+    )
+    args = parser.parse_args()
+    KEPT.mkdir(parents=True, exist_ok=True)
+    name, choice = served.chosen(args.profile, args.checkpoint)
+    items = [*corpus.items(args.corpus), *corpus.together(args.corpus)]
+    if args.telephone:
+        spoken = [item for item in items if item.text and not item.timed]
+        items += [replace(corpus.telephone(item), part="telephone") for item in spoken]
+    items = [item for item in items if not args.parts or item.part in args.parts]
+    heard, silence = asyncio.run(measured(args, items, name, choice))
+    result: dict[str, Any] = {"checkpoint": name, "variant": args.variant}
+    if heard:
+        items, heard = _known(items, heard)
+        model = models.profiles()[args.profile][args.variant]
+        stock = args.stock or _stock(args.checkpoint, model.checkpoint)
+        reference = offline(items, stock, model.beam_size, args.environments)
+        pairs = [Pair(*three) for three in zip(items, heard, reference, strict=True)]
+        result |= report(pairs)
+        with (KEPT / f"{name}.{args.variant}.jsonl").open("w") as out:
+            for pair in pairs:
+                said = {"file": pair.item.name, "text": pair.item.text}
+                texts = {"live": pair.live.text, "offline": pair.offline.text}
+                out.write(json.dumps(said | texts, ensure_ascii=False) + "\n")
+    if silence:
+        print(nothing_table(silence) + "\n")
+        result["nothing"] = silence
+    where = {"machine": machine.described(), "commit": machine.commit()}
+    print(json.dumps({**result, "offline": FASTER_WHISPER, **where}))
+    return 0
+
+
+def _known(items: Sequence[Item], heard: Sequence[Heard]) -> tuple[list[Item], list[Heard]]:
+    """Those in a language that the checkpoint knows."""
+    known = [(item, h) for item, h in zip(items, heard, strict=True) if not h.unknown]
+    return [item for item, _ in known], [h for _, h in known]
+
+
+def _stock(checkpoint: str | None, of_profile: models.Checkpoint) -> Path:
+    return Path(checkpoint.rpartition("=")[2]) if checkpoint else models.fetch(of_profile)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
