@@ -99,6 +99,19 @@ def test_words_that_were_shown_and_change_are_unstable() -> None:
     assert call.stable_broken == 0
 
 
+def test_case_and_punctuation_that_change_are_no_speech_that_changes() -> None:
+    call = listened(
+        partial("Turn on. The", 0), partial("turn on the", 0), final("Turn on the light", 0.4, 1.5)
+    )
+    assert call.unstable_words == 6
+    assert call.unstable_speech == 0
+
+
+def test_of_a_sentence_in_two_finals_the_last_ends_the_wait() -> None:
+    call = listened(final("turn", 0.4, 0.9), final("on", 0.9, 1.6, "seg_0001"))
+    assert (len(call.after_speech), call.lost) == (1, 1)
+
+
 def test_a_partial_that_changes_stable_text_is_seen() -> None:
     call = listened(partial("turn on", 7), partial("turn off", 4))
     assert call.stable_broken == 1
