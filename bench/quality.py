@@ -25,7 +25,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,9 +157,9 @@ def offline(items: Sequence[Item], checkpoint: Path, beam_size: int, home: Path)
     kept = KEPT / "offline.json"
     answers: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     new = {key(item): item for item in items if key(item) not in answers}
-    if new:
-        told = _faster_whisper(list(new.values()), checkpoint, beam_size, home)
-        answers |= zip(new, told, strict=True)
+    told = _faster_whisper(list(new.values()), checkpoint, beam_size, home) if new else ()
+    for asked, answer in zip(new, told, strict=True):
+        answers[asked] = answer
         kept.write_text(json.dumps(answers))
     found = list[Heard]()
     for item in items:
@@ -171,7 +171,7 @@ def offline(items: Sequence[Item], checkpoint: Path, beam_size: int, home: Path)
 
 def _faster_whisper(
     items: Sequence[Item], checkpoint: Path, beam_size: int, home: Path
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     environment = home / "faster-whisper"
     requirements = (FASTER_WHISPER, f"ctranslate2=={_version('ctranslate2')}")
     environments.install(environment, requirements, console.print, size="a hundred megabytes")
@@ -193,16 +193,14 @@ def _faster_whisper(
     )
     assert process.stdin
     assert process.stdout
-    answers = list[dict[str, Any]]()
-    for job in jobs:
+    for number, job in enumerate(jobs, 1):
         process.stdin.write(job)
         process.stdin.flush()
-        answers.append(json.loads(process.stdout.readline()))
-        print(f"\roffline: {len(answers)} of {len(jobs)}  ", end="", file=sys.stderr)
+        yield json.loads(process.stdout.readline())
+        print(f"\roffline: {number} of {len(jobs)}  ", end="", file=sys.stderr)
     print(file=sys.stderr)
     process.stdin.close()
     process.wait()
-    return answers
 
 
 def _version(package: str) -> str:
@@ -411,13 +409,33 @@ async def measured(
     # Files come faster than anybody speaks: that they are late is no reason to end them.
     os.environ["DALSTON_LAG_LIMIT_SECONDS"] = "3600"
     async with served.running(FOLDER, name, 64, choice=choice) as stack:
-        heard = list[Heard]()
-        silence: Awaitable[dict[str, dict[str, Any]]] | None = None
+        heard, silence = list[Heard](), dict[str, dict[str, Any]]()
         if not args.noise_only:
             heard = await live(stack.url, items, args.variant, args.callers)
+            by_name = {named(item): asdict(one) for item, one in zip(items, heard, strict=True)}
+            last_heard(name, args.variant).write_text(json.dumps(by_name))
         if args.noise:
-            silence = nothing(stack.url, args.noise, args.corpus, args.variant)
-        return heard, await silence if silence else {}
+            silence = await nothing(stack.url, args.noise, args.corpus, args.variant)
+        return heard, silence
+
+
+def named(item: Item) -> str:
+    return f"{item.part}: {item.name}"
+
+
+def last_heard(name: str, variant: str) -> Path:
+    return KEPT / f"{name}.{variant}.live.json"
+
+
+def remembered(items: Sequence[Item], kept: Path) -> list[tuple[Item, Heard]]:
+    """Of those items that the last run heard."""
+    by_name: dict[str, dict[str, Any]] = json.loads(kept.read_text())
+    found = list[tuple[Item, Heard]]()
+    for item in items:
+        if one := by_name.get(named(item)):
+            words = tuple(Word(**word) for word in one["words"])
+            found.append((item, Heard(**one | {"words": words})))
+    return found
 
 
 def report(pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -460,6 +478,7 @@ def main() -> int:
     parser.add_argument("--telephone", action="store_true", help="the utterances so too")
     parser.add_argument("--noise", type=float, default=0.0, metavar="MINUTES", help="of each sound")
     parser.add_argument("--noise-only", action="store_true", help="and no speech")
+    parser.add_argument("--again", action="store_true", help="judge what was heard last time")
     parser.add_argument(
         "--environments", type=Path, default=Path.home() / ".cache" / "dalston-bench"
     )
@@ -471,7 +490,11 @@ def main() -> int:
         spoken = [item for item in items if item.text and not item.timed]
         items += [replace(corpus.telephone(item), part="telephone") for item in spoken]
     items = [item for item in items if not args.parts or item.part in args.parts]
-    heard, silence = asyncio.run(measured(args, items, name, choice))
+    if args.again:
+        pairs = remembered(items, last_heard(name, args.variant))
+        items, heard, silence = [item for item, _ in pairs], [one for _, one in pairs], {}
+    else:
+        heard, silence = asyncio.run(measured(args, items, name, choice))
     result: dict[str, Any] = {"checkpoint": name, "variant": args.variant}
     if heard:
         items, heard = _known(items, heard)
