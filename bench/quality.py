@@ -434,7 +434,7 @@ def remembered(items: Sequence[Item], kept: Path) -> list[tuple[Item, Heard]]:
     for item in items:
         if one := by_name.get(named(item)):
             words = tuple(Word(**word) for word in one["words"])
-            found.append((item, Heard(**one | {"words": words})))
+            found.append((item, replace(Heard(**one), words=words)))
     return found
 
 

@@ -2,6 +2,10 @@
 What the quality bench counts of what was heard live and offline.
 """
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import numpy as np
 import pytest
 import quality
@@ -60,3 +64,11 @@ def test_word_times_that_go_back_or_leave_the_audio_are_counted() -> None:
     told = quality.times([Pair(item, Heard("turn on", words), Heard(""))], lambda pair: pair.live)
     assert (told["edges"], told["disordered"], told["beyond"]) == (2, 1, 1)
     assert told["median_ms"] == pytest.approx(250)
+
+
+def test_what_was_heard_last_time_can_be_judged_again(tmp_path: Path) -> None:
+    known, unknown = Item("a file", "a", "en", SECOND, "on"), Item("other", "a", "en", SECOND, "")
+    heard = Heard("on", (Word("on", 0.2, 0.4),), 4.0)
+    kept = tmp_path / "live.json"
+    kept.write_text(json.dumps({quality.named(known): asdict(heard)}))
+    assert quality.remembered([known, unknown], kept) == [(known, heard)]
