@@ -93,6 +93,7 @@ class _Row:
     length: int = 0  # tokens whose keys and values are kept
     next: int = 0  # token
     furthest: int = 0  # frame attended
+    second: int = 0  # the furthest but one: a single token that is not sure may attend anything
 
     def take(
         self, token: int, logprob: float, attention: Floats | None, controls: "Controls"
@@ -107,15 +108,16 @@ class _Row:
             if self.rewinds(frame):
                 self.decoded.rewound = True
                 return True
-            self.attend(frame)
+            self.attend(token, frame, controls.marks)
         self.decoded.logprob += logprob
         self.decoded.tokens.append(token)
         self.next = token
         return len(self.decoded.tokens) >= self.task.limit
 
-    def attend(self, frame: int) -> None:
+    def attend(self, token: int, frame: int, marks: Set[int]) -> None:
         self.decoded.frames.append(frame)
-        self.furthest = max(self.furthest, frame)
+        if token not in marks:
+            self.second, self.furthest = sorted((self.second, self.furthest, frame))[1:]
 
     def frame(self, token: int, attention: Floats, marks: Set[int]) -> int:
         """Where the token is said. Nobody hears a mark, and the decoder looks anywhere for it: it
@@ -126,7 +128,7 @@ class _Row:
         return int(attention[: max(1, self.task.frames)].argmax())
 
     def rewinds(self, frame: int) -> bool:
-        return self.furthest >= self.task.frames - _NEAR_END and frame < self.furthest - _BACK
+        return self.furthest >= self.task.frames - _NEAR_END and frame < self.second - _BACK
 
 
 @dataclass(frozen=True)
@@ -342,7 +344,8 @@ class _Batch:
             for index, row in enumerate(self._rows):
                 first = len(row.task.prompt) - 1
                 for at, token in enumerate(row.task.prefix, first):
-                    row.attend(row.frame(token, attention[index, at], controls.marks))
+                    frame = row.frame(token, attention[index, at], controls.marks)
+                    row.attend(token, frame, controls.marks)
         over = set[int]()
         differs = set[int]()
         for first in range(0, len(wanted), _HEAD_ROWS):

@@ -180,7 +180,8 @@ def said_until_it_rewinds(frames: list[int], audio: int) -> tuple[list[int], boo
     [
         ([10, 60, 120, 180], 4, False),
         ([10, 60, 120, 180, 170, 190, 2], 7, False),  # the last is a mark
-        ([10, 60, 120, 180, 20, 70, 130], 4, True),  # all again
+        ([0, 45, 68, 190, 80, 100, 9, 120], 8, False),  # one that was not sure looked at the end
+        ([10, 60, 0, 120, 180, 20, 70, 130], 5, True),  # all again
         ([10, 60, 20, 180, 140, 180, 10, 20], 7, True),  # marks look anywhere
         ([10, 60, 120, 180, 140], 5, False),  # a look back within a second
         ([10, 120, 20, 60, 180], 5, False),  # a jump before the end was reached
