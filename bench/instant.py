@@ -25,6 +25,7 @@ _CONTENTS = {
     "TOKENS": np.arange(6, dtype="<i4").tobytes(),
     "TOKEN_ENDS": np.array([3, 8, 11, 16, 19, 22], "<i4").tobytes(),
     "TOKEN_TIMES": b"",
+    "TOKEN_LOGPROBS": b"",
     "LANGUAGE": b"\x02\0\0\0en",
     "SUSPECT": b"\0",
     "WORD": b"",

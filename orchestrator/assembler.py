@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from dalston.orchestrator.agreement import spoken
 from dalston.orchestrator.messages import Segment, Word
 from dalston.orchestrator.requests import Hypothesis
 from dalston.triton.contract import SAMPLE_RATE, SPACELESS
@@ -79,8 +80,9 @@ def after_cut(words: list[Word], said: list[Word], cut: int) -> list[Word]:
 
 
 def changed_words(stable: str, final: str, cut: bool) -> tuple[int, int]:
-    """How many words partials had declared stable, and how many of them the final has not."""
-    shown, said = stable.split(), final.split()
+    """How many words partials had declared stable, and how many of them the final has not. Other
+    capitals or marks are no other word."""
+    shown, said = spoken(stable), spoken(final)
     if cut:  # what was shown from behind the cut is said by the next segment
         shown = shown[: len(said)]
     matcher = difflib.SequenceMatcher(None, shown, said, autojunk=False)

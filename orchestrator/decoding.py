@@ -239,7 +239,7 @@ class Decoding:
         """The answer to a speculation is worth showing while its utterance is still open."""
         decode = utterance.speculation
         if decode and decode.id == id and decode.hypothesis:
-            self._show(utterance, decode.hypothesis, decode.last)
+            self._show(utterance, decode.hypothesis, decode.last, whole=True)
 
     def receive_failure(self, id: int, sentence: str) -> None:
         if self._partial and self._partial[0] == id:
@@ -250,19 +250,21 @@ class Decoding:
 
     # Telling.
 
-    def _show(self, utterance: Utterance, hypothesis: Hypothesis, position: int) -> None:
+    def _show(
+        self, utterance: Utterance, hypothesis: Hypothesis, position: int, whole: bool = False
+    ) -> None:
         if not hypothesis.text:
             return
-        stable = utterance.agreement.receive(hypothesis)
-        if stable is None:
+        shown = utterance.agreement.receive(hypothesis, whole)
+        if shown is None:
             return
         self.stats.partials += 1
         utterance.shown = True
         self._outbox.say(
             Partial(
                 utterance.segment_id,
-                hypothesis.text,
-                stable,
+                shown.text,
+                shown.stable,
                 assembler.seconds(utterance.shown_from),
                 assembler.seconds(position),
             )

@@ -41,6 +41,7 @@ _PARTIAL_OUTPUTS = (
     "TOKENS",
     "TOKEN_ENDS",
     "TOKEN_TIMES",
+    "TOKEN_LOGPROBS",
     "LANGUAGE",
     "LANGUAGE_PROBABILITY",
     "WINDOW_SECONDS",
@@ -335,6 +336,7 @@ def _hypothesis(outputs: dict[str, Any], stages: Mapping[str, float]) -> Hypothe
         tokens=tuple(map(int, outputs.get("TOKENS", ()))),
         token_ends=tuple(map(int, outputs.get("TOKEN_ENDS", ()))),
         token_times=tuple(map(float, outputs.get("TOKEN_TIMES", ()))),
+        token_logprobs=tuple(map(float, outputs.get("TOKEN_LOGPROBS", ()))),
         language=outputs["LANGUAGE"][0],
         language_probability=float(outputs["LANGUAGE_PROBABILITY"][0]),
         average_logprob=float(outputs["AVERAGE_LOGPROB"][0])

@@ -75,4 +75,6 @@ class Hypothesis:
     words: Sequence[TimedWord] = field(default_factory=tuple[TimedWord, ...])
     # Seconds from the start of the request's audio; empty where the model does not tell them.
     token_times: Sequence[float] = ()
+    # 0 for those of the prefix; empty where the model does not tell them.
+    token_logprobs: Sequence[float] = ()
     stages: Mapping[str, float] = field(default_factory=dict[str, float])  # seconds, of finals

@@ -91,6 +91,9 @@ WHISPER_OUTPUTS = (
     # attention; of marks where the token before them is. They may jump back. Left out where the
     # runtime or the checkpoint does not tell.
     Tensor("TOKEN_TIMES", "FP32", (-1,)),
+    # How likely each token was when it was chosen; 0 for those of PREFIX, which nobody chose. Left
+    # out where the runtime does not tell.
+    Tensor("TOKEN_LOGPROBS", "FP32", (-1,)),
     Tensor("LANGUAGE", "STRING", (1,)),  # the one asked for, or the one detected
     Tensor("LANGUAGE_PROBABILITY", "FP32", (1,)),
     Tensor("AVERAGE_LOGPROB", "FP32", (1,)),  # of the tokens behind PREFIX, and of the end

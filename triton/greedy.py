@@ -79,6 +79,7 @@ class Decoded:
     tokens: list[int]  # the prefix first; without the end
     # For each token the frame of audio attended most when it was chosen; empty where nobody knows.
     frames: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])  # of each new token
     logprob: float = 0.0  # the sum over the new tokens, and the end
     ended: bool = False  # by itself, not by the limit
     rewound: bool = False  # it was about to say all again, and stopped
@@ -111,6 +112,7 @@ class _Row:
             self.attend(token, frame, controls.marks)
         self.decoded.logprob += logprob
         self.decoded.tokens.append(token)
+        self.decoded.logprobs.append(logprob)
         self.next = token
         return len(self.decoded.tokens) >= self.task.limit
 

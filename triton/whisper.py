@@ -80,6 +80,7 @@ class Transcript:
     no_speech_probability: float
     suspect: bool
     token_times: list[float] = field(default_factory=list[float])  # see contract.py
+    token_logprobs: list[float] = field(default_factory=list[float])  # likewise
     window_seconds: float = 0.0  # of audio and zeros, that the encoder saw
     words: list[Word] = field(default_factory=list[Word])
     stages: Sequence[float] = field(default=(0.0,) * len(contract.STAGES), compare=False)  # seconds
@@ -97,6 +98,7 @@ class _Answer:
     sureness: float  # of the language; 1 where it was given
     frames: list[int] = field(default_factory=list[int])  # attended by each token, if it is known
     rewound: bool = False  # it was about to say all again
+    logprobs: list[float] = field(default_factory=list[float])  # of each new token, if known
 
 
 class RowError(Exception):
@@ -315,6 +317,7 @@ class Whisper:
                 sureness,
                 found.frames,
                 found.rewound,
+                found.logprobs,
             )
             for found, (language, sureness) in zip(greedy.decode(tasks), languages, strict=True)
         ]
@@ -398,6 +401,12 @@ class Whisper:
             for frame, token in zip(answer.frames, sequence[:most], strict=False)
             if token < self._vocabulary.end
         ]
+        chances = [0.0] * len(row.prefix) + answer.logprobs if answer.logprobs else []
+        logprobs = [
+            chance
+            for chance, token in zip(chances, sequence[:most], strict=False)
+            if token < self._vocabulary.end
+        ]
         text, ends = self._vocabulary.decode(tokens)
         repetitive = compression_ratio(text) > HIGH_COMPRESSION
         unsure = average < LOW_LOGPROB
@@ -427,6 +436,7 @@ class Whisper:
             token_times=times[: len(tokens)],
             # A window of 30 s is the last resort: there is nothing better to try behind it. And
             # silence is what it is in any window.
+            token_logprobs=logprobs[: len(tokens)],
             suspect=doubtful and not silent and window < contract.WINDOWS[-1],
             window_seconds=window,
         )

@@ -120,7 +120,7 @@ def test_a_transcript_has_every_output_in_the_type_of_the_contract(whisper: Any)
     assert len(outputs["TEXT"][0].split()) >= 2
     assert b" ".join(outputs["WORD"].tolist()) == outputs["TEXT"][0]
     assert len(outputs["TOKENS"]) == len(outputs["TOKEN_ENDS"]) > 0
-    assert len(outputs["TOKENS"]) == len(outputs["TOKEN_TIMES"])
+    assert len(outputs["TOKENS"]) == len(outputs["TOKEN_TIMES"]) == len(outputs["TOKEN_LOGPROBS"])
     times = [outputs[name] for name in ("WORD_START", "WORD_END", "WORD_PROBABILITY")]
     assert all(len(values) == len(outputs["WORD"]) for values in times)
 

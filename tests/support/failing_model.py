@@ -30,6 +30,7 @@ class TritonPythonModel:
             "TOKENS": ([1, 2, 3], np.int32),
             "TOKEN_ENDS": ([3, 6, 11], np.int32),
             "TOKEN_TIMES": ([], np.float32),
+            "TOKEN_LOGPROBS": ([], np.float32),
             "LANGUAGE": ([b"en"], object),
             "LANGUAGE_PROBABILITY": ([1.0], np.float32),
             "AVERAGE_LOGPROB": ([-0.1], np.float32),

@@ -81,6 +81,7 @@ def _answer(transcript: Transcript, wanted: list[str]) -> Any:
         "TOKENS": (transcript.tokens, np.int32),
         "TOKEN_ENDS": (transcript.token_ends, np.int32),
         "TOKEN_TIMES": (transcript.token_times, np.float32),
+        "TOKEN_LOGPROBS": (transcript.token_logprobs, np.float32),
         "LANGUAGE": ([transcript.language.encode()], object),
         "LANGUAGE_PROBABILITY": ([transcript.language_probability], np.float32),
         "AVERAGE_LOGPROB": ([transcript.average_logprob], np.float32),
