@@ -204,6 +204,8 @@ class Result:
             words, changed = assembler.changed_words(stable[-1], said, cut=False)
             self.stable += words
             self.stable_changed += changed
+            if changed:
+                print(f"stable: {stable[-1]}\n final: {said}", file=sys.stderr)
         if final is None:
             return
         self.words += len(spoken(said))
