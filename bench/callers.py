@@ -17,7 +17,6 @@ Prints one JSON object: a list of calls, and whether this process kept its own t
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
 import resource
@@ -29,9 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import corpus
+import flicker
 from recordings import Recording, Sentence, recordings
 
 from dalston import client
+from dalston.orchestrator.agreement import spoken
 
 RATE, CHUNK_S = 16_000, 0.1
 SCRIPTS = 8
@@ -64,8 +65,8 @@ class Call:
     lost: int = 0  # sentences without a final
     doubled: int = 0  # finals told twice, or of the same audio
     stable_broken: int = 0  # partials that changed what was stable in the one before
-    unstable_words: int = 0  # shown, and changed by the next partial or the final
-    unstable_speech: int = 0  # the same, but for case and punctuation
+    unstable_words: int = 0  # shown, and changed by the next partial or the final (flicker.py)
+    rewritten_words: int = 0  # only with other capitals or marks
     words: int = 0  # of finals
     stats: dict[str, Any] = field(default_factory=dict[str, Any])
     failure: str = ""
@@ -151,6 +152,8 @@ class Listener:
                 self._texts.append((now, event["start"], event["end"]))
                 self._seen.partials += 1
                 self._seen.partial_lag.append(self._clock.sent - event["end"])
+                if self._partial and self._partial["segment_id"] != event["segment_id"]:
+                    self._compare(None)
                 self._compare(event)
                 self._partial = event
             case "vad.speech_end":
@@ -161,21 +164,28 @@ class Listener:
                 self._partial = None
                 self._final(now, event)
             case "session.end":
+                self._compare(None)
                 self._seen.stats = event["stats"]
             case _:
                 pass
 
-    def _compare(self, event: client.Event) -> None:
-        """With what was shown of the same utterance before."""
+    def _compare(self, event: client.Event | None) -> None:
+        """With what was shown of the same utterance before. None: it said nothing in the end."""
         before = self._partial
-        if before is None or before["segment_id"] != event["segment_id"]:
+        if before is None:
+            return
+        if event is None:
+            self._seen.unstable_words += flicker.changed(before["text"], "")[0]
+            self._partial = None
+            return
+        if before["segment_id"] != event["segment_id"]:
             return
         stable = before["text"][: before["stable_chars"]]
         if event["type"] == "transcript.partial" and not event["text"].startswith(stable):
             self._seen.stable_broken += 1
-        shown, now = before["text"].split(), event["text"].split()
-        self._seen.unstable_words += _changed(shown, now)
-        self._seen.unstable_speech += _changed(_spoken(shown), _spoken(now))
+        changed, rewritten = flicker.changed(before["text"], event["text"])
+        self._seen.unstable_words += changed
+        self._seen.rewritten_words += rewritten
 
     def _final(self, now: float, event: client.Event) -> None:
         known = {"segment_id", "text", "start", "end"}
@@ -185,7 +195,7 @@ class Listener:
         ):
             self._seen.doubled += 1
         self._seen.finals.append({key: event[key] for key in known})
-        self._seen.words += len(event["text"].split())
+        self._seen.words += len(spoken(event["text"]))
         if event["end"] in self._decided:
             self._seen.after_endpoint.append(now - self._decided[event["end"]])
         self._told.append((now, event["start"], event["end"]))
@@ -200,15 +210,6 @@ class Listener:
             shown = [at for at, start, end in self._texts if _overlap(sentence, start, end)]
             if shown:
                 self._seen.first_text.append(min(shown) - sentence.start)
-
-
-def _changed(shown: list[str], now: list[str]) -> int:
-    return len(shown) - len(os.path.commonprefix([shown, now]))
-
-
-def _spoken(words: list[str]) -> list[str]:
-    """What of them is heard when they are read aloud."""
-    return [said for word in words if (said := re.sub(r"\W", "", word.lower()))]
 
 
 def _overlap(sentence: Sentence, start: float, end: float) -> bool:

@@ -185,9 +185,8 @@ def summary(run: Run, alone: Run) -> dict[str, Any]:
         "unstable_partial_word_ratio": round(
             run.total("unstable_words") / max(1, run.total("words")), 4
         ),
-        # The same, but for case and punctuation.
-        "unstable_partial_speech_ratio": round(
-            run.total("unstable_speech") / max(1, run.total("words")), 4
+        "rewritten_word_ratio": round(
+            run.total("rewritten_words") / max(1, run.total("words")), 4
         ),
         "wer": round(run.word_error_rate(), 4),
         "wer_single": round(alone.word_error_rate(), 4),

@@ -99,12 +99,20 @@ def test_words_that_were_shown_and_change_are_unstable() -> None:
     assert call.stable_broken == 0
 
 
-def test_case_and_punctuation_that_change_are_no_speech_that_changes() -> None:
+def test_other_capitals_and_marks_are_no_other_words() -> None:
     call = listened(
-        partial("Turn on. The", 0), partial("turn on the", 0), final("Turn on the light", 0.4, 1.5)
+        partial("Turn on.", 0), partial("turn on, the", 4), final("turn on, the light", 0.4, 1.5)
     )
-    assert call.unstable_words == 6
-    assert call.unstable_speech == 0
+    assert (call.unstable_words, call.rewritten_words) == (0, 2)
+
+
+def test_what_was_shown_of_nothing_is_unstable() -> None:
+    call = listened(
+        partial("turn on", 0),
+        partial("the", 0, "seg_0001"),
+        {"type": "session.end", "stats": {}},
+    )
+    assert call.unstable_words == 3
 
 
 def test_of_a_sentence_in_two_finals_the_last_ends_the_wait() -> None:
