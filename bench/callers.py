@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import json
 import random
-import re
 import resource
 import time
 from collections.abc import Sequence

@@ -467,7 +467,16 @@ class Whisper:
                 starts = _token_starts(rows[index], alignment)
                 words = self._words(rows[index], transcripts[index], alignment, starts)
                 times = transcripts[index].token_times or starts[: len(transcripts[index].tokens)]
-                transcripts[index] = replace(transcripts[index], words=words, token_times=times)
+                chances = (
+                    transcripts[index].token_logprobs
+                    or [
+                        math.log(max(probability, 1e-30))
+                        for probability in alignment.text_token_probs
+                    ][: len(transcripts[index].tokens)]
+                )
+                transcripts[index] = replace(
+                    transcripts[index], words=words, token_times=times, token_logprobs=chances
+                )
         return transcripts
 
     def _words(

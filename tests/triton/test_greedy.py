@@ -127,6 +127,25 @@ def test_token_times_are_the_same_by_drafts_and_prefixes_and_near_the_words(own:
         assert all(0 <= time <= len(audio) / SAMPLE_RATE for time in plain.token_times)
 
 
+def test_token_logprobs_are_the_same_by_drafts_and_nothing_is_told_of_a_prefix(
+    own: Whisper,
+) -> None:
+    for audio in SENTENCES[:6]:
+        (plain,) = transcribed(own, [Row(audio, language="en")])
+        said, half = plain.tokens, len(plain.tokens) // 2
+        assert len(plain.token_logprobs) == len(said)
+        assert max(plain.token_logprobs) <= 0
+        # All but the end's.
+        spoken = sum(plain.token_logprobs)
+        assert spoken - 20 <= plain.average_logprob * (len(said) + 1) <= spoken
+        for draft in (said, [*said[:half], 0]):
+            (found,) = transcribed(own, [Row(audio, language="en", draft=draft)])
+            assert found.token_logprobs == pytest.approx(plain.token_logprobs, abs=1e-3)
+        (forced,) = transcribed(own, [Row(audio, language="en", prefix=said[:half])])
+        expected = [0.0] * half + plain.token_logprobs[half:]
+        assert forced.token_logprobs == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_checkpoint_without_alignment_heads_tells_no_token_times(
     checkpoint: Path, tmp_path: Path
 ) -> None:
