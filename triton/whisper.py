@@ -434,9 +434,9 @@ class Whisper:
             average_logprob=average,
             no_speech_probability=answer.no_speech,
             token_times=times[: len(tokens)],
+            token_logprobs=logprobs[: len(tokens)],
             # A window of 30 s is the last resort: there is nothing better to try behind it. And
             # silence is what it is in any window.
-            token_logprobs=logprobs[: len(tokens)],
             suspect=doubtful and not silent and window < contract.WINDOWS[-1],
             window_seconds=window,
         )
