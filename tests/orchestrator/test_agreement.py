@@ -109,6 +109,7 @@ def test_a_word_that_may_still_grow_is_not_stable() -> None:
     # " mus" was said twice, and turns out to be the beginning of " music".
     agreement.receive(hypothesis(0, 6))
     agreement.receive(hypothesis(0, 6, 7))
+    agreement.receive(hypothesis(0, 6, 7))
     assert agreement.receive(hypothesis(0, 6, 7)) == Shown("turn music", 4)
 
 
