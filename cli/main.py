@@ -9,6 +9,10 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it needs what not every role installs
+    from dalston.cli.models import Choice
 
 _WORKER_HELP = """\
 environment:
@@ -114,6 +118,15 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--silero", type=Path, metavar="FILE", help="the VAD's ONNX file, if there is no index"
+        )
+        command.add_argument(
+            "--end-of-turn",
+            type=Path,
+            nargs="?",
+            const=True,
+            default=False,
+            metavar="FILE",
+            help="serve the model that endpointing=smart asks (FILE: if there is no index)",
         )
         command.add_argument(
             "--data-dir", type=Path, metavar="DIR", help="models and logs (~/.local/share/dalston)"
@@ -230,21 +243,28 @@ def _missing(extra: str, error: ModuleNotFoundError) -> int:
     return 1
 
 
+def _choice(args: argparse.Namespace) -> "Choice":
+    """What the options of add_stack_options ask for."""
+    from dalston.cli.models import Choice
+
+    return Choice(args.profile, args.checkpoint, args.silero, args.source, args.end_of_turn)
+
+
 def _up(args: argparse.Namespace) -> int:
     try:
-        from dalston.cli import models, up
+        from dalston.cli import up
     except ModuleNotFoundError as error:
         return _missing("local", error)
-    choice = models.Choice(args.profile, args.checkpoint, args.silero, args.source)
+    choice = _choice(args)
     return up.main(choice, args.data_dir, args.host, args.port, args.workers, args.tritons)
 
 
 def _demo(args: argparse.Namespace) -> int:
     try:
-        from dalston.cli import demo, models
+        from dalston.cli import demo
     except ModuleNotFoundError as error:
         return _missing("local", error)
-    choice = models.Choice(args.profile, args.checkpoint, args.silero, args.source)
+    choice = _choice(args)
     return demo.main(choice, args.data_dir, args.file)
 
 
@@ -268,7 +288,7 @@ def _models_build(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         return _missing("triton", error)
     out = args.out or data_folder(args.data_dir) / "model_repository"
-    choice = models.Choice(args.profile, args.checkpoint, args.silero, args.source)
+    choice = _choice(args)
     return models.main(choice, out)
 
 

@@ -25,6 +25,7 @@ class Choice:
     checkpoints: Sequence[str] = ()  # VARIANT=FOLDER, instead of the profile's
     silero: Path | None = None  # the VAD's file, instead of the package index's
     source: str = "auto"  # where checkpoints of the hub may come from
+    end_of_turn: bool | Path = False  # whether that model is served too, or its file
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def build(choice: Choice, out: Path) -> None:
             out,
             silero=choice.silero,
             source=choice.source,
+            end_of_turn=choice.end_of_turn,
             tell=console.print,
             progress=downloads.show,
         )

@@ -2,6 +2,7 @@
 What the models and their clients agree on: names, tensors, sizes. Knows no runtime.
 
     silero_vad        AUDIO int16 [n]                        -> PROBABILITY float32 [frames]
+    end_of_turn       AUDIO int16 [n]                        -> PROBABILITY float32 [1]
     whisper_<variant> AUDIO int16 [n], LANGUAGE, TASK,       -> TEXT, TOKENS, TOKEN_ENDS, LANGUAGE,
                       PREFIX and DRAFT int32 [k],               scores, words with times, and
                       WORDS, FULL_WINDOW                        where the time went
@@ -22,6 +23,12 @@ SAMPLE_RATE = 16_000  # Hertz
 VAD_MODEL = "silero_vad"
 VAD_FRAME = 512  # samples: 32 ms, the only size Silero is trained on at 16 kHz
 VAD_CONTEXT = 64  # samples of the frame before that the network sees again
+
+# --- end_of_turn --------------------------------------------------------------------------------
+# Whether who spoke has finished, by how it sounds: asked in the pause. Keeps no state. A repository
+# may do without it: sessions that ask for it then go by silence.
+TURN_MODEL = "end_of_turn"
+TURN_AUDIO = 8 * SAMPLE_RATE  # samples: all that the network hears; of more the last, before less zeros
 
 # --- whisper_<variant> --------------------------------------------------------------------------
 VARIANTS = ("fast", "accurate")
@@ -70,6 +77,9 @@ class Tensor:
 VAD_INPUTS = (Tensor("AUDIO", "INT16", (-1,)),)
 VAD_OUTPUTS = (Tensor("PROBABILITY", "FP32", (-1,)),)
 
+TURN_INPUTS = (Tensor("AUDIO", "INT16", (-1,)),)
+TURN_OUTPUTS = (Tensor("PROBABILITY", "FP32", (1,)),)  # that the turn is over
+
 WHISPER_INPUTS = (
     Tensor("AUDIO", "INT16", (-1,)),
     Tensor("LANGUAGE", "STRING", (1,)),  # ISO 639-1, or "auto"
@@ -82,7 +92,7 @@ WHISPER_INPUTS = (
 )
 # Where the time of a row went. Rows that are answered together share these times.
 STAGES = ("features", "encode", "decode", "align")
-# Of both models an output without elements is left out of the answer.
+# Of all models an output without elements is left out of the answer.
 WHISPER_OUTPUTS = (
     Tensor("TEXT", "STRING", (1,)),
     Tensor("TOKENS", "INT32", (-1,)),

@@ -56,15 +56,21 @@ def log_mel(pcm: npt.NDArray[np.int16], frames: int, n_mels: int) -> npt.NDArray
 
     Raises ValueError if the audio is longer than that.
     """
+    return log_mel_of(pcm.astype(np.float32) / 32768, frames, n_mels)
+
+
+def log_mel_of(
+    samples: npt.NDArray[np.float32], frames: int, n_mels: int
+) -> npt.NDArray[np.float32]:
+    """The same of samples of any scale."""
     length = frames * HOP
-    if len(pcm) > length:
-        raise ValueError(f"{len(pcm)} samples do not fit into {frames} frames")
+    if len(samples) > length:
+        raise ValueError(f"{len(samples)} samples do not fit into {frames} frames")
     # Only frames that touch the audio are computed: the others are silence.
-    count = min(frames, (len(pcm) + N_FFT // 2 - 1) // HOP + 1)
+    count = min(frames, (len(samples) + N_FFT // 2 - 1) // HOP + 1)
     audio = np.zeros(max(count * HOP + N_FFT, N_FFT), np.float32)
     half = N_FFT // 2
-    audio[half : half + len(pcm)] = pcm
-    audio /= 32768
+    audio[half : half + len(samples)] = samples
     # Both ends of the window are mirrored, as torch.stft(center=True) does.
     head = audio[half + 1 : 2 * half + 1]
     audio[:half] = head[::-1]

@@ -91,6 +91,10 @@ def silero(manifest: Path = MANIFEST) -> WheelFile:
     return TypeAdapter(WheelFile).validate_python(_read(manifest)["silero"])
 
 
+def end_of_turn(manifest: Path = MANIFEST) -> WheelFile:
+    return TypeAdapter(WheelFile).validate_python(_read(manifest)["end_of_turn"])
+
+
 def profiles(manifest: Path = MANIFEST) -> dict[str, dict[str, Served]]:
     """Profile -> variant -> what is served."""
     data = _read(manifest)

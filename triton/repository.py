@@ -20,7 +20,13 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from dalston.triton import conversion, graphs, greedy, models, sources, weights
-from dalston.triton.contract import LANGUAGES, SAMPLE_RATE, VAD_MODEL, whisper_model
+from dalston.triton.contract import (
+    LANGUAGES,
+    SAMPLE_RATE,
+    TURN_MODEL,
+    VAD_MODEL,
+    whisper_model,
+)
 from dalston.triton.models import Checkpoint, ModelError, Served, Source
 from dalston.triton.vocabulary import Vocabulary
 from dalston.triton.wheels import Progress, untold
@@ -35,6 +41,7 @@ def build(
     out: Path,
     *,
     silero: Path | None = None,
+    end_of_turn: bool | Path = False,
     cores: int | None = None,
     source: Source = "auto",
     tell: Callable[[str], None] = lambda _: None,
@@ -42,20 +49,23 @@ def build(
 ) -> bool:
     """Build the repository `out` for these variants; False if it was up to date.
 
-    `source` says where checkpoints of the hub may come from. `tell` is given a line for each step,
-    `progress` the bytes of downloads. Raises ModelError, leaving what was there.
+    silero: the VAD's file, if it need not be fetched. end_of_turn: whether its model is served too,
+    or its file. source: where checkpoints of the hub may come from. `tell` is given a line for each
+    step, `progress` the bytes of downloads. Raises ModelError, leaving what was there.
     """
     out = out.resolve()
     if out.exists() and not (out / _STAMP).exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} holds other things: give a folder that is new, or built by this")
     if silero is not None:
         sources.verify(silero, models.silero().sha256)
+    if isinstance(end_of_turn, Path):
+        sources.verify(end_of_turn, models.end_of_turn().sha256)
     cores = cores or len(os.sched_getaffinity(0))
     folders = dict[str, Path]()
     for variant, model in served.items():
         tell(f"{variant}: {model.checkpoint.id} ({model.checkpoint.source})")
         folders[variant] = sources.fetch(model.checkpoint, source, tell, progress)
-    stamp = _stamp(served, folders, cores)
+    stamp = _stamp(served, folders, cores, bool(end_of_turn))
     if _read_stamp(out) == stamp:
         return False
 
@@ -66,6 +76,11 @@ def build(
         tell(f"{VAD_MODEL}: {models.silero().requirement}")
         _copy_source(VAD_MODEL, new)
         sources.fetch_silero(new / VAD_MODEL / "1" / "silero.onnx", silero, progress)
+        if end_of_turn:
+            tell(f"{TURN_MODEL}: {models.end_of_turn().requirement}")
+            _copy_source(TURN_MODEL, new)
+            local = end_of_turn if isinstance(end_of_turn, Path) else None
+            sources.fetch_end_of_turn(new / TURN_MODEL / "1" / "end_of_turn.onnx", local, progress)
         for variant, model in served.items():
             _whisper(variant, model, folders[variant], new, cores, tell)
         (new / _STAMP).write_text(json.dumps(stamp, indent=1))
@@ -167,7 +182,9 @@ def _try(folder: Path, checkpoint: Checkpoint) -> None:
         raise ModelError(f"{checkpoint.id} is broken: {reason}")
 
 
-def _stamp(served: Mapping[str, Served], folders: Mapping[str, Path], cores: int) -> dict[str, Any]:
+def _stamp(
+    served: Mapping[str, Served], folders: Mapping[str, Path], cores: int, end_of_turn: bool
+) -> dict[str, Any]:
     """What the result depends on."""
     digest = hashlib.sha256()
     code = [*SOURCE.rglob("*.pbtxt"), *SOURCE.rglob("model.py")]
@@ -187,6 +204,7 @@ def _stamp(served: Mapping[str, Served], folders: Mapping[str, Path], cores: int
             {
                 "code": digest.hexdigest(),
                 "cores": cores,
+                "end_of_turn": end_of_turn,
                 "served": {variant: repr(model) for variant, model in served.items()},
                 "weights": files,
             }

