@@ -12,10 +12,13 @@ from dalston.client import Event
 
 
 def line(event: Event) -> Text:
-    """A partial or a final. The stable part of a partial is bold, the rest may still change."""
+    """A partial or a final. The stable part of a partial is bold, the rest may still change; an
+    eager final is bold as a whole."""
     text, start = event["text"], (_time(event["start"]), "dim")
     if event["type"] == "transcript.final":
         return Text.assemble(start, text)
+    if event["type"] == "transcript.eager":
+        return Text.assemble(start, (text, "bold"))
     stable = event["stable_chars"]
     return Text.assemble(start, (text[:stable], "bold"), (text[stable:], "dim italic"))
 
@@ -45,7 +48,7 @@ class Display:
 
     def show(self, event: Event) -> None:
         match event["type"]:
-            case "transcript.partial":
+            case "transcript.partial" | "transcript.eager":
                 self._live.update(line(event))
             case "transcript.final":
                 self._live.update("")

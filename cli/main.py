@@ -158,6 +158,10 @@ def _parser() -> argparse.ArgumentParser:
     stream.add_argument("--language", default="auto", help="ISO 639-1 code, or auto (auto)")
     stream.add_argument("--model", default="fast", help="fast or accurate (fast)")
     stream.add_argument("--words", action="store_true", help="ask for word times")
+    stream.add_argument(
+        "--eager", action="store_true", help="ask for finals before it is certain that they are"
+    )
+    stream.add_argument("--endpointing", default="auto", help="auto, smart or manual (auto)")
     stream.add_argument("--sample-rate", type=int, default=16_000, help="of raw audio, Hz (16000)")
     stream.add_argument("--encoding", default="pcm_s16le", help="of raw audio (pcm_s16le)")
     stream.add_argument("--channels", type=int, default=1, help="of raw audio (1)")
@@ -274,6 +278,7 @@ def _stream(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         return _missing("client", error)
     parameters = {"language": args.language, "model": args.model, "word_timestamps": args.words}
+    parameters |= {"eager": args.eager, "endpointing": args.endpointing}
     if key := args.api_key or os.environ.get("DALSTON_API_KEY"):
         parameters["api_key"] = key
     raw = stream.Format(args.encoding, args.sample_rate, args.channels)

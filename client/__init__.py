@@ -334,11 +334,8 @@ class Session:
             is_ours = not began or event.get("resumed_from") == self._id
             if event["type"] == "session.begin" and is_ours:
                 offset_ms = event.get("resume_offset_ms", 0.0)
-                if began:
-                    self._heard.resumed(offset_ms)
-                else:
-                    for news in self._hear(event):
-                        await self._tell(news)
+                for news in self._heard.resumed(offset_ms) if began else self._hear(event):
+                    await self._tell(news)
                 self._sent.go_back(offset_ms)
                 self._connection = connection
                 self._connected_at = self._heard_at = asyncio.get_running_loop().time()

@@ -171,12 +171,16 @@ class Heard:
         self._until = 0.0  # end of the last final
         self._shown: tuple[int, float, str] | None = None  # partial: segment, end, stable text
         self._offset: float | None = None  # seconds; of a session that was gone on with
+        self._eager: str | None = None  # segment whose eager final is not confirmed yet
         self._invalid_told = False
         self._received = 0.0
 
-    def resumed(self, offset_ms: float) -> None:
-        """What comes now may be what came before."""
+    def resumed(self, offset_ms: float) -> list[Event]:
+        """What comes now may be what came before. What the application is told of that: whoever
+        goes on tells an eager final anew."""
         self._offset = offset_ms / 1000
+        segment, self._eager = self._eager, None
+        return [{"type": "transcript.withdrawn", "segment_id": segment}] if segment else []
 
     def hear(self, event: Event) -> list[Event]:
         """What the application is told: the event, nothing, or something before it."""
@@ -187,6 +191,14 @@ class Heard:
                 return self._hear_end(event)
             case "transcript.partial":
                 return self._hear_partial(event)
+            case "transcript.eager":
+                if _number(event["segment_id"]) <= _number(self.last_segment):
+                    return []
+                self._eager = event["segment_id"]
+                return [event]
+            case "transcript.withdrawn":
+                told, self._eager = self._eager is not None, None
+                return [event] if told else []
             case "transcript.final":
                 return self._hear_final(event)
             case "session.end":
@@ -242,7 +254,7 @@ class Heard:
     def _hear_final(self, event: Event) -> list[Event]:
         if _number(event["segment_id"]) <= _number(self.last_segment):
             return []
-        self.last_segment = event["segment_id"]
+        self.last_segment, self._eager = event["segment_id"], None
         # A final that was missed is told without the events before it; what is open ends.
         missed = self._missed_end(event["end"])
         self._until = event["end"]

@@ -18,6 +18,7 @@ import msgspec
 from dalston.orchestrator.messages import (
     Ack,
     Configure,
+    Eager,
     Error,
     Final,
     MessageError,
@@ -27,6 +28,7 @@ from dalston.orchestrator.messages import (
     SessionBegin,
     SessionConfig,
     Snapshot,
+    Withdrawn,
     parse,
     parse_server,
     serialize,
@@ -36,6 +38,7 @@ from dalston.triton.contract import SAMPLE_RATE
 # What the worker writes begins with its type: most messages need not be read any further.
 _BEGIN, _SNAPSHOT = '{"type":"session.begin"', '{"type":"session.snapshot"'
 _FINAL, _PARTIAL = '{"type":"transcript.final"', '{"type":"transcript.partial"'
+_EAGER, _WITHDRAWN = '{"type":"transcript.eager"', '{"type":"transcript.withdrawn"'
 _SPEECH, _ACK, _END = '{"type":"vad.', '{"type":"ack"', '{"type":"session.end"'
 _UPDATED, _PONG, _ERROR = '{"type":"config.updated"', '{"type":"pong"', '{"type":"error"'
 
@@ -80,6 +83,7 @@ class Relay:
         self.resume_offset_ms: float | None = None  # of one that was resumed
         self._partial: str | None = None  # the last that was told, as it is on the wire
         self._shown: tuple[str, float, str] | None = None  # after a takeover: segment, end, stable
+        self._eager: str | None = None  # segment whose eager final the client takes for good
         self._acked = 0.0
 
     @classmethod
@@ -105,12 +109,15 @@ class Relay:
         return relay
 
     def missed(self) -> list[str]:
-        """Finals the client does not have, and the end; for one that resumes."""
+        """What is told before a worker goes on: that an eager final does not hold, for whoever goes
+        on does not know of it; and to one that resumes the finals it does not have, and the end."""
+        eager, self._eager = self._eager, None
+        withdrawn = [serialize(Withdrawn(eager))] if eager else []
         missed = [
             final for id, final in self.finals.items() if segment_number(id) > self._last_told
         ]
         self._last_told = max([self._last_told, *map(segment_number, self.finals)])
-        return [*missed, self.end] if self.end else missed
+        return [*withdrawn, *missed, *([self.end] if self.end else [])]
 
     # From the client.
 
@@ -232,6 +239,15 @@ class Relay:
             return None if repeated else frame
         if frame.startswith(_FINAL):
             return self._pass_final(frame)
+        if frame.startswith(_EAGER):
+            segment = msgspec.json.decode(frame, type=Eager).segment_id
+            if segment_number(segment) <= self._last_told:
+                return None
+            self._eager = segment
+            return frame
+        if frame.startswith(_WITHDRAWN):
+            told, self._eager = self._eager is not None, None
+            return frame if told else None
         if frame.startswith(_SNAPSHOT):
             self._state(frame)
             return None
@@ -282,7 +298,7 @@ class Relay:
         segment = _final(frame).segment_id
         if self._shown and segment_number(segment) >= segment_number(self._shown[0]):
             self._shown = None
-        self._partial = None
+        self._partial = self._eager = None
         if segment not in self.finals:
             self.finals[segment] = self._unsaved[segment] = frame
         if segment_number(segment) <= self._last_told:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from dalston.orchestrator import assembler
 from dalston.orchestrator.agreement import Agreement
 from dalston.orchestrator.messages import (
+    Eager,
     Error,
     Final,
     Partial,
@@ -24,10 +25,12 @@ from dalston.orchestrator.messages import (
     SessionConfig,
     Snapshot,
     Stats,
+    Withdrawn,
     Word,
 )
 from dalston.orchestrator.outbox import Outbox
 from dalston.orchestrator.requests import Cancel, Hypothesis, Request, TranscriptRequest
+from dalston.orchestrator.vad import PAUSE
 from dalston.triton.contract import SAMPLE_RATE, Variant
 
 PARTIAL_EVERY = SAMPLE_RATE // 2  # samples of speech, unless the worker is set otherwise
@@ -63,6 +66,7 @@ class Utterance:
     shown: bool = False  # by a partial
     agreement: Agreement = field(default_factory=Agreement)
     speculation: Decode | None = None
+    eager: bool = False  # whether its final was told before it is certain
 
     @property
     def shown_from(self) -> int:
@@ -194,6 +198,9 @@ class Decoding:
 
     def resume(self, utterance: Utterance) -> None:
         """It was only a pause."""
+        if utterance.eager:
+            utterance.eager = False
+            self._outbox.say(Withdrawn(utterance.segment_id))
         if decode := utterance.speculation:
             utterance.speculation = None
             self.stats.speculative_finals_dropped += 1
@@ -213,7 +220,7 @@ class Decoding:
         language = self._language(ended.config, ended.generation)
         as_asked = (ended.last, language, ended.words)
         if decode and (decode.last, decode.language, decode.words) == as_asked:
-            ended.decode, utterance.speculation = decode, None
+            ended.decode, utterance.speculation, utterance.eager = decode, None, False
             self.stats.speculative_finals_used += 1
         else:
             self.resume(utterance)
@@ -235,11 +242,30 @@ class Decoding:
             self.stats.final_window_seconds += hypothesis.window_seconds
             self._settle()
 
-    def show_speculation(self, utterance: Utterance, id: int) -> None:
+    def show_speculation(self, utterance: Utterance, id: int, config: SessionConfig) -> None:
         """The answer to a speculation is worth showing while its utterance is still open."""
         decode = utterance.speculation
-        if decode and decode.id == id and decode.hypothesis:
+        if not (decode and decode.id == id and decode.hypothesis):
+            return
+        if config.interim_results:
             self._show(utterance, decode.hypothesis, decode.last, whole=True)
+        if config.eager:
+            self._tell_eager(utterance, decode.hypothesis, decode.last - PAUSE)
+
+    def _tell_eager(self, utterance: Utterance, hypothesis: Hypothesis, end: int) -> None:
+        # No final is due before it (see speculate), so what it is joined with is known.
+        text, _ = self._said(utterance, hypothesis, end, self.overlap_words)
+        if text:
+            utterance.eager = True
+            self._outbox.say(
+                Eager(
+                    segment_id=utterance.segment_id,
+                    text=text,
+                    start=assembler.seconds(utterance.shown_from),
+                    end=assembler.seconds(end),
+                    language=hypothesis.language,
+                )
+            )
 
     def receive_failure(self, id: int, sentence: str) -> None:
         if self._partial and self._partial[0] == id:
@@ -308,6 +334,17 @@ class Decoding:
                 ended.utterance, ended.audio, ended.last, language, ended.words
             )
 
+    def _said(
+        self, utterance: Utterance, hypothesis: Hypothesis, end: int, before: list[Word]
+    ) -> tuple[str, list[Word]]:
+        """Text and words of an utterance whose speech ended at `end`, less what is `before` a cut
+        that it continues."""
+        words = assembler.session_words(hypothesis, utterance.start, utterance.onset, end)
+        if not utterance.continues:
+            return hypothesis.text, words
+        words = assembler.after_cut(words, before, utterance.onset)
+        return assembler.text_of(words, hypothesis.language), words
+
     def _final(self, ended: Ended) -> list[ServerMessage] | None:
         """What is told of an utterance that ended; None: not known yet."""
         decode, utterance = ended.decode, ended.utterance
@@ -323,14 +360,11 @@ class Decoding:
             return [Error(code="internal_error", message=sentence, recoverable=True)]
 
         hypothesis = decode.hypothesis
-        text, language = hypothesis.text, hypothesis.language
-        words = assembler.session_words(hypothesis, utterance.start, utterance.onset, ended.end)
-        if utterance.continues:
-            words = assembler.after_cut(words, before, utterance.onset)
+        language = hypothesis.language
+        text, words = self._said(utterance, hypothesis, ended.end, before)
         if ended.cut:
             words = assembler.before_cut(words, ended.end)
             self.overlap_words = assembler.overlap(words, ended.end)
-        if utterance.continues or ended.cut:
             text = assembler.text_of(words, language)
         if not text:
             return []

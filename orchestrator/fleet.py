@@ -22,9 +22,14 @@ from dalston.orchestrator.inference import (
     SequenceLost,
     Triton,
 )
-from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptRequest
+from dalston.orchestrator.requests import (
+    Hypothesis,
+    SpeechRequest,
+    TranscriptRequest,
+    TurnRequest,
+)
 from dalston.orchestrator.wire import Code
-from dalston.triton.contract import VAD_MODEL, VARIANTS, whisper_model
+from dalston.triton.contract import TURN_MODEL, VAD_MODEL, VARIANTS, whisper_model
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +135,11 @@ class Fleet:
         """Requests under way, by URL."""
         return {member.triton.url: member.triton.pending for member in self._members}
 
+    @property
+    def judges_turns(self) -> bool:
+        """Whether any has the model for that; of `variants`."""
+        return any(member.triton.judges_turns for member in self._members)
+
     async def close(self) -> None:
         for starting in self._starting:
             starting.cancel()
@@ -187,6 +197,23 @@ class Fleet:
             tell(heard)
 
         member.triton.hear(request, told)
+
+    async def turn_over(self, request: TurnRequest) -> float:
+        """How likely it is that the turn is over. Asked once, of the least busy that answers: for
+        another try there is no time. Raises InferenceError."""
+        answering = [
+            member
+            for member in self._members
+            if member.triton.judges_turns and TURN_MODEL not in member.doubted
+        ]
+        if not answering:
+            raise InferenceError(f"no Triton has {TURN_MODEL} that answers", retryable=True)
+        member = min(answering, key=lambda member: member.triton.pending)
+        try:
+            return await member.triton.turn_over(request)
+        except InferenceError:
+            member.doubt(TURN_MODEL)
+            raise
 
     async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
         """For a variant of `variants`. Raises InferenceError."""

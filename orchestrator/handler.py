@@ -41,6 +41,7 @@ from dalston.orchestrator.requests import (
     Request,
     SpeechRequest,
     TranscriptRequest,
+    TurnRequest,
 )
 from dalston.orchestrator.session import Session, State
 from dalston.orchestrator.spans import Spans
@@ -95,6 +96,8 @@ class Models:
 
     hear: Hear
     transcribe: Callable[[TranscriptRequest], Awaitable[Hypothesis]]
+    # How likely it is that a turn is over. Raises InferenceError.
+    turn_over: Callable[[TurnRequest], Awaitable[float]]
     # Whether transcripts wait for a model that answers nobody. One that only has too much to do
     # answers somebody.
     mute: Callable[[], bool] = lambda: False
@@ -204,6 +207,8 @@ async def handle(
                 asked[request.id] = spawn(ask_final(request))
             case TranscriptRequest():
                 asked[request.id] = spawn(ask_transcript(request))
+            case TurnRequest():
+                spawn(ask_turn(request))
             case Cancel():
                 retrying.discard(request.id)
                 if task := asked.pop(request.id, None):
@@ -236,6 +241,17 @@ async def handle(
 
     def ask_speech_again() -> None:
         session.receive_speech_lost()
+        pump()
+
+    async def ask_turn(request: TurnRequest) -> None:
+        # The session waits for it: what fails is not asked again.
+        try:
+            probability = await models.turn_over(request)
+        except InferenceError as error:
+            logger.warning("%s: %s", session.id, error)
+            probability = None
+        metrics.TURNS_JUDGED.labels("no" if probability is None else "yes").inc()
+        session.receive_turn(request.id, probability)
         pump()
 
     async def ask_final(request: TranscriptRequest) -> None:

@@ -21,15 +21,24 @@ import numpy as np
 
 from dalston.orchestrator import traces
 from dalston.orchestrator.channel import Channel, Inference
-from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TimedWord, TranscriptRequest
+from dalston.orchestrator.requests import (
+    Hypothesis,
+    SpeechRequest,
+    TimedWord,
+    TranscriptRequest,
+    TurnRequest,
+)
 from dalston.orchestrator.turns import Turns
 from dalston.orchestrator.wire import Answer, CallFailed, Code
-from dalston.triton.contract import STAGES, VAD_MODEL, VARIANTS, whisper_model
+from dalston.triton.contract import STAGES, TURN_MODEL, VAD_MODEL, VARIANTS, whisper_model
 
 SPEECH_DEADLINE_S = 10.0
 # Questions to the VAD that come closer together than this leave together. Where there are many,
 # that halves what one costs worker, Triton and VAD (docs/log.md); where there are few, none waits.
 SPEECH_EVERY_S = 0.04
+# A session stands still while it waits for this. It is answered in a tenth of a second; what is
+# later than this comes too late for lag that is warned of (orchestrator/lag.py).
+TURN_DEADLINE_S = 2.0
 PARTIAL_DEADLINE_S = 5.0  # another is due long before
 FINAL_DEADLINE_S = 60.0
 PROBE_DEADLINE_S = 10.0  # behind a queue of finals
@@ -103,13 +112,14 @@ class LoadedVariant:
 
 
 class Triton:
-    """Both models behind one server's URL, "host:port" of its HTTP."""
+    """The models behind one server's URL, "host:port" of its HTTP."""
 
     def __init__(self, url: str):
         self._channel = Channel(url, self.probe)
         self._speech = list[tuple[Inference, Callable[[Answer | CallFailed], None]]]()  # to leave
         self._speech_left = -math.inf  # loop time, the last
         self._speech_leaves: asyncio.TimerHandle | None = None
+        self.judges_turns = False  # whether it has the model for that; of `variants`
         self._waiting = 0  # partials, for their turn
         # Of transcripts, by variant; as large as the variant was when it was first seen.
         self._turns: dict[str, Turns] = {}
@@ -136,6 +146,7 @@ class Triton:
         try:
             if not (await self._ready(VAD_MODEL)):
                 raise InferenceError(f"{VAD_MODEL} is not ready", retryable=True)
+            self.judges_turns = await self._ready(TURN_MODEL)
             loaded: dict[str, LoadedVariant] = {}
             for variant in VARIANTS:
                 if not await self._ready(whisper_model(variant)):
@@ -165,6 +176,9 @@ class Triton:
 
     async def probe(self, model: str) -> None:
         """Whether a model works, by asking it something small. Raises InferenceError."""
+        if model == TURN_MODEL:
+            await self.turn_over(TurnRequest(0, _SILENCE), PROBE_DEADLINE_S)
+            return
         if model != VAD_MODEL:
             (variant,) = (name for name in VARIANTS if whisper_model(name) == model)
             request = TranscriptRequest(0, "partial", _SILENCE, "en", variant)  # pyright: ignore[reportArgumentType]
@@ -215,6 +229,16 @@ class Triton:
         asked, self._speech = self._speech, []
         for call, answered in asked:
             self._channel.ask(call, SPEECH_DEADLINE_S, answered)
+
+    async def turn_over(self, request: TurnRequest, deadline_s: float = TURN_DEADLINE_S) -> float:
+        """How likely it is that the turn is over. Raises InferenceError."""
+        call = Inference(TURN_MODEL, ("PROBABILITY",))
+        call.add("AUDIO", "INT16", len(request.audio) // 2, request.audio)
+        try:
+            outputs = await self._channel.infer(call, deadline_s)
+        except CallFailed as error:
+            raise InferenceError(_sentence(error), retryable=True, code=error.code) from None
+        return float(_value(*outputs["PROBABILITY"])[0])
 
     async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
         """For a variant of `variants`. Raises InferenceError."""

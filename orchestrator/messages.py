@@ -40,6 +40,8 @@ SampleRate = Annotated[int, Meta(ge=8_000, le=48_000)]  # Hertz
 Channels = Annotated[int, Meta(ge=1, le=2)]  # 2 are mixed down
 Threshold = Annotated[float, Meta(ge=0.0, le=1.0)]  # speech probability
 Milliseconds = Annotated[int, Meta(ge=50, le=2_000)]
+# A turn cannot be judged before a final is speculated: orchestrator.vad.PAUSE.
+TurnSilence = Annotated[int, Meta(ge=200, le=5_000)]  # milliseconds
 Padding = Annotated[int, Meta(ge=0, le=1_000)]  # milliseconds of audio kept before an onset
 # Whisper hears 30 s at most. Below 5 s sentences would be cut that nobody spoke in one breath.
 UtteranceSeconds = Annotated[float, Meta(ge=5.0, le=30.0)]
@@ -113,10 +115,18 @@ class SessionConfig(msgspec.Struct, frozen=True):
     word_timestamps: bool = False
     enable_vad: bool = True  # whether speech_start and speech_end are sent
     ack: bool = False  # whether acks are sent, for a client that resumes
-    endpointing: Literal["auto", "manual"] = "auto"  # manual: only flush and end finish utterances
+    eager: bool = False  # whether finals are told before it is certain that they are
+    # auto: silence ends utterances. smart: how long it takes depends on whether the turn sounds
+    # over. manual: only flush and end finish them.
+    endpointing: Literal["auto", "smart", "manual"] = "auto"
     vad_threshold: Threshold = 0.5
     min_speech_duration_ms: Milliseconds = 250
     min_silence_duration_ms: Milliseconds = 500
+    # Of endpointing=smart: the probability from which a turn sounds over, the silence that ends one
+    # that does, and the silence that ends any.
+    turn_threshold: Threshold = 0.9
+    turn_silence_ms: TurnSilence = 300
+    max_silence_duration_ms: TurnSilence = 1_000
     prefix_padding_ms: Padding = 300
     max_utterance_duration: UtteranceSeconds = 30.0
     model_id: str = ""  # which checkpoint that is
@@ -184,6 +194,25 @@ class Partial(Message, tag="transcript.partial", frozen=True):
     stable_chars: int  # so much of text stays as it is in every later partial of the segment
     start: float
     end: float  # the audio it covers
+
+
+class Eager(Message, tag="transcript.eager", kw_only=True, frozen=True):
+    """The final of a segment, should the speaker say no more: told while they pause.
+
+    The final of the segment confirms it, or Withdrawn takes it back.
+    """
+
+    segment_id: str
+    text: str
+    start: float
+    end: float
+    language: str
+
+
+class Withdrawn(Message, tag="transcript.withdrawn", frozen=True):
+    """The Eager of this segment does not hold: speech goes on, or the client took it back."""
+
+    segment_id: str
 
 
 class Word(msgspec.Struct, frozen=True):
@@ -308,6 +337,8 @@ ServerMessage = (
     | SpeechStart
     | SpeechEnd
     | Partial
+    | Eager
+    | Withdrawn
     | Final
     | ConfigUpdated
     | Pong

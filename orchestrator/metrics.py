@@ -90,6 +90,12 @@ AVOIDED = Counter(
     ["triton", "model"],
     registry=_EVENTS,
 )
+TURNS_JUDGED = Counter(
+    "dalston_worker_turns_judged",
+    "Pauses of endpointing=smart, by whether a model answered if the turn is over.",
+    ["answered"],
+    registry=_EVENTS,
+)
 OUT_OF_MEMORY = Counter(
     "dalston_worker_out_of_memory",
     "Times a model said that its memory is used up.",

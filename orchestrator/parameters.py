@@ -28,10 +28,13 @@ ALLOWED = {
     "sample_rate": "8000 to 48000 (Hertz)",
     "channels": "1 or 2",
     "language": "auto, or an ISO 639-1 code that Whisper knows, such as en",
-    "endpointing": "auto, manual",
+    "endpointing": "auto, smart, manual",
     "vad_threshold": "0 to 1",
     "min_speech_duration_ms": "50 to 2000",
     "min_silence_duration_ms": "50 to 2000",
+    "turn_threshold": "0 to 1",
+    "turn_silence_ms": "200 to 5000",
+    "max_silence_duration_ms": "200 to 5000",
     "prefix_padding_ms": "0 to 1000",
     "max_utterance_duration": "5 to 30 (seconds)",
 }
@@ -73,6 +76,18 @@ def session_config(query: Mapping[str, str]) -> tuple[SessionConfig, list[Notice
         if name not in _FIELDS and name not in OTHER
     ]
     return msgspec.convert(known, SessionConfig, strict=False), warnings
+
+
+def choose_endpointing(
+    config: SessionConfig, judges_turns: bool
+) -> tuple[SessionConfig, list[Notice]]:
+    """How utterances end: as asked for, or by silence where no model judges turns, with a
+    warning."""
+    if config.endpointing != "smart" or judges_turns:
+        return config, []
+    sentence = "no model of this server judges the end of turns; silence ends utterances instead"
+    fallback = msgspec.structs.replace(config, endpointing="auto")
+    return fallback, [Notice("endpointing_fallback", sentence)]
 
 
 def choose_variant(

@@ -43,13 +43,21 @@ class TranscriptRequest:
 
 
 @dataclass(frozen=True)
+class TurnRequest:
+    """How likely it is that the turn is over which `audio` is the end of."""
+
+    id: int  # of this session
+    audio: bytes
+
+
+@dataclass(frozen=True)
 class Cancel:
     """Nobody wants the answer to this TranscriptRequest any more."""
 
     id: int
 
 
-Request = SpeechRequest | TranscriptRequest | Cancel
+Request = SpeechRequest | TranscriptRequest | TurnRequest | Cancel
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,13 @@ VAD sequence and a new resampler, and states itself in a Snapshot: so another se
 from there has the same inputs as this one. Finals are asked for as soon as possible and told in
 the order of the audio.
 
+With endpointing=smart a model is asked at each pause whether the turn sounds over. Its answer
+counts from a fixed place in the audio on (orchestrator/vad.py), and the cursor waits there for it:
+so endpoints depend on the answer and not on when it came. If none comes at all, which whoever asks
+decides, silence ends the utterance; that alone can differ when it is heard again.
+
 Partials are the exception: they show what is known at the moment, and depend on when answers came.
+So do eager finals: whether one is told depends on whether its answer came within the pause.
 """
 
 import sys
@@ -53,12 +59,19 @@ from dalston.orchestrator.messages import (
     SpeechEnd,
     SpeechStart,
     Stats,
+    Warn,
     quote,
 )
 from dalston.orchestrator.outbox import Outbox
-from dalston.orchestrator.requests import Hypothesis, Request, SpeechRequest, TranscriptRequest
-from dalston.orchestrator.vad import PAUSE, Endpointer, Event, Thresholds
-from dalston.triton.contract import SAMPLE_RATE, VAD_FRAME, Variant
+from dalston.orchestrator.requests import (
+    Hypothesis,
+    Request,
+    SpeechRequest,
+    TranscriptRequest,
+    TurnRequest,
+)
+from dalston.orchestrator.vad import PAUSE, Endpointer, Event, Thresholds, TurnRules
+from dalston.triton.contract import SAMPLE_RATE, TURN_AUDIO, VAD_FRAME, Variant
 
 # All lengths are samples at 16 kHz.
 # What is asked of the VAD at once: each question costs as much as hearing ten times the audio, so
@@ -129,6 +142,9 @@ class Session:
         self._sequence = 0
         self._fed = self._cursor  # audio before it was sent in this sequence
         self._waiting = False
+        self._undecided = deque[float]()  # probabilities that came, of frames behind the cursor
+        self._turns_asked = 0  # the last is the one whose answer counts
+        self._told_unjudged = False
         self._enough = 0  # frames of the client: with less nothing more can be asked
         self._endpointer = Endpointer()
         self._open: Utterance | None = None
@@ -184,8 +200,8 @@ class Session:
 
     @property
     def messages_waiting(self) -> int:
-        """How many client messages wait in the line for the VAD to answer."""
-        return len(self._markers) if self._waiting else 0
+        """How many client messages wait in the line for a model to answer."""
+        return len(self._markers) if self._waiting or self._undecided else 0
 
     @property
     def config(self) -> SessionConfig:
@@ -277,14 +293,33 @@ class Session:
         """The answer to the SpeechRequest asked last."""
         assert self._waiting, "probabilities nobody asked for"
         self._waiting = False
-        for probability in probabilities:
-            start, self._fed = self._fed, self._fed + VAD_FRAME
-            if self._fed <= self._cursor:
+        self._undecided.extend(probabilities)
+        self._go_on()
+
+    def receive_turn(self, id: int, probability: float | None) -> None:
+        """The answer to a TurnRequest; None: there is none, and silence decides."""
+        if probability is None and not self._told_unjudged:
+            self._told_unjudged = True
+            sentence = "whether turns are over cannot be told at the moment; silence ends them"
+            self._outbox.say_at_once(Warn(code="turns_not_judged", message=sentence))
+        if id == self._turns_asked:
+            self._endpointer.judge(probability)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Decide what is known, up to a frame that has to wait for another answer."""
+        while self._undecided:
+            end = self._fed + VAD_FRAME
+            if end > self._cursor and self._endpointer.undecided(end, self._rules):
+                break
+            probability = self._undecided.popleft()
+            start, self._fed = self._fed, end
+            if end <= self._cursor:
                 continue  # decided before: the new sequence only had to hear it
-            self._cursor = self._fed
+            self._cursor = end
             self._heard = max(self._heard, self._cursor)
             if self._decide(probability, start):
-                break  # restarted: what follows is asked again, in a new sequence
+                self._undecided.clear()  # restarted: asked again, in a new sequence
         self._advance()
 
     def receive_speech_lost(self) -> None:
@@ -298,8 +333,8 @@ class Session:
     def receive_hypothesis(self, id: int, hypothesis: Hypothesis, elapsed_ms: int = 0) -> None:
         """The answer to a TranscriptRequest; ignored if it was cancelled meanwhile."""
         self._decoding.receive_hypothesis(id, hypothesis, elapsed_ms)
-        if self._open and self._config.interim_results:
-            self._decoding.show_speculation(self._open, id)
+        if self._open:
+            self._decoding.show_speculation(self._open, id, self._config)
         self._ask_partial()
 
     def receive_failure(self, id: int, sentence: str) -> None:
@@ -329,7 +364,7 @@ class Session:
     def _advance(self) -> None:
         """Ask for the next probabilities, or let a message take effect, as far as it goes."""
         self._enough = 0
-        while not self._waiting and self.state is not State.DONE:
+        while not (self._waiting or self._undecided) and self.state is not State.DONE:
             marker = self._markers[0] if self._markers else None
             # Audio behind a message that ends something belongs to what comes after it.
             ending = next((m for m in self._markers if not isinstance(m.message, Configure)), None)
@@ -360,7 +395,7 @@ class Session:
             else:
                 self._markers.popleft()
                 self._take_effect(marker)
-        if self._waiting:
+        if self._waiting or self._undecided:
             self._enough = sys.maxsize
         if self._audio.invalid_samples and not self._told_invalid:
             self._told_invalid = True
@@ -511,6 +546,9 @@ class Session:
                 last = silence + PAUSE
                 audio = self._audio.read(utterance.start, last)
                 self._decoding.speculate(utterance, audio, last, self._config)
+                if self._rules.turns:
+                    self._turns_asked += 1
+                    self._requests.append(TurnRequest(self._turns_asked, audio[-2 * TURN_AUDIO :]))
             case Event.RESUMED:
                 self._decoding.resume(utterance)
             case _:
@@ -607,11 +645,17 @@ class Session:
 
 
 def thresholds(config: SessionConfig) -> Thresholds:
+    turns = None
+    if config.endpointing == "smart":
+        shortest = config.turn_silence_ms * SAMPLE_RATE // 1000
+        longest = config.max_silence_duration_ms * SAMPLE_RATE // 1000
+        turns = TurnRules(config.turn_threshold, shortest, max(shortest, longest))
     return Thresholds(
         threshold=config.vad_threshold,
         min_speech=config.min_speech_duration_ms * SAMPLE_RATE // 1000,
         min_silence=config.min_silence_duration_ms * SAMPLE_RATE // 1000,
         manual=config.endpointing == "manual",
+        turns=turns,
     )
 
 

@@ -29,7 +29,12 @@ from dalston.orchestrator.messages import (
     Snapshot,
     serialize,
 )
-from dalston.orchestrator.parameters import ParameterError, choose_variant, session_config
+from dalston.orchestrator.parameters import (
+    ParameterError,
+    choose_endpointing,
+    choose_variant,
+    session_config,
+)
 from dalston.orchestrator.peer import Gone, Peer
 from dalston.orchestrator.request_ids import named
 from dalston.orchestrator.session import Session
@@ -116,6 +121,7 @@ class Sessions:
             config, warnings = session_config(query)
             languages = {name: loaded.languages for name, loaded in self.variants.items()}
             variant, fallbacks = choose_variant(config, languages)
+            config, silence = choose_endpointing(config, self._tritons.judges_turns)
             epoch = msgspec.convert(query.get("epoch", "1"), int, strict=False)
             snapshot = None
             if query.get("resume"):
@@ -144,12 +150,13 @@ class Sessions:
             variant,  # pyright: ignore[reportArgumentType]
             languages=frozenset(loaded.languages),
             epoch=epoch,
-            warnings=[*warnings, *fallbacks],
+            warnings=[*warnings, *fallbacks, *silence],
             snapshot=snapshot,
             partial_every=round(self._settings.partial_seconds * SAMPLE_RATE),
         )
         mute = functools.partial(self._tritons.mute, variant)
-        models = Models(self._hear, self._tritons.transcribe, mute)
+        tritons = self._tritons
+        models = Models(self._hear, tritons.transcribe, tritons.turn_over, mute)
         settings = self._settings
         limits = Limits(
             settings.idle_seconds,

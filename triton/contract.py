@@ -28,7 +28,8 @@ VAD_CONTEXT = 64  # samples of the frame before that the network sees again
 # Whether who spoke has finished, by how it sounds: asked in the pause. Keeps no state. A repository
 # may do without it: sessions that ask for it then go by silence.
 TURN_MODEL = "end_of_turn"
-TURN_AUDIO = 8 * SAMPLE_RATE  # samples: all that the network hears; of more the last, before less zeros
+# Samples: all that the network hears. Of longer audio it is the end, before shorter come zeros.
+TURN_AUDIO = 8 * SAMPLE_RATE
 
 # --- whisper_<variant> --------------------------------------------------------------------------
 VARIANTS = ("fast", "accurate")

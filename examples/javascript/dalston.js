@@ -289,7 +289,7 @@ export class Session {
       line.end(ABNORMAL);
       throw new SessionFailed(ABNORMAL, null, `${CANNOT}: ${sentence}`);
     }
-    this.#heard.resumed(offset);
+    for (const news of this.#heard.resumed(offset)) this.#tell(news);
     this.#say(line);
   }
 }
@@ -457,10 +457,15 @@ class Heard {
   #endpoint = -1;
   #until = 0; // end of the last final
   #shown = null; // partial: segment, end, stable text
+  #eager = null; // segment whose eager final is not confirmed yet
   #invalidTold = false;
 
+  /** Whoever goes on tells an eager final anew. */
   resumed(offsetMs) {
     this.#offset = offsetMs / 1000;
+    const segment = this.#eager;
+    this.#eager = null;
+    return segment ? [{ type: "transcript.withdrawn", segment_id: segment }] : [];
   }
 
   /** What the application is told: the event, nothing, or something before it. */
@@ -483,9 +488,19 @@ class Heard {
         return [event];
       case "transcript.partial":
         return this.#hearPartial(event, again);
+      case "transcript.eager":
+        if (number(event.segment_id) <= number(this.lastSegment)) return [];
+        this.#eager = event.segment_id;
+        return [event];
+      case "transcript.withdrawn": {
+        const told = this.#eager !== null;
+        this.#eager = null;
+        return told ? [event] : [];
+      }
       case "transcript.final": {
         if (number(event.segment_id) <= number(this.lastSegment)) return [];
         this.lastSegment = event.segment_id;
+        this.#eager = null;
         // A final that was missed is told without the events before it; what is open ends.
         const missed = this.#missedEnd(event.end);
         this.#until = event.end;

@@ -113,7 +113,7 @@ class Peer:
 
     def start(self) -> asyncio.Task[int | None]:
         session = Session("sess_1", self.config, "fast", languages={"en"}, snapshot=self.snapshot)
-        models = Models(self.ask_vad, self.transcribe, lambda: self.mute)
+        models = Models(self.ask_vad, self.transcribe, self.turn_over, lambda: self.mute)
         lag = Lag(self.lag_limits, session.received, asyncio.get_running_loop().time())
         return asyncio.create_task(handle(session, self, models, self.limits, self.draining, lag))
 
