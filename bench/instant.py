@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dalston.triton.contract import STAGES, VAD_FRAME, VAD_MODEL, WHISPER_OUTPUTS
+from dalston.triton.contract import STAGES, TURN_MODEL, VAD_FRAME, VAD_MODEL, WHISPER_OUTPUTS
 
 LOUD = 200.0  # of int16, root mean square of a frame
 SPEECH, SILENCE = 0.95, 0.02
@@ -82,6 +82,8 @@ class Instant:
             return {
                 "PROBABILITY": ("FP32", np.where(loud, SPEECH, SILENCE).astype("<f4").tobytes())
             }
+        if asked.model == TURN_MODEL:
+            return {"PROBABILITY": ("FP32", np.ones(1, "<f4").tobytes())}
         types = {tensor.name: tensor.type.replace("STRING", "BYTES") for tensor in WHISPER_OUTPUTS}
         return {name: (types[name], _CONTENTS.get(name, _ONE)) for name in asked.outputs}
 

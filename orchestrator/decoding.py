@@ -30,7 +30,6 @@ from dalston.orchestrator.messages import (
 )
 from dalston.orchestrator.outbox import Outbox
 from dalston.orchestrator.requests import Cancel, Hypothesis, Request, TranscriptRequest
-from dalston.orchestrator.vad import PAUSE
 from dalston.triton.contract import SAMPLE_RATE, Variant
 
 PARTIAL_EVERY = SAMPLE_RATE // 2  # samples of speech, unless the worker is set otherwise
@@ -242,15 +241,18 @@ class Decoding:
             self.stats.final_window_seconds += hypothesis.window_seconds
             self._settle()
 
-    def show_speculation(self, utterance: Utterance, id: int, config: SessionConfig) -> None:
-        """The answer to a speculation is worth showing while its utterance is still open."""
+    def show_speculation(
+        self, utterance: Utterance, id: int, config: SessionConfig, end: int
+    ) -> None:
+        """The answer to a speculation is worth showing while its utterance is still open, whose
+        speech ended at `end`."""
         decode = utterance.speculation
         if not (decode and decode.id == id and decode.hypothesis):
             return
         if config.interim_results:
             self._show(utterance, decode.hypothesis, decode.last, whole=True)
         if config.eager:
-            self._tell_eager(utterance, decode.hypothesis, decode.last - PAUSE)
+            self._tell_eager(utterance, decode.hypothesis, end)
 
     def _tell_eager(self, utterance: Utterance, hypothesis: Hypothesis, end: int) -> None:
         # No final is due before it (see speculate), so what it is joined with is known.

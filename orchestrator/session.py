@@ -70,7 +70,14 @@ from dalston.orchestrator.requests import (
     TranscriptRequest,
     TurnRequest,
 )
-from dalston.orchestrator.vad import PAUSE, Endpointer, Event, Thresholds, TurnRules
+from dalston.orchestrator.vad import (
+    PAUSE,
+    QUICK_PAUSE,
+    Endpointer,
+    Event,
+    Thresholds,
+    TurnRules,
+)
 from dalston.triton.contract import SAMPLE_RATE, TURN_AUDIO, VAD_FRAME, Variant
 
 # All lengths are samples at 16 kHz.
@@ -333,8 +340,9 @@ class Session:
     def receive_hypothesis(self, id: int, hypothesis: Hypothesis, elapsed_ms: int = 0) -> None:
         """The answer to a TranscriptRequest; ignored if it was cancelled meanwhile."""
         self._decoding.receive_hypothesis(id, hypothesis, elapsed_ms)
-        if self._open:
-            self._decoding.show_speculation(self._open, id, self._config)
+        if self._open and self._endpointer.silence is not None:
+            end = self._endpointer.silence
+            self._decoding.show_speculation(self._open, id, self._config, end)
         self._ask_partial()
 
     def receive_failure(self, id: int, sentence: str) -> None:
@@ -423,7 +431,7 @@ class Session:
                     self._confirm(utterance)  # however short: the client says it was something
                     silence = self._endpointer.silence
                     end = self._cursor if silence is None else silence
-                    self._close(utterance, end, min(end + PAUSE, self._cursor))
+                    self._close(utterance, end, min(end + self._rules.pause, self._cursor))
         if isinstance(marker.message, End):
             self._end_sequence()
             self._outbox.later(lambda: self._end(marker.reason))
@@ -501,7 +509,9 @@ class Session:
         if self._open and self._open.next_partial > self._fed:
             decision = min(decision, self._open.next_partial)
         frames = -((self._fed - decision) // VAD_FRAME)
-        return max(HOP, min(frames * VAD_FRAME, LONG_HOP))
+        # In a pause somebody waits for what comes of it: not a frame longer than that takes.
+        shortest = HOP if self._endpointer.silence is None else VAD_FRAME
+        return max(shortest, min(frames * VAD_FRAME, LONG_HOP))
 
     def _ask_speech(self, length: int) -> None:
         self._waiting = True
@@ -537,13 +547,13 @@ class Session:
                 self._endpointer = Endpointer()
                 return False
             case Event.ENDPOINT if silence is not None:
-                self._close(utterance, silence, min(silence + PAUSE, self._cursor))
+                self._close(utterance, silence, min(silence + self._rules.pause, self._cursor))
                 self._restart(self._cursor)
                 return True
             case Event.CONFIRMED:
                 self._confirm(utterance)
             case Event.PAUSE if silence is not None:
-                last = silence + PAUSE
+                last = silence + self._rules.pause
                 audio = self._audio.read(utterance.start, last)
                 self._decoding.speculate(utterance, audio, last, self._config)
                 if self._rules.turns:
@@ -656,6 +666,7 @@ def thresholds(config: SessionConfig) -> Thresholds:
         min_silence=config.min_silence_duration_ms * SAMPLE_RATE // 1000,
         manual=config.endpointing == "manual",
         turns=turns,
+        pause=QUICK_PAUSE if config.endpointing == "manual" else PAUSE,
     )
 
 

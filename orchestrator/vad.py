@@ -8,7 +8,7 @@ Where utterances begin and end: hysteresis over speech probabilities, without I/
                +---------------------------+---------------------------+
 
 In speech a frame is silent below threshold - RELEASE, and a run of silence lasts until a frame
-reaches the threshold again (the rules of Silero's own VADIterator). A run of PAUSE that may still
+reaches the threshold again (the rules of Silero's own VADIterator). A run of `pause` that may still
 end is told too, so that a final can be asked for before it is due.
 
 With rules for turns the silence that ends confirmed speech depends on what it sounded like. At each
@@ -26,6 +26,10 @@ RELEASE = 0.15
 # The audio of a final ends so long behind the last speech: consonants fade below any threshold.
 # When so much silence is heard, the final can be asked for.
 PAUSE = 3_200  # samples: 200 ms
+# Where the client ends utterances. Whoever listens for the end itself says so after 200 ms of
+# silence (the usual setting of voice agents): a final asked for then is not there before it has
+# been decoded.
+QUICK_PAUSE = 1_536  # samples: 96 ms
 
 
 class Event(Enum):
@@ -55,6 +59,7 @@ class Thresholds:
     min_silence: int
     manual: bool  # no endpoint: only the client ends utterances
     turns: TurnRules | None = None  # None: min_silence ends them all
+    pause: int = PAUSE
 
 
 class Endpointer:
@@ -80,7 +85,7 @@ class Endpointer:
             return position + rules.min_speech
         silence = position if self.silence is None else self.silence
         quiet = self._enough(rules)
-        earliest = silence + (quiet if self._paused else min(PAUSE, quiet))
+        earliest = silence + (quiet if self._paused else min(rules.pause, quiet))
         return earliest if self.confirmed else min(earliest, self.onset + rules.min_speech)
 
     def undecided(self, end: int, rules: Thresholds) -> bool:
@@ -130,7 +135,7 @@ class Endpointer:
         quiet = end - self.silence
         if quiet >= self._enough(rules) and not (rules.manual and self.confirmed):
             return Event.ENDPOINT if self.confirmed else Event.DROPPED
-        if quiet >= PAUSE and self.confirmed and not self._paused:
+        if quiet >= rules.pause and self.confirmed and not self._paused:
             self._paused = True
             self._asked = rules.turns is not None
             return Event.PAUSE

@@ -33,6 +33,12 @@ def test_a_final_stays_with_its_time() -> None:
     assert text.splitlines()[0].split() == ["1:01.50", "turn", "on", "the", "light"]
 
 
+def test_an_eager_final_is_bold_and_does_not_stay() -> None:
+    eager = {"type": "transcript.eager", "text": "turn on the light", "start": 61.5}
+    assert "\x1b[1mturn on the light\x1b[0m" in shown(eager)
+    assert "turn on" not in shown(eager, terminal=False)
+
+
 def test_the_stable_part_of_a_partial_is_bold_and_the_rest_is_not() -> None:
     text = shown(partial("turn on the li", 11))
     bold = text.index("\x1b[1m")

@@ -37,6 +37,7 @@ async def broken_after_a_final(line: Line) -> None:
     await line.ack(1.2, 0.8)
     await line.say("vad.speech_start", timestamp=1.15)
     await partial(line, 1.3, "it is 🌞 now", 8)
+    await line.say("transcript.eager", segment_id="seg_0001", text="it is", start=1.1, end=1.3)
     await asyncio.sleep(0.1)
     line.cut()
 
@@ -72,12 +73,20 @@ async def test_it_goes_on_where_the_server_says_and_tells_nothing_twice(tmp_path
     ]
     assert [event["type"] for event in events] == [
         *("session.begin", "vad.speech_start", "vad.speech_end", "transcript.final"),
-        *("vad.speech_start", "transcript.partial", "connection.lost", "connection.resumed"),
-        *("transcript.partial", "vad.speech_end", "transcript.final", "session.end"),
+        *("vad.speech_start", "transcript.partial", "transcript.eager", "connection.lost"),
+        *(
+            "transcript.withdrawn",
+            "connection.resumed",
+            "transcript.partial",
+            "vad.speech_end",
+            "transcript.final",
+            "session.end",
+        ),
     ]
-    assert events[8]["stable_chars"] == 8
-    assert events[6]["code"] == 1006
-    assert events[7]["resume_offset_ms"] == 900.03
+    assert events[10]["stable_chars"] == 8
+    assert events[7]["code"] == 1006
+    assert events[8]["segment_id"] == "seg_0001"
+    assert events[9]["resume_offset_ms"] == 900.03
 
 
 async def test_it_comes_again_until_there_is_room(tmp_path: Path) -> None:

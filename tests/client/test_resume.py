@@ -294,6 +294,23 @@ def test_both_sides_of_a_cut_are_told() -> None:
     assert told(ears, *again) == again[1:]
 
 
+def eager(segment: int) -> dict[str, Any]:
+    told = {"type": "transcript.eager", "segment_id": f"seg_{segment:04}", "text": "one"}
+    return told | {"start": 0.0, "end": 2.0, "language": "en"}
+
+
+def withdrawn(segment: int) -> dict[str, Any]:
+    return {"type": "transcript.withdrawn", "segment_id": f"seg_{segment:04}"}
+
+
+def test_an_eager_final_does_not_outlive_its_connection() -> None:
+    ears = heard(start(1.0), eager(0))
+    assert ears.resumed(500) == [withdrawn(0)]
+    assert told(ears, withdrawn(0), eager(0), end(2.0)) == [eager(0), end(2.0)]
+    assert told(ears, final(0, 2.0), eager(0)) == [final(0, 2.0)]
+    assert ears.resumed(1900) == []
+
+
 def test_what_is_stable_stays_stable() -> None:
     ears = heard(start(1.0), partial(0, 2.0, "turn on the", 7))
     ears.resumed(500)

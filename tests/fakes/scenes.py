@@ -19,6 +19,7 @@ from dalston.orchestrator.messages import (
     Commit,
     ConfigUpdated,
     Configure,
+    Eager,
     End,
     Flush,
     Partial,
@@ -27,6 +28,7 @@ from dalston.orchestrator.messages import (
     SessionEnd,
     Snapshot,
     Stats,
+    Withdrawn,
 )
 from dalston.orchestrator.session import Session
 
@@ -97,7 +99,8 @@ def scenes(draw: st.DrawFn, controls: bool = True) -> Scene:
         sample_rate=draw(st.sampled_from([16_000, 16_000, 8_000, 22_050, 24_000, 44_100, 48_000])),
         encoding=draw(st.sampled_from(["pcm_s16le", "pcm_s16le", "pcm_f32le", "mulaw", "alaw"])),
         word_timestamps=True,
-        endpointing=draw(st.sampled_from(["auto", "auto", "auto", "manual"])),
+        endpointing=draw(st.sampled_from(["auto", "auto", "smart", "smart", "manual"])),
+        eager=draw(st.booleans()),
     )
     rate = config.sample_rate
     parts: list[bytes | ClientMessage] = []
@@ -117,7 +120,8 @@ def scenes(draw: st.DrawFn, controls: bool = True) -> Scene:
 
 
 def told(messages: list[ServerMessage]) -> list[ServerMessage]:
-    """What must not depend on how audio and answers came: all but partials, and what counts them.
+    """What must not depend on how audio and answers came: all but partials and eager finals, and
+    what counts them.
 
     The answer to `config` is given at once, so it stands where the message came.
     """
@@ -125,7 +129,7 @@ def told(messages: list[ServerMessage]) -> list[ServerMessage]:
     for message in messages:
         if isinstance(message, SessionEnd):
             kept.append(msgspec.structs.replace(message, stats=Stats()))
-        elif not isinstance(message, Partial | ConfigUpdated):
+        elif not isinstance(message, Partial | Eager | Withdrawn | ConfigUpdated):
             kept.append(message)
     return kept
 

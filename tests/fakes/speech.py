@@ -19,6 +19,7 @@ from dalston.orchestrator.requests import (
     SpeechRequest,
     TimedWord,
     TranscriptRequest,
+    TurnRequest,
 )
 from dalston.orchestrator.session import Session
 
@@ -102,6 +103,12 @@ def recognise(audio: bytes, language: str = "en") -> Hypothesis:
     )
 
 
+def turn_over(audio: bytes) -> float:
+    """A turn sounds over behind a word with an even number."""
+    tokens = recognise(audio).tokens
+    return 0.95 if tokens and tokens[-1] % 2 == 0 else 0.05
+
+
 Step = bytes | ClientMessage
 
 
@@ -114,6 +121,8 @@ class Driver:
         self.asked: list[TranscriptRequest] = []  # every transcript that was asked for
         self._speech: list[SpeechRequest] = []
         self._transcripts: dict[int, TranscriptRequest] = {}
+        self.turns: list[TurnRequest] = []  # every one that was asked
+        self._turns: list[TurnRequest] = []
         self.collect()
 
     def collect(self) -> None:
@@ -127,6 +136,9 @@ class Driver:
                 case TranscriptRequest():
                     self.asked.append(request)
                     self._transcripts[request.id] = request
+                case TurnRequest():
+                    self.turns.append(request)
+                    self._turns.append(request)
                 case Cancel():
                     self._transcripts.pop(request.id, None)
         assert len(self._speech) <= 1, "one speech request at a time"
@@ -148,14 +160,17 @@ class Driver:
 
     def answer(self, everything: bool = False) -> None:
         """Answer what was asked: all of it, or if late as much as chance will have."""
-        while self._speech or self._transcripts:
+        while self._speech or self._turns or self._transcripts:
             if self._late and not everything and self._late.random() < 0.4:
                 return
-            choices = [*self._speech, *self._transcripts.values()]
+            choices = [*self._speech, *self._turns, *self._transcripts.values()]
             request = choices[int(self._late.integers(len(choices)))] if self._late else choices[0]
             if isinstance(request, SpeechRequest):
                 self._speech.remove(request)
                 self.session.receive_probabilities(self.vad.probabilities(request))
+            elif isinstance(request, TurnRequest):
+                self._turns.remove(request)
+                self.session.receive_turn(request.id, turn_over(request.audio))
             else:
                 del self._transcripts[request.id]
                 if self._late and request.newest:  # it had to wait for its turn

@@ -17,6 +17,7 @@ from dalston.gateway.relay import Relay
 from dalston.orchestrator.messages import (
     ConfigUpdated,
     Configure,
+    Eager,
     End,
     Final,
     Flush,
@@ -30,6 +31,7 @@ from dalston.orchestrator.messages import (
     Snapshot,
     SpeechEnd,
     SpeechStart,
+    Withdrawn,
     parse,
     parse_server,
     serialize,
@@ -126,6 +128,14 @@ def test_workers_lost_at_any_moment_change_nothing_that_the_client_is_told(
             line.lose_worker()
     assert told(line.finish()) == undisturbed(scene)
     assert configs(line.heard) == configs(scene.parts)
+    # Whoever loses a worker takes back what that one told eagerly.
+    eager: str | None = None
+    for message in line.heard:
+        if isinstance(message, Eager | Withdrawn | Final):
+            assert (eager is None) == isinstance(message, Eager) or isinstance(message, Final)
+            assert eager in (None, message.segment_id)
+            eager = message.segment_id if isinstance(message, Eager) else None
+    assert eager is None
 
 
 @settings(max_examples=10)
@@ -224,6 +234,22 @@ def test_speech_that_has_begun_does_not_begin_again(line: Line) -> None:
     assert sum(isinstance(m, SpeechStart) for m in line.heard) == 1
     assert sum(isinstance(m, SpeechEnd) for m in line.heard) == 1
     assert sum(isinstance(m, SessionBegin) for m in line.heard) == 1
+
+
+def test_an_eager_final_is_withdrawn_with_its_worker_and_told_again_by_the_next() -> None:
+    sound = np.concatenate([say([1, 2]), silence(0.4)])
+    line = Line(Scene(SessionConfig(language="en", eager=True), [pcm(sound)]), 0)
+    for step in line.scene.steps([3200])[:-1]:
+        line.send(step)
+        line.worker.answer(everything=True)
+        line.listen()
+    line.lose_worker()
+    line.worker.answer(everything=True)
+    line.listen()
+    line.send(End())
+    line.finish()
+    kinds = [type(m) for m in line.heard if isinstance(m, Eager | Withdrawn | Final)]
+    assert kinds == [Eager, Withdrawn, Eager, Final]
 
 
 def test_a_ping_that_was_not_answered_is_asked_again(line: Line) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import waiting
-from instant import Asked, Tensor, serving
+from instant import Asked, Refused, Tensor, serving
 from small_triton import SmallTriton, Wire, end, final, more, partial, start
 
 from dalston.orchestrator import channel, fleet
 from dalston.orchestrator.fleet import Fleet
 from dalston.orchestrator.inference import InferenceError, SequenceLost, speech_probabilities
+from dalston.orchestrator.requests import TurnRequest
+from dalston.triton.contract import TURN_MODEL
 from dalston.triton.process import free_port
 
 AWAY = (503, "Server is stopping")
@@ -47,6 +49,17 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 until = functools.partial(waiting.until, within_s=10)
+
+
+TURN = TurnRequest(1, bytes(6400))
+
+
+class NoJudge(SmallTriton):
+    """Without the model that judges turns."""
+
+    async def ready(self, model: str) -> None:
+        if model == TURN_MODEL:
+            raise Refused(400, "no such model")
 
 
 # --- who is asked ---------------------------------------------------------------------------------
@@ -134,6 +147,35 @@ async def test_a_server_that_fails_is_avoided_until_it_answers_a_probe():
         other.answering.set()
         await waiting
     assert one.transcripts >= 2
+
+
+async def test_turns_are_judged_by_those_who_have_the_model():
+    async with fleet_of(NoJudge(), SmallTriton(), NoJudge()) as fleet:
+        assert fleet.judges_turns
+        assert await fleet.turn_over(TURN) == 1.0
+    async with fleet_of(NoJudge()) as fleet:
+        assert not fleet.judges_turns
+        with pytest.raises(InferenceError, match="no Triton has end_of_turn"):
+            await fleet.turn_over(TURN)
+
+
+async def test_a_turn_is_asked_once_and_whoever_failed_is_avoided_until_it_answers():
+    one, other = SmallTriton(), SmallTriton()
+    async with fleet_of(one, other) as fleet:
+        one.failure = AWAY
+        with pytest.raises(InferenceError, match="Server is stopping"):
+            await fleet.turn_over(TURN)
+        assert await fleet.turn_over(TURN) == 1.0
+        other.failure = AWAY
+        with pytest.raises(InferenceError, match="Server is stopping"):
+            await fleet.turn_over(TURN)
+        began = time.monotonic()
+        with pytest.raises(InferenceError, match="that answers"):
+            await fleet.turn_over(TURN)
+        assert time.monotonic() - began < 0.5  # a session stands still meanwhile
+        one.failure = None
+        await asyncio.sleep(1.2)
+        assert await fleet.turn_over(TURN) == 1.0
 
 
 async def test_a_dead_server_is_done_without_and_found_when_it_is_back():

@@ -16,7 +16,7 @@ import pytest
 from counted import counted
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from speech import Vad, chunks, pcm, recognise, say, silence
+from speech import Vad, chunks, pcm, recognise, say, silence, turn_over
 
 from dalston.orchestrator import metrics
 from dalston.orchestrator.handler import (
@@ -32,7 +32,12 @@ from dalston.orchestrator.handler import (
 from dalston.orchestrator.inference import Heard, InferenceError, SequenceLost
 from dalston.orchestrator.lag import Lag, LagLimits
 from dalston.orchestrator.messages import LONGEST_FRAME, SessionConfig, Snapshot
-from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptRequest
+from dalston.orchestrator.requests import (
+    Hypothesis,
+    SpeechRequest,
+    TranscriptRequest,
+    TurnRequest,
+)
 from dalston.orchestrator.session import Session
 from dalston.orchestrator.settings import WorkerSettings
 
@@ -110,6 +115,10 @@ class Peer:
     async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
         await asyncio.sleep(0)
         return recognise(request.audio, request.language)
+
+    async def turn_over(self, request: TurnRequest) -> float:
+        await asyncio.sleep(0)
+        return turn_over(request.audio)
 
     def start(self) -> asyncio.Task[int | None]:
         session = Session("sess_1", self.config, "fast", languages={"en"}, snapshot=self.snapshot)
@@ -453,6 +462,36 @@ async def test_a_vad_that_stays_away_ends_the_session_with_an_error() -> None:
     assert await ended(task) == 1011
     assert peer.told[-1]["code"] == "internal_error"
     assert "connection refused" in peer.told[-1]["message"]
+
+
+async def test_a_turn_that_sounds_over_ends_when_the_model_has_said_so() -> None:
+    peer = Peer(config=SessionConfig(language="en", endpointing="smart"))
+    task = peer.start()
+    peer.speaks(*chunks(pcm(np.concatenate([say([1, 2]), silence(0.45)])), [3200]))
+    await peer.until("transcript.final")
+    peer.speaks(END)
+    assert await ended(task) == 1000
+    assert peer.finals() == ["wb wc"]
+
+
+async def test_a_model_that_cannot_judge_turns_is_asked_once_for_each_and_silence_decides() -> None:
+    peer, asked = Peer(config=SessionConfig(language="en", endpointing="smart")), list[int]()
+
+    async def broken(request: TurnRequest) -> float:
+        asked.append(request.id)
+        raise InferenceError("it is away", retryable=True)
+
+    peer.turn_over = broken
+    task = peer.start()
+    before = counted(metrics.TURNS_JUDGED, "no")
+    for _ in range(2):
+        peer.speaks(*chunks(SPOKEN, [3200]))
+    peer.speaks(END)
+    assert await ended(task) == 1000
+    assert counted(metrics.TURNS_JUDGED, "no") == before + 2
+    assert peer.finals() == ["wb wc wd", "wb wc wd"]
+    assert asked == [1, 2]
+    assert [warning["code"] for warning in peer.of("warning")] == ["turns_not_judged"]
 
 
 async def test_a_stale_request_is_cancelled_not_computed() -> None:

@@ -7,6 +7,7 @@ import pytest
 from dalston.orchestrator.messages import SessionConfig
 from dalston.orchestrator.parameters import (
     ParameterError,
+    choose_endpointing,
     choose_variant,
     normal_language,
     session_config,
@@ -53,6 +54,11 @@ def test_without_parameters_everything_is_as_documented() -> None:
         ("enable_vad", "false", False),
         ("ack", "true", True),
         ("endpointing", "manual", "manual"),
+        ("endpointing", "smart", "smart"),
+        ("eager", "true", True),
+        ("turn_threshold", "0.6", 0.6),
+        ("turn_silence_ms", "200", 200),
+        ("max_silence_duration_ms", "5000", 5_000),
         ("vad_threshold", "0.35", 0.35),
         ("vad_threshold", "1", 1.0),
         ("min_speech_duration_ms", "50", 50),
@@ -81,13 +87,16 @@ def test_a_parameter_is_taken(name: str, text: str, value: object) -> None:
         ("interim_results", "maybe", "true or false"),
         ("word_timestamps", "", "true or false"),
         ("enable_vad", "2", "true or false"),
-        ("endpointing", "vad", "auto, manual"),
+        ("endpointing", "vad", "auto, smart, manual"),
         ("vad_threshold", "-0.1", "0 to 1"),
         ("vad_threshold", "nan", "0 to 1"),
         ("min_speech_duration_ms", "49", "50 to 2000"),
         ("min_silence_duration_ms", "2001", "50 to 2000"),
         ("min_silence_duration_ms", "100.5", "50 to 2000"),
         ("prefix_padding_ms", "1001", "0 to 1000"),
+        ("turn_threshold", "1.1", "0 to 1"),
+        ("turn_silence_ms", "199", "200 to 5000"),
+        ("max_silence_duration_ms", "5001", "200 to 5000"),
         ("max_utterance_duration", "30.1", "5 to 30"),
         ("max_utterance_duration", "4.9", "5 to 30"),
     ],
@@ -160,3 +169,15 @@ def test_a_language_no_loaded_model_knows_is_refused() -> None:
     with pytest.raises(ParameterError) as refused:
         choose_variant(config, {"fast": MANY})
     assert refused.value.code == "language_unsupported"
+
+
+def test_without_a_model_that_judges_turns_silence_ends_them_with_a_warning() -> None:
+    config, warnings = choose_endpointing(SessionConfig(endpointing="smart"), False)
+    assert config.endpointing == "auto"
+    assert [warning.code for warning in warnings] == ["endpointing_fallback"]
+
+
+@pytest.mark.parametrize("endpointing", ["auto", "smart", "manual"])
+def test_endpointing_is_as_asked_for_where_it_can_be(endpointing: str) -> None:
+    config, _ = session_config({"endpointing": endpointing})
+    assert choose_endpointing(config, True) == (config, [])

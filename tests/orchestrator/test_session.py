@@ -12,6 +12,7 @@ from dalston.orchestrator.messages import (
     Commit,
     ConfigUpdated,
     Configure,
+    Eager,
     End,
     Error,
     Final,
@@ -26,9 +27,17 @@ from dalston.orchestrator.messages import (
     Snapshot,
     SpeechEnd,
     SpeechStart,
+    Warn,
+    Withdrawn,
 )
-from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptRequest
+from dalston.orchestrator.requests import (
+    Hypothesis,
+    SpeechRequest,
+    TranscriptRequest,
+    TurnRequest,
+)
 from dalston.orchestrator.session import Session, State
+from dalston.orchestrator.vad import PAUSE
 
 
 def new_session(**settings: object) -> Session:
@@ -325,6 +334,181 @@ def test_manual_endpointing_leaves_the_end_to_the_client() -> None:
     assert not finals(driver)
     driver.step(Flush())
     assert finals(driver) == ["wb wc wd"]
+
+
+# The last word says whether a turn sounds over: speech.turn_over.
+OVER, NOT_OVER = 2, 3
+
+
+def test_a_turn_that_sounds_over_ends_earlier() -> None:
+    driver = session_after(audio([1, OVER], 0.45), endpointing="smart")
+    assert finals(driver) == ["wb wc"]
+    assert not finals(session_after(audio([1, OVER], 0.45)))
+
+
+def test_a_turn_that_does_not_sound_over_is_waited_for() -> None:
+    driver = session_after(audio([1, NOT_OVER], 0.9, [OVER], 0.45), endpointing="smart")
+    assert finals(driver) == ["wb wd wc"]
+    assert len(finals(session_after(audio([1, NOT_OVER], 0.9, [OVER], 0.45)))) == 1
+
+
+def test_silence_still_ends_a_turn_that_never_sounds_over() -> None:
+    assert finals(session_after(audio([NOT_OVER], 1.2), endpointing="smart")) == ["wd"]
+    short = session_after(audio([NOT_OVER], 0.8), endpointing="smart", max_silence_duration_ms=600)
+    assert finals(short) == ["wd"]
+
+
+def test_how_a_pause_sounds_is_asked_with_its_last_eight_seconds() -> None:
+    words = [k % 12 for k in range(30)]  # 9.6 s
+    driver = session_after(audio(words, 0.3), endpointing="smart")
+    (turn,) = driver.turns
+    (final,) = [request for request in driver.asked if request.kind == "final"]
+    assert len(turn.audio) == 2 * 8 * RATE
+    assert final.audio.endswith(turn.audio)
+
+
+def test_nobody_is_asked_how_a_pause_sounds_who_did_not_ask_for_it() -> None:
+    assert session_after(audio([1, 2], 0.7)).turns == []
+    assert session_after(audio([1, 2], 0.7), endpointing="manual").turns == []
+
+
+def in_a_pause(data: bytes, **settings: object) -> tuple[Session, Driver, TurnRequest]:
+    """A session whose VAD has heard it all and whose question how the pause sounds is open."""
+    session = new_session(endpointing="smart", interim_results=False, **settings)
+    driver = Driver(new_session())
+    (turn,) = asked_how_it_sounds(session, driver, data)
+    return session, driver, turn
+
+
+def asked_how_it_sounds(session: Session, driver: Driver, data: bytes) -> list[TurnRequest]:
+    turns: list[TurnRequest] = []
+    for chunk in chunks(data, [3200]):
+        session.receive_audio(chunk)
+        while requests := session.requests():
+            for request in requests:
+                if isinstance(request, SpeechRequest):
+                    probabilities = driver.vad.probabilities(request)
+                    if not request.end:
+                        session.receive_probabilities(probabilities)
+                elif isinstance(request, TurnRequest):
+                    turns.append(request)
+                elif isinstance(request, TranscriptRequest):
+                    session.receive_hypothesis(request.id, recognise(request.audio))
+    return turns
+
+
+def test_nothing_is_decided_behind_a_pause_before_its_answer_came() -> None:
+    session, driver, turn = in_a_pause(audio([1, OVER], 3.0))
+    assert session.decided < 0.64 * RATE + 0.3 * RATE + 1024
+    assert not [m for m in session.messages() if isinstance(m, SpeechEnd | Final)]
+    session.receive_turn(turn.id, 0.95)
+    asked_how_it_sounds(session, driver, b"\0\0")
+    assert session.decided == pytest.approx(session.received, abs=RATE)
+    assert [m.text for m in session.messages() if isinstance(m, Final)] == ["wb wc"]
+
+
+def test_speech_that_goes_on_before_the_answer_could_count_waits_for_none() -> None:
+    session, driver, turn = in_a_pause(audio([1, OVER], 0.2, [3, 4, 5]))
+    assert session.decided > 1.6 * RATE
+    session.receive_turn(turn.id, 0.95)  # late, and of no meaning
+    asked_how_it_sounds(session, driver, audio(0.2))
+    assert not [m for m in session.messages() if isinstance(m, Final)]
+
+
+def test_a_turn_nobody_can_judge_ends_by_silence_and_that_is_told_once() -> None:
+    session, driver, turn = in_a_pause(audio([1, OVER], 0.45))
+    session.receive_turn(turn.id, None)
+    asked_how_it_sounds(session, driver, b"\0\0")
+    told = session.messages()
+    assert not [m for m in told if isinstance(m, Final)]
+    assert [m.code for m in told if isinstance(m, Warn)] == ["turns_not_judged"]
+    (again,) = asked_how_it_sounds(session, driver, audio(0.3, [1, NOT_OVER], 0.7))
+    session.receive_turn(again.id, None)
+    told = session.messages()
+    assert [m.text for m in told if isinstance(m, Final)][0] == "wb wc"
+    assert [m.code for m in told if isinstance(m, Warn)] == []
+
+
+def test_a_flush_behind_an_open_question_takes_effect_when_it_is_answered() -> None:
+    session, driver, turn = in_a_pause(audio([1, NOT_OVER], 0.5))
+    session.receive_message(Flush())
+    assert session.messages_waiting == 1
+    session.receive_turn(turn.id, 0.05)
+    asked_how_it_sounds(session, driver, b"\0\0")
+    assert [m.text for m in session.messages() if isinstance(m, Final)] == ["wb wd"]
+
+
+def eager(driver: Driver) -> list[str]:
+    """Eager finals, withdrawals and finals, in short."""
+    told = [m for m in driver.messages if isinstance(m, Eager | Withdrawn | Final)]
+    return [f"{type(m).__name__} {getattr(m, 'text', '')}".strip() for m in told]
+
+
+def test_an_eager_final_is_told_in_the_pause_and_confirmed_by_the_final() -> None:
+    driver = session_after(audio([1, 2, 3], 0.35), eager=True)
+    assert eager(driver) == ["Eager wb wc wd"]
+    driver.step(audio(0.3))
+    assert eager(driver) == ["Eager wb wc wd", "Final wb wc wd"]
+    told, final = (m for m in driver.messages if isinstance(m, Eager | Final))
+    assert (told.segment_id, told.start, told.end) == (final.segment_id, final.start, final.end)
+    assert told.language == final.language
+
+
+def test_an_eager_final_is_withdrawn_when_speech_goes_on() -> None:
+    driver = session_after(audio([1, 2], 0.35), audio([3], 0.35), audio(0.4), eager=True)
+    assert eager(driver) == ["Eager wb wc", "Withdrawn", "Eager wb wc wd", "Final wb wc wd"]
+    segments = {m.segment_id for m in driver.messages if isinstance(m, Eager | Withdrawn | Final)}
+    assert segments == {"seg_0000"}
+
+
+def test_an_eager_final_is_withdrawn_when_the_client_takes_the_utterance_back() -> None:
+    driver = session_after(audio([1, 2], 0.35), Clear(), eager=True)
+    assert eager(driver) == ["Eager wb wc", "Withdrawn"]
+
+
+def test_a_flush_in_the_pause_confirms_the_eager_final() -> None:
+    driver = session_after(audio([1, 2], 0.35), Flush(), eager=True)
+    assert eager(driver) == ["Eager wb wc", "Final wb wc"]
+
+
+def test_eager_finals_are_for_those_who_ask_and_come_without_partials_too() -> None:
+    assert eager(session_after(audio([1, 2], 0.7))) == ["Final wb wc"]
+    driver = session_after(audio([1, 2], 0.35), audio(0.4), eager=True, interim_results=False)
+    assert eager(driver) == ["Eager wb wc", "Final wb wc"]
+    assert not [m for m in driver.messages if isinstance(m, Partial)]
+
+
+def test_behind_a_cut_an_eager_final_says_what_the_final_says() -> None:
+    words = [k % 12 for k in range(100)]  # 32 s
+    driver = session_after(*chunks(audio(words, 0.7), [6400]), eager=True)
+    *_, told, final = (m for m in driver.messages if isinstance(m, Eager | Final))
+    assert isinstance(told, Eager)
+    assert isinstance(final, Final)
+    assert (told.text, told.segment_id) == (final.text, final.segment_id)
+
+
+def test_who_ends_turns_has_its_final_asked_for_before_200_ms_of_silence_are_over() -> None:
+    driver = session_after(audio([1, 2], 0.1), endpointing="manual", interim_results=False)
+    (asked,) = driver.asked
+    driver.step(Flush())
+    assert finals(driver) == ["wb wc"]
+    assert driver.asked == [asked]
+    assert session_after(audio([1, 2], 0.1), interim_results=False).asked == []
+
+
+def test_in_a_pause_nothing_is_waited_for_longer_than_a_decision_takes() -> None:
+    session, driver = new_session(interim_results=False), Driver(new_session())
+    spoken = 0.64 * RATE - 0.08 * RATE
+    for chunk in chunks(audio([1, 2], 0.6), [64]):  # 2 ms
+        before = session.decided
+        asked = asked_of_whisper(session, driver, chunk)
+        if asked:
+            # Silence is heard from the second silent frame on, in whole frames.
+            assert session.received - spoken < PAUSE + 3 * 512 + 64
+            assert session.decided > before
+            break
+    else:
+        raise AssertionError("no final was speculated")
 
 
 def test_an_utterance_of_thirty_seconds_is_cut_where_it_is_quiet_and_joined() -> None:

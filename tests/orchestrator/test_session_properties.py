@@ -10,6 +10,7 @@ from scenes import SIZES, Scene, scenes, told, utterances
 from speech import WORDS, Driver, chunks, pcm, say, silence, snapshots
 
 from dalston.orchestrator.messages import (
+    Eager,
     End,
     Final,
     Partial,
@@ -19,6 +20,7 @@ from dalston.orchestrator.messages import (
     Snapshot,
     SpeechEnd,
     SpeechStart,
+    Withdrawn,
 )
 from dalston.orchestrator.session import Session
 
@@ -101,6 +103,31 @@ def test_every_utterance_starts_then_ends_then_has_at_most_one_final(
     assert start is None
     assert isinstance(messages[0], SessionBegin)
     assert isinstance(messages[-1], SessionEnd)
+
+
+@settings(max_examples=10, deadline=None)
+@given(scene=scenes(), seed=st.integers(0, 2**32 - 1))
+def test_every_eager_final_is_confirmed_or_withdrawn_before_another_is_told(
+    scene: Scene, seed: int
+) -> None:
+    driver = Driver(scene.session(), late=np.random.default_rng(seed))
+    eager: Eager | None = None
+    for message in driver.run(scene.steps([3200])):
+        match message:
+            case Eager():
+                assert scene.config.eager
+                assert eager is None
+                eager = message
+            case Withdrawn(segment):
+                assert eager
+                assert segment == eager.segment_id
+                eager = None
+            case Final() if eager:
+                assert (message.segment_id, message.text) == (eager.segment_id, eager.text)
+                eager = None
+            case _:
+                pass
+    assert eager is None
 
 
 @settings(max_examples=10, deadline=None)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalston.orchestrator.vad import PAUSE, Endpointer, Event, Thresholds
+from dalston.orchestrator.vad import PAUSE, Endpointer, Event, Thresholds, TurnRules
 
 FRAME = 512
 RULES = Thresholds(threshold=0.5, min_speech=4_000, min_silence=8_000, manual=False)
@@ -121,6 +121,80 @@ def test_manual_endpointing_never_ends_confirmed_speech() -> None:
 def test_manual_endpointing_still_drops_a_click() -> None:
     manual = Thresholds(0.5, 4_000, 8_000, manual=True)
     assert heard([0.9] * 2 + [0.0] * 20, manual)[1][-1][1] is Event.DROPPED
+
+
+SMART = Thresholds(0.5, 4_000, 8_000, manual=False, turns=TurnRules(0.8, 4_800, 16_000))
+
+
+def paused(rules: Thresholds = SMART) -> Endpointer:
+    """In the pause behind 10 frames of speech, its PAUSE just told."""
+    endpointer, events = heard([0.9] * 10 + [0.0] * 7, rules)
+    assert events[-1] == (16, Event.PAUSE)
+    return endpointer
+
+
+def silent(endpointer: Endpointer, rules: Thresholds = SMART, until: int = 60) -> int:
+    """The frames of silence in all that end the turn."""
+    for number in range(17, until):
+        assert not endpointer.undecided((number + 1) * FRAME, rules)
+        if endpointer.receive(0.0, number * FRAME, (number + 1) * FRAME, rules):
+            return number + 1 - 10
+    raise AssertionError("no end")
+
+
+def test_a_turn_that_sounds_over_ends_after_the_shortest_silence() -> None:
+    endpointer = paused()
+    endpointer.judge(0.8)
+    assert silent(endpointer) == 10  # 300 ms are 9.4 frames
+
+
+def test_a_turn_that_does_not_sound_over_ends_after_the_longest_silence() -> None:
+    endpointer = paused()
+    endpointer.judge(0.79)
+    assert silent(endpointer) == 32  # 1 s is 31.25 frames
+
+
+def test_a_turn_that_nobody_can_judge_ends_by_silence_alone() -> None:
+    endpointer = paused()
+    endpointer.judge(None)
+    assert silent(endpointer) == 16  # 500 ms are 15.6 frames
+
+
+def test_without_a_judgement_it_ends_not_before_the_place_where_one_would_have_counted() -> None:
+    """Or it would matter when it was known that there is none."""
+    rules = Thresholds(0.5, 4_000, 800, manual=False, turns=TurnRules(0.8, 4_800, 16_000))
+    endpointer = paused(rules)
+    endpointer.judge(None)
+    assert silent(endpointer, rules) == 10
+
+
+def test_a_frame_that_could_end_a_turn_waits_for_the_judgement() -> None:
+    endpointer = paused()
+    undecided = [endpointer.undecided((10 + n) * FRAME, SMART) for n in range(8, 12)]
+    assert undecided == [False, False, True, True]
+    endpointer.judge(0.9)
+    assert not endpointer.undecided(21 * FRAME, SMART)
+
+
+def test_a_judgement_of_a_pause_that_is_over_means_nothing() -> None:
+    endpointer = paused()
+    assert endpointer.receive(0.9, 17 * FRAME, 18 * FRAME, SMART) is Event.RESUMED
+    endpointer.judge(0.9)
+    _, events = heard([0.9] + [0.0] * 7, SMART, endpointer)
+    assert [event for _, event in events] == [Event.PAUSE]
+
+
+def test_each_pause_is_judged_anew() -> None:
+    endpointer = paused()
+    endpointer.judge(0.9)
+    endpointer.receive(0.9, 17 * FRAME, 18 * FRAME, SMART)
+    _, events = heard([0.9] + [0.0] * 8, SMART, endpointer)
+    assert [event for _, event in events] == [Event.PAUSE]
+    assert endpointer.undecided(20 * FRAME, SMART)
+
+
+def test_a_click_is_dropped_after_the_usual_silence_whatever_ends_turns() -> None:
+    assert heard([0.9] * 3 + [0.0] * 16, SMART)[1][-1] == (18, Event.DROPPED)
 
 
 def test_behind_a_cut_speech_is_confirmed_from_the_start_and_may_have_been_nothing() -> None:
