@@ -63,6 +63,7 @@ serve: .venv/installed
 	$(BIN)/dalston up --data-dir $(DATA) --profile $(PROFILE) --port $(PORT) $(ARGS)
 
 test: .venv/installed-dev demo-models
+	$(BIN)/dalston models build --data-dir build/turns --profile demo --end-of-turn
 	$(BIN)/dalston models build --data-dir build/cpu --profile cpu
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -25,6 +25,15 @@ def model_repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def turns_repository() -> Path:
+    """The same with the model that judges turns. Read only."""
+    folder = _ROOT / "build" / "turns" / "model_repository"
+    if not (folder / "built.json").exists():
+        pytest.fail(f"{folder} is not there: run `make test`, or `dalston models build`")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """A real Redis, empty, for tests that flush it as they like."""
     with redis_process(tmp_path_factory.mktemp("redis")) as redis:

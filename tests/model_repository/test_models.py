@@ -21,6 +21,7 @@ from tritonclient.grpc import model_config_pb2
 
 from dalston.triton.contract import (
     SAMPLE_RATE,
+    TURN_MODEL,
     VAD_FRAME,
     VAD_MODEL,
     VARIANTS,
@@ -28,6 +29,7 @@ from dalston.triton.contract import (
     whisper_model,
 )
 from dalston.triton.silero import SWEEP_S
+from dalston.triton.turn import EndOfTurn
 
 SOURCE = Path(__file__).parents[2] / "model_repository"
 WHISPERS = [whisper_model(variant) for variant in VARIANTS]
@@ -207,6 +209,23 @@ def test_a_prefix_and_a_full_window_reach_the_model(whisper: Any):
     (forced,) = whisper.execute([row(prefix=[*tokens[:2], 1])])
     assert answer(forced)["TOKENS"].tolist()[:3] == [*tokens[:2], 1]
     assert answer(full)["TEXT"][0]
+
+
+# --- end of turn ----------------------------------------------------------------------------------
+
+
+def test_turns_are_judged_and_what_nobody_waits_for_is_not(turns_repository: Path):
+    model = started(turns_repository, TURN_MODEL)
+    asked = InferenceRequest({"AUDIO": SPEECH})
+    cancelled = InferenceRequest({"AUDIO": SPEECH}, cancelled=True)
+    found, dropped = model.execute([asked, cancelled])
+    outputs = answer(found)
+    path = turns_repository / TURN_MODEL / "1" / "end_of_turn.onnx"
+    assert outputs["PROBABILITY"].dtype == np.float32
+    assert outputs["PROBABILITY"].tolist() == [
+        np.float32(EndOfTurn(path).probability(np.array(SPEECH, np.int16)))
+    ]
+    assert failure(dropped) == (pb_utils.TritonError.CANCELLED, "cancelled")
 
 
 # --- VAD ------------------------------------------------------------------------------------------

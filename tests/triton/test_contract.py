@@ -23,7 +23,7 @@ from dalston.triton.contract import (
 
 SOURCE = Path(__file__).parents[2] / "model_repository"
 WHISPERS = [contract.whisper_model(variant) for variant in contract.VARIANTS]
-MODELS = [contract.VAD_MODEL, *WHISPERS]
+MODELS = [contract.VAD_MODEL, contract.TURN_MODEL, *WHISPERS]
 
 
 def parsed(path: Path) -> Any:
@@ -53,12 +53,10 @@ def test_the_repository_holds_the_models_of_the_contract_and_no_other():
 @pytest.mark.parametrize("model", MODELS)
 def test_inputs_and_outputs_are_those_of_the_contract(model: str):
     config = config_of(model)
-    vad = model == contract.VAD_MODEL
-    inputs, outputs = (
-        (contract.VAD_INPUTS, contract.VAD_OUTPUTS)
-        if vad
-        else (contract.WHISPER_INPUTS, contract.WHISPER_OUTPUTS)
-    )
+    inputs, outputs = {
+        contract.VAD_MODEL: (contract.VAD_INPUTS, contract.VAD_OUTPUTS),
+        contract.TURN_MODEL: (contract.TURN_INPUTS, contract.TURN_OUTPUTS),
+    }.get(model, (contract.WHISPER_INPUTS, contract.WHISPER_OUTPUTS))
     assert config.name == model
     assert config.backend == "python"
     assert tensors(config.input) == inputs
@@ -101,14 +99,24 @@ def test_the_vad_keeps_state_by_correlation_id_without_what_this_server_breaks()
     ]
 
 
+def test_turns_are_judged_one_by_one_by_a_single_process():
+    config = config_of(contract.TURN_MODEL)
+    assert (
+        config.WhichOneof("scheduling_choice") is None
+    )  # a batch would keep its first row waiting
+    assert [(group.count, group.kind) for group in config.instance_group] == [
+        (1, config.instance_group[0].KIND_CPU)
+    ]
+
+
 def test_both_whispers_run_the_same_code():
     code = {(SOURCE / model / "1" / "model.py").resolve() for model in WHISPERS}
     assert len(code) == 1
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_built_copy_keeps_the_tensors_and_the_batching(model: str, model_repository: Path):
-    source, built = config_of(model), parsed(model_repository / model / "config.pbtxt")
+def test_the_built_copy_keeps_the_tensors_and_the_batching(model: str, turns_repository: Path):
+    source, built = config_of(model), parsed(turns_repository / model / "config.pbtxt")
     for config in (source, built):  # what is set for machine and profile
         config.ClearField("instance_group")
         config.ClearField("parameters")

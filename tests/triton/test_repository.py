@@ -97,6 +97,21 @@ def test_the_demo_profile_becomes_a_repository_that_is_whole_in_itself(out: Path
     assert "accurate: converting to int8_float32" in told
 
 
+def test_the_model_that_judges_turns_is_there_for_those_who_ask(
+    out: Path, silero: Path, turns_repository: Path
+):
+    network = turns_repository / "end_of_turn" / "1" / "end_of_turn.onnx"
+    fast = {"fast": DEMO["fast"]}
+    repository.build(fast, out, silero=silero)
+    assert not (out / "end_of_turn").exists()
+    assert repository.build(fast, out, silero=silero, end_of_turn=network)
+    assert (out / "end_of_turn" / "1" / "end_of_turn.onnx").read_bytes() == network.read_bytes()
+    assert (out / "end_of_turn" / "config.pbtxt").exists()
+    assert not repository.build(fast, out, silero=silero, end_of_turn=network)
+    with pytest.raises(ModelError, match="is not the file that was pinned"):
+        repository.build(fast, out, silero=silero, end_of_turn=silero)
+
+
 def test_the_configuration_says_what_the_profile_says(out: Path, silero: Path):
     repository.build(DEMO, out, silero=silero, cores=3)
     demo = {"checkpoint_id": "demo", "languages": "en es de fr", "windows": "right-sized"}

