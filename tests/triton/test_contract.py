@@ -101,9 +101,8 @@ def test_the_vad_keeps_state_by_correlation_id_without_what_this_server_breaks()
 
 def test_turns_are_judged_one_by_one_by_a_single_process():
     config = config_of(contract.TURN_MODEL)
-    assert (
-        config.WhichOneof("scheduling_choice") is None
-    )  # a batch would keep its first row waiting
+    # A batch would keep its first row waiting.
+    assert config.WhichOneof("scheduling_choice") is None
     assert [(group.count, group.kind) for group in config.instance_group] == [
         (1, config.instance_group[0].KIND_CPU)
     ]
