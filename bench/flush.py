@@ -27,6 +27,7 @@ from pathlib import Path
 
 import machine
 import numpy as np
+import numpy.typing as npt
 import soundfile
 
 from dalston import client
@@ -76,7 +77,7 @@ def clips(corpus: Path, silero: Path) -> list[Clip]:
     return found
 
 
-def speech_end(vad: Silero, audio: np.ndarray) -> int | None:
+def speech_end(vad: Silero, audio: npt.NDArray[np.int16]) -> int | None:
     """Where the silence begins that nothing follows; None: there was no speech."""
     (probabilities,) = vad.probabilities([Chunk("clip", audio, start=True, end=True)], 0.0)
     assert isinstance(probabilities, np.ndarray)

@@ -40,6 +40,7 @@ from dalston.orchestrator.requests import (
     SpeechRequest,
     TimedWord,
     TranscriptRequest,
+    TurnRequest,
 )
 from dalston.orchestrator.session import Session, State
 from dalston.triton.contract import VAD_FRAME
@@ -79,6 +80,9 @@ class Chance:
                     self._speech.append(request)
                 case TranscriptRequest():
                     self._transcripts[request.id] = request
+                case TurnRequest():
+                    judged = self._draw(st.sampled_from([None, 0.0, 1.0]))
+                    self.session.receive_turn(request.id, judged)
                 case Cancel():
                     self._transcripts.pop(request.id, None)
         self.messages += self.session.messages()
@@ -145,7 +149,7 @@ def test_a_session_survives_everything_in_any_order_and_ends_in_order(data: st.D
         sample_rate=data.draw(st.sampled_from([8_000, 16_000, 44_100])),
         channels=data.draw(st.integers(1, 2)),
         language=data.draw(st.sampled_from(["en", "auto"])),
-        endpointing=data.draw(st.sampled_from(["auto", "manual"])),
+        endpointing=data.draw(st.sampled_from(["auto", "smart", "manual"])),
         max_utterance_duration=5.0,
     )
     chance = Chance(Session("s", config, "fast", languages={"en"}), data)
