@@ -32,9 +32,9 @@ from dalston.triton.models import (
     Checkpoint,
     Mirror,
     ModelError,
+    end_of_turn,
     local_checkpoint,
     profiles,
-    end_of_turn,
     silero,
 )
 from dalston.triton.sources import fetch, fetch_end_of_turn, fetch_silero, verify
