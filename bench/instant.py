@@ -87,6 +87,10 @@ class Instant:
         types = {tensor.name: tensor.type.replace("STRING", "BYTES") for tensor in WHISPER_OUTPUTS}
         return {name: (types[name], _CONTENTS.get(name, _ONE)) for name in asked.outputs}
 
+    async def page(self, path: str) -> bytes:
+        """Another one. May raise Refused."""
+        raise Refused(404, "no such page")
+
     # HTTP
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -131,7 +135,7 @@ class Instant:
                 contents = b"".join(content for _, content in outputs.values())
                 return _json({"model_name": model, "outputs": tensors}), contents
             case _:
-                raise Refused(404, "no such page")
+                return await self.page("/".join(path)), b""
 
 
 def _asked(model: str, body: bytes, parts: int) -> Asked:

@@ -71,12 +71,24 @@ environment:
 """
 _TRITON_HELP = """\
 environment:
+  DALSTON_UNLOAD_AFTER_SECONDS  Whisper models that nobody has used for so long are unloaded, and
+                         loaded again at the next session; without it never
   OTEL_EXPORTER_OTLP_ENDPOINT  who collects traces, as for gateway and worker
 """
 _KEYS_HELP = """\
 The place is --file or --redis-url; else what DALSTON_API_KEYS says, as for the gateway, with
 REDIS_URL. Only hashes are kept.
 """
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -237,6 +249,13 @@ def _parser() -> argparse.ArgumentParser:
     triton.add_argument("--grpc-port", type=int, default=8001)
     triton.add_argument("--metrics-port", type=int, default=8002)
     triton.add_argument(
+        "--unload-after",
+        type=_seconds,
+        default=os.environ.get("DALSTON_UNLOAD_AFTER_SECONDS"),
+        metavar="SECONDS",
+        help="unload Whisper models that nobody has used for so long",
+    )
+    triton.add_argument(
         "--probe", action="store_true", help="only ask the one that runs whether its models answer"
     )
     return parser
@@ -377,12 +396,14 @@ def _triton(args: argparse.Namespace) -> int:
         return _missing("triton", error)
     ports = server.Ports(args.grpc_port, args.http_port, args.metrics_port)
     if args.probe:
-        return probe.main(f"{args.host}:{ports.grpc}")
+        # Its supervisor asks who answered nobody; asking as well would keep models from idling.
+        lately_s = 2 * server.PROBE_EVERY_S if args.unload_after else 0.0
+        return probe.main(f"{args.host}:{ports.grpc}", lately_s)
     if args.repository is None:
         print("--repository is needed", file=sys.stderr)
         return 2
     traces = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    return server.main(args.repository, args.run_dir, ports, args.host, traces)
+    return server.main(args.repository, args.run_dir, ports, args.host, traces, args.unload_after)
 
 
 def main() -> int:

@@ -54,6 +54,7 @@ async def extended_health(slots: Slots, connections: Connections) -> tuple[dict[
                 "capacity": worker.capacity,
                 "active_sessions": worker.active_sessions,
                 "models": worker.models,
+                "asleep": worker.asleep,
                 "heartbeat_age_seconds": round(now - worker.heartbeat_at, 1),
             }
             for worker in workers

@@ -202,8 +202,17 @@ class Channel:
         check(answer)
         return answer.json
 
-    async def _get(self, path: str, deadline_s: float) -> Answer:
-        request = f"GET {path} HTTP/1.1\r\nHost: {self.url}\r\n\r\n".encode()
+    async def post(self, path: str, deadline_s: float = 2.0) -> bytes:
+        """What a page answers to nothing in particular. Raises CallFailed."""
+        if self.silent:
+            raise self._silence()
+        answer = await self._get(path, deadline_s, "POST")
+        check(answer)
+        return answer.json
+
+    async def _get(self, path: str, deadline_s: float, method: str = "GET") -> Answer:
+        length = "Content-Length: 0\r\n" if method == "POST" else ""
+        request = f"{method} {path} HTTP/1.1\r\nHost: {self.url}\r\n{length}\r\n".encode()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         call = self._wire.ask(request, lambda result: _settle(answer, result))
         try:

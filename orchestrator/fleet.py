@@ -5,6 +5,10 @@ Transcripts go to the server with the fewest requests under way, and those that 
 one at once. A sequence of the VAD stays where it was started; when it is lost, the next one starts
 elsewhere. A model that failed is avoided until it has answered a probe. If there is no other, it
 is waited for, and then asked all the same.
+
+Triton's supervisor unloads models that nobody has used for long (triton/server.py). They are loaded
+again when a session begins that needs them, or when a request finds them asleep; then it waits.
+One of several Tritons does, until it is busy.
 """
 
 import asyncio
@@ -61,16 +65,18 @@ class _Member:
         self.variants: Mapping[str, LoadedVariant] = {}
         self.doubted: dict[str, asyncio.Task[None]] = {}  # models; until they answer
         self.answered: dict[str, float] = {}  # models; when, last
+        self._given: dict[str, int] = {}  # models; answers, when it was last looked
+        self.waking: dict[str, asyncio.Task[None]] = {}  # models; until they are loaded
 
     @property
     def models(self) -> list[str]:
         return [VAD_MODEL, *(whisper_model(v) for v in VARIANTS if v in self.variants)]
 
     async def close(self) -> None:
-        doubts = [*self.doubted.values()]
-        for doubt in doubts:
-            doubt.cancel()
-        await asyncio.gather(*doubts, return_exceptions=True)
+        tasks = [*self.doubted.values(), *self.waking.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.triton.close()
 
     async def look(self) -> None:
@@ -81,9 +87,16 @@ class _Member:
             for model in self.models:
                 self.doubt(model)
             raise
+        finally:
+            for model in self.triton.asleep - set(self.models):
+                self.wake(model)  # what it can do is known only when it is loaded
         for model in self.models:
             if model in self.doubted:
                 raise InferenceError(f"{model} of {self.triton.url} fails", retryable=True)
+            if self.is_asleep(model):
+                continue
+            if model != VAD_MODEL:
+                await self._look_at_answers(model)
             answered = self.answered.get(model, 0.0)
             if model == VAD_MODEL or time.monotonic() - answered > PROBE_AFTER_S:
                 if not await self.answers(model):
@@ -91,13 +104,69 @@ class _Member:
                     sentence = f"{model} of {self.triton.url} does not answer"
                     raise InferenceError(sentence, retryable=True)
 
+    async def _look_at_answers(self, model: str) -> None:
+        """One that answers others needs no probe, which would keep it from being unloaded."""
+        given = await self.triton.answers_given(model)
+        if given is None:
+            return
+        if given > self._given.get(model, given):
+            self.answered[model] = time.monotonic()
+        self._given[model] = given
+
+    def is_asleep(self, model: str) -> bool:
+        return model in self.triton.asleep
+
+    def is_busy(self, model: str) -> bool:
+        """Whether it has as much to do as keeps all instances of a Whisper model busy."""
+        (variant,) = (v for v in self.variants if whisper_model(v) == model)
+        return self.triton.pending >= self.variants[variant].partials_in_flight
+
+    def wake(self, model: str) -> asyncio.Task[None]:
+        """The task that loads it; it fails with InferenceError."""
+
+        def over(waking: asyncio.Task[None]) -> None:
+            del self.waking[model]
+            if not waking.cancelled():
+                waking.exception()  # it is told already, and perhaps nobody waits for it
+
+        if model not in self.waking:
+            # For all that wait, not for the session that happened to come first.
+            waking = asyncio.create_task(self._wake(model), context=Context())
+            self.waking[model] = waking
+            waking.add_done_callback(over)
+        return self.waking[model]
+
+    async def _wake(self, model: str) -> None:
+        began = time.monotonic()
+        logger.info("%s of %s is asleep: it is loaded", model, self.triton.url)
+        try:
+            await self.triton.load(model)
+        except InferenceError as error:
+            logger.warning("%s of %s cannot be loaded: %s", model, self.triton.url, error)
+            metrics.LOADS_FAILED.labels(self.triton.url, model).inc()
+            raise
+        took = time.monotonic() - began
+        self.answered[model] = time.monotonic()
+        metrics.LOADED.labels(self.triton.url, model).observe(took)
+        logger.info("%s of %s is awake after %.1f s", model, self.triton.url, took)
+
     async def answers(self, model: str) -> bool:
+        """Whether it does, or would if it were awake."""
         try:
             await self.triton.probe(model)
-        except InferenceError:
-            return False
+        except InferenceError as error:
+            return await self.fell_asleep(model, error)
         self.answered[model] = time.monotonic()
         return True
+
+    async def fell_asleep(self, model: str, failure: InferenceError) -> bool:
+        """Whether a model failed because it is unloaded."""
+        if failure.code is not Code.NOT_FOUND or model == VAD_MODEL:
+            return False
+        try:
+            return await self.triton.sleeps(model)
+        except InferenceError:
+            return False
 
     def doubt(self, model: str) -> None:
         """Avoid it until it answers."""
@@ -227,6 +296,9 @@ class Fleet:
             else:
                 member.answered[model] = time.monotonic()
                 return hypothesis
+            if await member.fell_asleep(model, failure):
+                member = await self._for_transcript(model)
+                continue
             no_memory = memory.ran_out(str(failure))
             if no_memory:
                 self._out_of_memory()
@@ -254,6 +326,31 @@ class Fleet:
             logger.warning("%s; asked %s", failure, other.triton.url)
             member = other
 
+    def asleep(self, variant: str) -> bool:
+        """Whether every Triton that works has it unloaded."""
+        model = whisper_model(variant)
+        return self._another(model) is None and any(m.is_asleep(model) for m in self._members)
+
+    def sleeping(self) -> list[tuple[str, str]]:
+        """URL and model of all that are unloaded."""
+        return [(m.triton.url, model) for m in self._members for model in sorted(m.triton.asleep)]
+
+    def wake(self, variant: str) -> None:
+        """Have it loaded where it is asleep, if it is so everywhere."""
+        model = whisper_model(variant)
+        if self.asleep(variant):
+            self._sleeper(model).wake(model)
+
+    def loading(self, variant: str) -> bool:
+        """Whether transcripts of a variant wait for it to be loaded."""
+        model = whisper_model(variant)
+        return any(model in m.triton.loading for m in self._members) and self.asleep(variant)
+
+    def _sleeper(self, model: str) -> _Member:
+        """The one to wake."""
+        asleep = [member for member in self._members if member.is_asleep(model)]
+        return min(asleep, key=lambda member: (model not in member.waking, member.triton.pending))
+
     def mute(self, variant: str) -> bool:
         """Whether transcripts of a variant are waited for and a server answers none at all."""
         model = whisper_model(variant)
@@ -264,18 +361,41 @@ class Fleet:
         working = [
             member
             for member in self._members
-            if model in member.models and model not in member.doubted and member not in tried
+            if model in member.models
+            and not member.is_asleep(model)
+            and model not in member.doubted
+            and member not in tried
         ]
         return min(working, key=lambda member: member.triton.pending, default=None)
 
     async def _for_transcript(self, model: str) -> _Member:
         if member := self._another(model):
+            if member.is_busy(model) and any(other.is_asleep(model) for other in self._members):
+                self._sleeper(model).wake(model)
             return member
         serving = [member for member in self._members if model in member.models]
         if not serving:
             raise InferenceError(f"no Triton has {model}", retryable=True)
+        if any(member.is_asleep(model) for member in serving):
+            return await self._woken(model)
         await self._returned(model, serving)
         return self._another(model) or min(serving, key=lambda member: member.triton.pending)
+
+    async def _woken(self, model: str) -> _Member:
+        """The first that has this model again, loaded for us or no more in doubt.
+
+        Raises InferenceError if it cannot be loaded.
+        """
+        member = self._sleeper(model)
+        loading = member.wake(model)
+        doubts = [there.doubted[model] for there in self._members if model in there.doubted]
+        while not loading.done() and not self._another(model):
+            waited = [loading, *(doubt for doubt in doubts if not doubt.done())]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if other := self._another(model):
+            return other
+        await loading  # raises
+        return member
 
     def _for_sequence(self) -> _Member:
         held = Counter(self._sequences.values())

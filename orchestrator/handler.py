@@ -31,6 +31,7 @@ from dalston.orchestrator.messages import (
     ServerMessage,
     SessionEnd,
     Snapshot,
+    Warn,
     parse,
     serialize,
 )
@@ -66,6 +67,10 @@ ACK_EVERY_S = 1.0
 NO_ANSWER_S = 2.5
 # Retries wait longer each time, up to the last; after outage_s of failures the session gives up.
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 2.0
+MODEL_LOADING = Warn(
+    code="model_loading",
+    message="the model is being loaded; what is said meanwhile is transcribed after that",
+)
 
 
 class CloseCode:
@@ -101,6 +106,8 @@ class Models:
     # Whether transcripts wait for a model that answers nobody. One that only has too much to do
     # answers somebody.
     mute: Callable[[], bool] = lambda: False
+    # Whether they wait for a model to be loaded.
+    loading: Callable[[], bool] = lambda: False
 
 
 class Line(Protocol):
@@ -262,12 +269,15 @@ async def handle(
 
     async def ask_transcript(request: TranscriptRequest) -> None:
         began, wait = loop.time(), RETRY_FIRST_S
+        failing_since: float | None = None
         while True:
             try:
                 hypothesis = await models.transcribe(request)
             except InferenceError as error:
                 logger.warning("%s: %s", session.id, error)
-                give_up = loop.time() - began + wait > limits.outage_s
+                # A model may take long to be loaded before it fails.
+                failing_since = failing_since or loop.time()
+                give_up = loop.time() - failing_since + wait > limits.outage_s
                 if request.kind == "partial" or not error.retryable or give_up:
                     asked.pop(request.id, None)
                     retrying.discard(request.id)
@@ -362,12 +372,17 @@ async def handle(
         a warning or the end if it is too far behind."""
         nonlocal close_code
         acked, next_ack = None, loop.time() + ACK_EVERY_S
+        was_loading = False
         due = loop.time() // MEASURE_EVERY_S * MEASURE_EVERY_S  # all sessions in one wake-up
         while session.state is State.LISTENING:
             now = loop.time()
             unanswered = speech_asked is not None and now - speech_asked >= NO_ANSWER_S
             failing = unanswered or failing_since is not None or bool(retrying) or models.mute()
-            verdict = lag.measure(session.received, session.processed, failing, now)
+            loading = models.loading()
+            if loading and not was_loading:
+                tell(MODEL_LOADING)
+            was_loading = loading
+            verdict = lag.measure(session.received, session.processed, failing, now, loading)
             session.sparing = lag.seconds > SPARING_S
             if verdict is Verdict.WARN:
                 metrics.LAG_WARNINGS.inc()

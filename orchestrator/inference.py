@@ -42,6 +42,8 @@ TURN_DEADLINE_S = 2.0
 PARTIAL_DEADLINE_S = 5.0  # another is due long before
 FINAL_DEADLINE_S = 60.0
 PROBE_DEADLINE_S = 10.0  # behind a queue of finals
+LOADING_S = 600.0  # large checkpoints take minutes
+LIVES_EVERY_S = 2.0  # while a model is loaded its server is asked whether it lives
 _SILENCE = bytes(2 * 1600)  # 0.1 s
 
 # The outputs a partial needs; a final also wants words and scores.
@@ -123,6 +125,10 @@ class Triton:
         self._waiting = 0  # partials, for their turn
         # Of transcripts, by variant; as large as the variant was when it was first seen.
         self._turns: dict[str, Turns] = {}
+        self._seen: dict[str, LoadedVariant] = {}
+        # Models that are unloaded, or not loaded again yet.
+        self.asleep: set[str] = set()
+        self.loading: set[str] = set()  # of these, the ones we load
 
     async def close(self) -> None:
         if self._speech_leaves:
@@ -142,7 +148,10 @@ class Triton:
         return self._channel.mute_s(model)
 
     async def variants(self) -> Mapping[str, LoadedVariant]:
-        """The Whisper variants that are ready. Raises InferenceError if the VAD is not, or none."""
+        """The Whisper variants that are ready, and those that were and are asleep.
+
+        Raises InferenceError if the VAD is not ready, or no variant.
+        """
         try:
             if not (await self._ready(VAD_MODEL)):
                 raise InferenceError(f"{VAD_MODEL} is not ready", retryable=True)
@@ -150,7 +159,10 @@ class Triton:
             loaded: dict[str, LoadedVariant] = {}
             for variant in VARIANTS:
                 if not await self._ready(whisper_model(variant)):
+                    if await self.sleeps(whisper_model(variant)) and variant in self._seen:
+                        loaded[variant] = self._seen[variant]
                     continue
+                self.asleep.discard(whisper_model(variant))
                 page = await self._channel.get(f"/v2/models/{whisper_model(variant)}/config")
                 config = _config(page)
                 loaded[variant] = LoadedVariant(
@@ -158,9 +170,10 @@ class Triton:
                     tuple(config.parameters["languages"].string_value.split()),
                     config.partials_in_flight,
                 )
+                self._seen[variant] = loaded[variant]
                 self._turns.setdefault(variant, Turns(loaded[variant].partials_in_flight))
         except CallFailed as error:
-            raise InferenceError(_sentence(error), retryable=True, code=error.code) from None
+            raise _failed(error) from None
         if not loaded:
             raise InferenceError("no Whisper model is ready", retryable=True)
         return loaded
@@ -173,6 +186,50 @@ class Triton:
                 raise  # that is the server, and what else is asked of it would tell the same
             return False
         return True
+
+    async def sleeps(self, model: str) -> bool:
+        """Whether a model is unloaded, or just being loaded. Raises InferenceError."""
+        try:
+            index = _index(await self._channel.post("/v2/repository/index"))
+        except CallFailed as error:
+            if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+                raise _failed(error) from None
+            index = []  # it has none: nothing is ever unloaded there
+        if any(one.name == model and one.asleep for one in index):
+            self.asleep.add(model)
+        else:
+            self.asleep.discard(model)
+        return model in self.asleep
+
+    async def load(self, model: str) -> None:
+        """Load a model that is asleep; once, if two do so. Raises InferenceError."""
+        # One that is ready would be loaded once more.
+        if await self.sleeps(model):
+            try:
+                await self._load(model)
+            except CallFailed as error:
+                raise _failed(error) from None
+        self.asleep.discard(model)
+
+    async def _load(self, model: str) -> None:
+        path = f"/v2/repository/models/{model}/load"
+        self.loading.add(model)
+        loading = asyncio.create_task(self._channel.post(path, LOADING_S))
+        try:
+            while not (await asyncio.wait([loading], timeout=LIVES_EVERY_S))[0]:
+                await self._channel.get("/v2/health/live")
+            await loading
+        finally:
+            loading.cancel()
+            self.loading.discard(model)
+
+    async def answers_given(self, model: str) -> int | None:
+        """By a model, to anybody, since it was loaded; None: it does not tell."""
+        try:
+            page = await self._channel.get(f"/v2/models/{model}/stats")
+            return sum(one.inference_stats.success.count for one in _stats(page).model_stats)
+        except (CallFailed, msgspec.MsgspecError):
+            return None
 
     async def probe(self, model: str) -> None:
         """Whether a model works, by asking it something small. Raises InferenceError."""
@@ -326,7 +383,44 @@ class _Config(msgspec.Struct):
         return rows * group.count
 
 
+class _Indexed(msgspec.Struct):
+    """A model of the repository.
+
+    https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_repository.md
+    """
+
+    name: str
+    state: str = ""
+    reason: str = ""
+
+    @property
+    def asleep(self) -> bool:
+        return self.state in ("UNLOADING", "LOADING") or self.reason == "unloaded"
+
+
+class _Count(msgspec.Struct):
+    count: int
+
+
+class _Outcomes(msgspec.Struct):
+    success: _Count
+
+
+class _ModelStats(msgspec.Struct):
+    inference_stats: _Outcomes
+
+
+class _Stats(msgspec.Struct):
+    """What we need of
+    https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md
+    """
+
+    model_stats: list[_ModelStats]
+
+
 _config = msgspec.json.Decoder(_Config).decode
+_index = msgspec.json.Decoder(list[_Indexed]).decode
+_stats = msgspec.json.Decoder(_Stats).decode
 
 
 def _string(text: str) -> bytes:
@@ -373,6 +467,10 @@ def _hypothesis(outputs: dict[str, Any], stages: Mapping[str, float]) -> Hypothe
         words=tuple(TimedWord(w, float(a), float(b), float(p)) for w, a, b, p in words),
         stages=stages,
     )
+
+
+def _failed(error: CallFailed) -> InferenceError:
+    return InferenceError(_sentence(error), retryable=True, code=error.code)
 
 
 def _sentence(error: CallFailed) -> str:

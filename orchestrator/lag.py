@@ -9,7 +9,7 @@ that comes late, and then at once, is not our lag, nor is audio that comes befor
 session that goes on in another worker begins there.
 
 While models fail, lag is no sign of overload: from then until it is caught up, but OUTAGE_SECONDS
-at most, nothing follows from it.
+at most, nothing follows from it. The time that a model takes to be loaded is none of these.
 """
 
 from dataclasses import dataclass
@@ -52,12 +52,16 @@ class Lag:
         """Whether the models have more to do than they can."""
         return self.seconds > self.limits.warning_s and not self.suspended
 
-    def measure(self, received: int, processed: int, failing: bool, now: float) -> Verdict:
-        """`failing`: a model fails, or does not answer at all."""
+    def measure(
+        self, received: int, processed: int, failing: bool, now: float, loading: bool = False
+    ) -> Verdict:
+        """`failing`: a model fails, or does not answer at all. `loading`: it is being loaded."""
         elapsed, self._measured = now - self._measured, now
         self._due = min(float(received), self._due + elapsed * SAMPLE_RATE)
         self.seconds = max(0.0, self._due - processed) / SAMPLE_RATE
-        if failing:
+        if loading:
+            self._outage = now
+        elif failing:
             self._outage = now if self._outage is None else self._outage
         elif self.seconds <= self.limits.warning_s:
             self._outage = None  # caught up

@@ -6,7 +6,7 @@ Events are counted where they happen, a few for each utterance. What sessions co
 docs/operations.md lists all of them; Triton has a page of its own, with the sizes of its batches.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -96,6 +96,19 @@ TURNS_JUDGED = Counter(
     ["answered"],
     registry=_EVENTS,
 )
+LOADED = Histogram(
+    "dalston_worker_model_load_seconds",
+    "How long it took to load a model that was asleep when a session wanted it.",
+    ["triton", "model"],
+    buckets=(1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0),
+    registry=_EVENTS,
+)
+LOADS_FAILED = Counter(
+    "dalston_worker_model_loads_failed",
+    "Times a model that was asleep could not be loaded.",
+    ["triton", "model"],
+    registry=_EVENTS,
+)
 OUT_OF_MEMORY = Counter(
     "dalston_worker_out_of_memory",
     "Times a model said that its memory is used up.",
@@ -147,6 +160,7 @@ class State:
     draining: bool
     redis_errors: int
     pending: Mapping[str, int]  # requests under way, by Triton
+    asleep: Sequence[tuple[str, str]] = ()  # Triton and model: unloaded until a session comes
 
 
 class Sessions:
@@ -248,6 +262,14 @@ class _Now(Collector):
         for url, count in state.pending.items():
             pending.add_metric([url], count)
         yield pending
+        asleep = GaugeMetricFamily(
+            "dalston_worker_model_asleep",
+            "1 for a model that is unloaded because nobody used it.",
+            labels=["triton", "model"],
+        )
+        for labels in state.asleep:
+            asleep.add_metric(labels, 1)
+        yield asleep
 
 
 def page(state: State, sessions: Sessions) -> bytes:

@@ -154,9 +154,15 @@ class Sessions:
             snapshot=snapshot,
             partial_every=round(self._settings.partial_seconds * SAMPLE_RATE),
         )
-        mute = functools.partial(self._tritons.mute, variant)
         tritons = self._tritons
-        models = Models(self._hear, tritons.transcribe, tritons.turn_over, mute)
+        tritons.wake(variant)
+        models = Models(
+            self._hear,
+            tritons.transcribe,
+            tritons.turn_over,
+            functools.partial(tritons.mute, variant),
+            functools.partial(tritons.loading, variant),
+        )
         settings = self._settings
         limits = Limits(
             settings.idle_seconds,

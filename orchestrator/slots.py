@@ -80,11 +80,12 @@ class Registration:
     status: Literal["ready", "draining"]
     capacity: int
     models: Sequence[str]  # variants
-    models_loaded: Sequence[str]  # checkpoints
+    models_loaded: Sequence[str]  # checkpoints, without those of unloaded models
     languages: Sequence[str]
     version: str
     gpu_memory_used: str | None = None  # "4.2GB"; absent without a GPU
     gpu_memory_total: str | None = None
+    asleep: Sequence[str] = ()  # variants that are loaded when a session comes
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class WorkerRecord:
     endpoint: str
     models: list[str]
     heartbeat_at: float = 0.0  # by Redis's clock
+    asleep: Sequence[str] = ()  # of the models
 
 
 def _text(value: bytes | str) -> str:
@@ -252,6 +254,7 @@ class Slots:
             "capacity": worker.capacity,
             "models": json.dumps(list(worker.models)),
             "models_loaded": json.dumps(list(worker.models_loaded)),
+            "models_asleep": json.dumps(list(worker.asleep)),
             "languages_supported": json.dumps(list(worker.languages)),
             "version": worker.version,
         }
@@ -330,6 +333,7 @@ class Slots:
                     fields["endpoint"],
                     json.loads(fields["models"]),
                     float(fields.get("heartbeat_at", 0.0)),
+                    json.loads(fields.get("models_asleep", "[]")),
                 )
             )
         return records

@@ -195,6 +195,8 @@ class Worker:
             return  # nothing to offer yet
         used, total = await self._gpu_memory()
         variants, running = self._sessions.variants, self._sessions.running
+        asleep = self._asleep()
+        awake = variants.keys() - asleep
         languages = {code for loaded in variants.values() for code in loaded.languages}
         registration = Registration(
             worker_id=self._settings.worker_id,
@@ -204,11 +206,12 @@ class Worker:
             status="draining" if self._sessions.draining or self._unhealthy else "ready",
             capacity=self._memory.sessions,
             models=list(variants),
-            models_loaded=sorted({loaded.model_id for loaded in variants.values()}),
+            models_loaded=sorted({variants[name].model_id for name in awake}),
             languages=[*sorted(languages), "auto"],
             version=version("dalston"),
             gpu_memory_used=used,
             gpu_memory_total=total,
+            asleep=asleep,
         )
         await self._slots.heartbeat(registration, {id: here.epoch for id, here in running.items()})
         await self._slots.renew(
@@ -227,6 +230,10 @@ class Worker:
             if self._unhealthy:
                 logger.info("healthy: %s", ", ".join(self._sessions.variants))
             self._unhealthy = None
+
+    def _asleep(self) -> list[str]:
+        """Variants that a session would have to wait for."""
+        return sorted(name for name in self._sessions.variants if self._tritons.asleep(name))
 
     def _out_of_memory(self) -> None:
         metrics.OUT_OF_MEMORY.inc()
@@ -286,6 +293,7 @@ class Worker:
             self._sessions.draining,
             self._slots.errors,
             self._tritons.pending,
+            self._tritons.sleeping(),
         )
         return metrics.page(state, self._sessions.measured)
 
@@ -306,6 +314,7 @@ class Worker:
             "active_sessions": len(self._sessions),
             "capacity": self._memory.sessions,
             "models": sorted(self._sessions.variants),
+            "asleep": self._asleep(),
         }
 
     def take(self, connection: _Connection) -> None:

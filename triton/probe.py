@@ -57,8 +57,12 @@ async def probe(stub: Any, model: str, deadline_s: float = DEADLINE_S) -> None:
         raise ServerError(f"{model}: {error.details()}") from None
 
 
-async def probe_all(address: str) -> None:
-    """Whether every model of the server at `address` answers. Raises ServerError."""
+async def probe_all(address: str, lately_s: float = 0.0) -> None:
+    """Whether every model of the server at `address` answers. Raises ServerError.
+
+    One that is unloaded is none that fails. One that has answered somebody in the last `lately_s`
+    is not asked: who asks it keeps it from being unloaded.
+    """
     async with grpc.aio.insecure_channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:
@@ -69,13 +73,27 @@ async def probe_all(address: str) -> None:
         if not index.models:
             raise ServerError(f"the Triton at {address} has no models")
         for model in index.models:
+            if model.state == "UNLOADING" or model.reason == "unloaded":
+                continue
+            if lately_s and await _answered(stub, model.name) > time.time() - lately_s:
+                continue
             await probe(stub, model.name)
 
 
-def main(address: str) -> int:
-    """Exit status 0 if every model answers."""
+async def _answered(stub: Any, model: str) -> float:
+    """When it last answered, as seconds of the epoch by its server's clock; 0: never."""
+    request = service_pb2.ModelStatisticsRequest(name=model)
     try:
-        asyncio.run(probe_all(address))
+        statistics = await stub.ModelStatistics(request, timeout=5)
+    except grpc.aio.AioRpcError as error:
+        raise ServerError(f"{model}: {error.details()}") from None
+    return max((s.last_inference / 1000 for s in statistics.model_stats), default=0.0)
+
+
+def main(address: str, lately_s: float = 0.0) -> int:
+    """Exit status 0 if every model answers, or has in the last `lately_s`."""
+    try:
+        asyncio.run(probe_all(address, lately_s))
     except ServerError as error:
         print(error, file=sys.stderr)
         return 1

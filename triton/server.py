@@ -5,6 +5,9 @@ Health is an inference. A model whose stub process has died stays "ready" for ev
 request, so stubs are watched as processes, and models that answered nothing for a while are asked
 something. A process that is stopped is as good as dead, and killed. A dead stub is cured by
 unloading and loading its model; what that does not cure, by a new server.
+
+A Whisper model that nobody has used for long can be put to sleep: it is unloaded, and its memory is
+free. Who wants it loads it again (orchestrator/fleet.py). Meanwhile it is neither dead nor probed.
 """
 
 import asyncio
@@ -26,6 +29,8 @@ import grpc.aio
 import psutil
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from dalston.triton.contract import VAD_MODEL
+from dalston.triton.idleness import Idleness
 from dalston.triton.installation import STUB, ServerError, backend_folder, find
 from dalston.triton.probe import probe
 from dalston.triton.process import dies_with_us, guard
@@ -39,6 +44,9 @@ UNLOADING_S = 10.0  # it waits for what is under way
 WATCH_EVERY_S = 0.5
 PROBE_EVERY_S = 10.0
 PROBED_S = 10.0  # for the answer of a model that gave none since the last look
+# For the process of an unloaded model to end: it takes 3 s, and with requests under way as long as
+# those. What then still runs is killed, or replaced with its server.
+ENDING_S = 30.0
 # After so many reloads of one model within this time, a new server is the better cure.
 RELOADS, RELOADS_WITHIN_S = 3, 60.0
 # Before a new server; one that lasted is replaced as fast as the first.
@@ -63,11 +71,21 @@ class Ports:
     metrics: int
 
 
+@dataclass
+class _Asleep:
+    """A model that was unloaded because nobody used it."""
+
+    since: float
+    old: set[psutil.Process]  # that served it, and end later
+    new: set[psutil.Process]  # that are to serve it: it is being loaded
+
+
 class Server:
     """One tritonserver, kept running.
 
     repository: as built by `dalston models build`. folder: for our own files; must exist. traces:
-    URL of who collects them, OTLP over HTTP.
+    URL of who collects them, OTLP over HTTP. unload_after_s: a Whisper model that nobody has used
+    for so long is unloaded; None: never.
     """
 
     def __init__(
@@ -78,6 +96,7 @@ class Server:
         host: str = "127.0.0.1",
         tell: Callable[[str], None] = logger.info,
         traces: str | None = None,
+        unload_after_s: float | None = None,
     ):
         self._installation = find()
         configs = sorted(repository.glob("*/config.pbtxt"))
@@ -96,6 +115,10 @@ class Server:
         self._was_ready = False
         self._reloads: dict[str, list[float]] = {}
         self._stopped = set[int]()  # process ids
+        self._idleness = Idleness(unload_after_s)
+        # How often use is looked at; None: never.
+        self._count_every_s = None if unload_after_s is None else min(unload_after_s / 4, 10.0)
+        self._asleep: dict[str, _Asleep] = {}  # by model
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start, watch and restart the server until `stop`; then stop it.
@@ -147,16 +170,27 @@ class Server:
         async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             serving = await self._wait_until_ready(stub)
+            self._asleep.clear()  # a new server loads them all
             for model in self.models:
                 await probe(stub, model)
+                self._idleness.loaded(model, time.monotonic())
             self._was_ready = True
             self._tell("every model answers")
             answered: dict[str, int] = {}
             next_probe = time.monotonic() + PROBE_EVERY_S
+            next_count = time.monotonic()
             while True:
                 await asyncio.sleep(WATCH_EVERY_S)
                 self._check_processes()
                 living = self._stubs()
+                if self._asleep:
+                    serving |= await self._woken(stub, living)
+                if self._count_every_s is not None and time.monotonic() >= next_count:
+                    for model in await self._idle(stub):
+                        await self._unload(stub, model, living[model])
+                        serving[model] = set()
+                        answered.pop(model, None)
+                    next_count = time.monotonic() + self._count_every_s
                 dead = {model for model, stubs in serving.items() if stubs - living[model]}
                 if not dead and time.monotonic() >= next_probe:
                     dead = await self._silent(stub, answered)
@@ -272,13 +306,12 @@ class Server:
         if not await _is_live(stub) and not await _is_live(stub):
             raise ServerError("tritonserver does not answer")
         silent = set[str]()
-        for model in self.models:
+        for model in self._awake():
             try:
-                request = service_pb2.ModelStatisticsRequest(name=model)
-                statistics = await stub.ModelStatistics(request, timeout=5)
-                count = sum(s.inference_stats.success.count for s in statistics.model_stats)
+                count = await _answers(stub, model)
                 if count <= answered.get(model, -1):
                     await probe(stub, model, PROBED_S)
+                    self._idleness.probed(model)
                     count += 1
                 answered[model] = count
             except ServerError as error:
@@ -288,6 +321,69 @@ class Server:
                 logger.warning("%s does not answer: %s", model, error.details())
                 silent.add(model)
         return silent
+
+    def _awake(self) -> list[str]:
+        return [model for model in self.models if model not in self._asleep]
+
+    async def _idle(self, stub: Any) -> list[str]:
+        """Whisper models that nobody has used for long."""
+        idle = list[str]()
+        for model in self._awake():
+            if model == VAD_MODEL:
+                continue  # it is tiny, and the first thing that a session asks
+            with contextlib.suppress(grpc.aio.AioRpcError):  # _silent sees what that means
+                self._idleness.counted(model, await _answers(stub, model), time.monotonic())
+                if self._idleness.is_idle(model, time.monotonic()):
+                    idle.append(model)
+        return idle
+
+    async def _unload(self, stub: Any, model: str, stubs: set[psutil.Process]) -> None:
+        """Put it to sleep. What it was asked before is still answered; what it is asked now is
+        refused, and whoever asks loads it again."""
+        idle_s = self._idleness.idle_s(model, time.monotonic())
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
+        try:
+            await stub.RepositoryModelUnload(request, timeout=UNLOADING_S)
+        except grpc.aio.AioRpcError as error:
+            raise ServerError(f"{model} cannot be unloaded: {error.details()}") from None
+        self._asleep[model] = _Asleep(time.monotonic(), stubs, set())
+        logger.info("%s is unloaded: nobody has used it for %.0f s", model, idle_s)
+
+    async def _woken(
+        self, stub: Any, living: dict[str, set[psutil.Process]]
+    ) -> dict[str, set[psutil.Process]]:
+        """The models that somebody has loaded again, with the processes that serve them, those
+        included that died since.
+
+        Raises ServerError if one does not end.
+        """
+        woken: dict[str, set[psutil.Process]] = {}
+        try:
+            index = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=5)
+        except grpc.aio.AioRpcError:
+            return woken  # _silent sees what that means
+        states = {model.name: model.state for model in index.models}
+        for model, asleep in list(self._asleep.items()):
+            slept_s = time.monotonic() - asleep.since
+            state = states.get(model)
+            if state in ("READY", "LOADING"):
+                asleep.new |= living[model] - asleep.old
+                if state == "READY":
+                    woken[model] = asleep.new
+                    del self._asleep[model]
+                    self._idleness.loaded(model, time.monotonic())
+                    logger.info("%s is loaded again, after %.0f s", model, slept_s)
+                continue
+            asleep.new.clear()  # of a load that failed
+            left = living[model] & asleep.old
+            if left and slept_s > ENDING_S:
+                if state == "UNLOADING":
+                    raise ServerError(f"{model} does not end")
+                # This Triton never ends some (docs/log.md); now it does not care any more.
+                logger.warning("%s: %d processes do not end; they are killed", model, len(left))
+                for process in left:
+                    _kill(process)
+        return woken
 
     async def _reload(self, stub: Any, model: str) -> set[psutil.Process]:
         """The processes that serve it now, those included that died since they were started."""
@@ -313,6 +409,7 @@ class Server:
         except grpc.aio.AioRpcError as error:
             raise ServerError(f"{model} cannot be loaded again: {error.details()}") from None
         self._remove_shared_memory(segments)
+        self._idleness.loaded(model, time.monotonic())
         logger.info("%s answers again", model)
         return serving
 
@@ -392,6 +489,13 @@ async def _is_live(stub: Any) -> bool:
     return True
 
 
+async def _answers(stub: Any, model: str) -> int:
+    """How many a model has given since it was loaded."""
+    request = service_pb2.ModelStatisticsRequest(name=model)
+    statistics = await stub.ModelStatistics(request, timeout=5)
+    return sum(s.inference_stats.success.count for s in statistics.model_stats)
+
+
 async def _is_ready(stub: Any, model: str) -> bool:
     try:
         request = service_pb2.ModelReadyRequest(name=model)
@@ -400,7 +504,14 @@ async def _is_ready(stub: Any, model: str) -> bool:
         return False
 
 
-def main(repository: Path, folder: Path, ports: Ports, host: str, traces: str | None = None) -> int:
+def main(
+    repository: Path,
+    folder: Path,
+    ports: Ports,
+    host: str,
+    traces: str | None = None,
+    unload_after_s: float | None = None,
+) -> int:
     """Run Triton until SIGTERM or SIGINT; the exit status."""
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
 
@@ -408,7 +519,9 @@ def main(repository: Path, folder: Path, ports: Ports, host: str, traces: str | 
         stop = asyncio.Event()
         for name in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(name, stop.set)
-        await Server(repository, folder, ports, host, traces=traces).run(stop)
+        await Server(
+            repository, folder, ports, host, traces=traces, unload_after_s=unload_after_s
+        ).run(stop)
 
     try:
         asyncio.run(run())

@@ -450,3 +450,157 @@ async def test_nobody_there_is_an_error_with_a_sentence():
         await fleet.transcribe(final())
     assert failed.value.retryable
     await fleet.close()
+
+
+# --- models that are unloaded ---------------------------------------------------------------------
+
+FAST = "whisper_fast"
+
+
+async def asleep(fleet: Fleet, *tritons: SmallTriton) -> None:
+    """The models of all Tritons, and the fleet knows."""
+    for triton in tritons:
+        for model in (FAST, "whisper_accurate"):
+            triton.sleep(model)
+    await fleet.variants()
+
+
+async def test_models_that_are_asleep_are_served_and_not_probed():
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        await asleep(fleet, triton)
+        probes = triton.probes
+        assert set(await fleet.variants()) == {"fast", "accurate"}
+        assert fleet.asleep("fast")
+        assert fleet.asleep("accurate")
+        assert (triton.probes, triton.loads) == (probes, [])
+
+
+async def test_a_session_has_its_model_loaded_and_no_other():
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        await asleep(fleet, triton)
+        triton.may_load.clear()
+        fleet.wake("fast")
+        fleet.wake("fast")
+        await until(lambda: fleet.loading("fast"))
+        assert not fleet.loading("accurate")
+        triton.may_load.set()
+        await until(lambda: not fleet.asleep("fast"))
+        assert not fleet.loading("fast")
+        assert fleet.asleep("accurate")
+        assert triton.loads == [FAST]
+
+
+async def test_a_model_that_is_awake_is_not_loaded_once_more():
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        fleet.wake("fast")
+        await asleep(fleet, triton)
+        triton.asleep.clear()  # another worker was faster
+        fleet.wake("fast")
+        await until(lambda: not fleet.asleep("fast"))
+        assert triton.loads == []
+
+
+@pytest.mark.parametrize("ask", [final, partial])
+async def test_a_request_that_meets_an_unloaded_model_waits_for_it(ask: Any):
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        triton.sleep(FAST)
+        triton.may_load.clear()
+        asked = [asyncio.create_task(fleet.transcribe(ask())) for _ in range(5)]
+        await until(lambda: triton.loads == [FAST])
+        await asyncio.sleep(0.1)
+        assert not any(task.done() for task in asked)
+        triton.may_load.set()
+        assert {(await task).text for task in asked} == {TEXT}
+        assert triton.loads == [FAST]
+
+
+async def test_a_model_that_another_loads_is_waited_for():
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        triton.asleep[FAST] = "LOADING"
+        assert (await fleet.transcribe(final())).text == TEXT
+        assert triton.loads == [FAST]  # Triton answers both when it is there
+
+
+async def test_a_model_that_cannot_be_loaded_is_a_failure_and_tried_again():
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        await asleep(fleet, triton)
+        triton.load_failure = (400, "load failed for model 'whisper_fast'")
+        with pytest.raises(InferenceError, match="load failed") as failed:
+            await fleet.transcribe(final())
+        assert failed.value.retryable
+        triton.load_failure = None
+        assert (await fleet.transcribe(final())).text == TEXT
+        assert triton.loads == [FAST, FAST]
+
+
+async def test_a_triton_that_is_awake_is_asked_and_the_other_is_woken_when_that_is_busy():
+    one, other = SmallTriton(), SmallTriton()
+    async with fleet_of(one, other) as fleet:
+        await asleep(fleet, one)
+        assert not fleet.asleep("fast")
+        for _ in range(3):
+            await fleet.transcribe(final())
+        assert (one.loads, other.transcripts) == ([], 3)
+        other.answering.clear()
+        busy = [asyncio.create_task(fleet.transcribe(final())) for _ in range(8)]
+        await until(lambda: one.loads == [FAST])
+        other.answering.set()
+        await asyncio.gather(*busy)
+
+
+async def test_the_other_triton_is_woken_when_the_one_that_is_awake_fails():
+    one, other = SmallTriton(), SmallTriton()
+    async with fleet_of(one, other) as fleet:
+        await asleep(fleet, one)
+        other.failure = AWAY
+        with pytest.raises(InferenceError, match="is stopping"):
+            await fleet.transcribe(final())
+        assert fleet.asleep("fast")
+        assert (await fleet.transcribe(final())).text == TEXT
+        assert (one.loads, one.transcripts) == ([FAST], 1)
+
+
+async def test_a_worker_that_finds_unknown_models_asleep_loads_them_to_know_them():
+    triton = SmallTriton()
+    for model in (FAST, "whisper_accurate"):
+        triton.sleep(model)
+    async with serving(triton) as port:
+        fleet = Fleet([f"127.0.0.1:{port}"])
+        with pytest.raises(InferenceError, match="no Whisper model is ready"):
+            await fleet.variants()
+        await until(lambda: not triton.asleep)
+        assert set(await fleet.variants()) == {"fast", "accurate"}
+        await fleet.close()
+
+
+async def test_models_that_answer_somebody_are_not_probed(monkeypatch: pytest.MonkeyPatch):
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        monkeypatch.setattr("dalston.orchestrator.fleet.PROBE_AFTER_S", 0.05)
+        await asyncio.sleep(0.1)
+        probes = triton.probes
+        triton.given += 1  # the supervisor's probes count
+        await fleet.variants()
+        assert triton.probes == probes
+        await asyncio.sleep(0.1)
+        await fleet.variants()
+        assert triton.probes == probes + 2
+
+
+async def test_a_model_that_fell_asleep_while_it_was_in_doubt_is_in_doubt_no_more():
+    triton = SmallTriton()
+    async with fleet_of(triton) as fleet:
+        triton.failure = AWAY
+        with pytest.raises(InferenceError, match="is stopping"):
+            await fleet.transcribe(final())
+        triton.failure = None
+        triton.sleep(FAST)
+        await until(lambda: fleet.asleep("fast"))
+        assert set(await fleet.variants()) == {"fast", "accurate"}
+        assert (await fleet.transcribe(final())).text == TEXT

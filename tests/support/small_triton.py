@@ -3,14 +3,16 @@ Small servers that speak Triton's protocol over real sockets, and fail when they
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from instant import Asked, Instant, Refused, Tensor
 
 from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
-from dalston.triton.contract import VAD_MODEL
+from dalston.triton.contract import VAD_MODEL, VARIANTS, whisper_model
 
+MODELS = (VAD_MODEL, *map(whisper_model, VARIANTS))
 PROBE = 3200  # bytes of audio: what the orchestrator probes Whisper with
 
 
@@ -27,12 +29,50 @@ class SmallTriton(Instant):
         self.transcripts = 0  # asked by callers
         self.answered = 0  # of them
         self.sequences = list[tuple[str, str]]()  # and "start", "end" or ""
+        self.probes = 0  # of Whisper
+        # Models that are unloaded; they are loaded when they are asked to, once they may be.
+        self.asleep = dict[str, str]()  # and their state
+        self.loads = list[str]()
+        self.may_load = asyncio.Event()
+        self.may_load.set()
+        self.load_failure: tuple[int, str] | None = None
+        self.given = 0  # answers, as its statistics tell
+
+    def sleep(self, model: str) -> None:
+        self.asleep[model] = "UNAVAILABLE"
 
     async def live(self) -> None:
         await self.living.wait()
 
     async def ready(self, model: str) -> None:
         await self.living.wait()
+        if model in self.asleep:
+            raise Refused(400, "Model version not ready")
+
+    async def page(self, path: str) -> bytes:
+        match path.split("/"):
+            case ["", "v2", "repository", "index"]:
+                return json.dumps([self._indexed(model) for model in MODELS]).encode()
+            case ["", "v2", "repository", "models", model, "load"]:
+                self.loads.append(model)
+                if model in self.asleep:
+                    self.asleep[model] = "LOADING"
+                await self.may_load.wait()
+                if self.load_failure:
+                    self.asleep[model] = "UNAVAILABLE"
+                    raise Refused(*self.load_failure)
+                self.asleep.pop(model, None)
+                return b""
+            case ["", "v2", "models", _, "stats"]:
+                count = {"inference_stats": {"success": {"count": self.given}}}
+                return json.dumps({"model_stats": [count]}).encode()
+            case _:
+                return await super().page(path)
+
+    def _indexed(self, model: str) -> dict[str, str]:
+        state = self.asleep.get(model, "READY")
+        reason = {"reason": "unloaded"} if state == "UNAVAILABLE" else {}
+        return {"name": model, "version": "1", "state": state} | reason
 
     async def infer(self, asked: Asked) -> dict[str, Tensor]:
         probe = len(asked.inputs["AUDIO"]) == PROBE
@@ -42,8 +82,12 @@ class SmallTriton(Instant):
             flags = [flag for flag in ("start", "end") if asked.parameters[f"sequence_{flag}"]]
             if not probe:
                 self.sequences.append((sequence, " ".join(flags)))
-        elif not probe:
+        elif probe:
+            self.probes += 1
+        else:
             self.transcripts += 1
+        if asked.model in self.asleep:
+            raise Refused(404, f"unknown model: '{asked.model}' has no available versions")
         await self.living.wait()
         await self.answering.wait()
         failure = self.failure
