@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -57,6 +57,7 @@ class Peer:
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     vad: Vad = field(default_factory=Vad)
     mute: bool = False
+    loading: bool = False
     ended_sequences: int = 0
     asked: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
     read: int = 0  # frames that the handler has taken
@@ -122,7 +123,13 @@ class Peer:
 
     def start(self) -> asyncio.Task[int | None]:
         session = Session("sess_1", self.config, "fast", languages={"en"}, snapshot=self.snapshot)
-        models = Models(self.ask_vad, self.transcribe, self.turn_over, lambda: self.mute)
+        models = Models(
+            self.ask_vad,
+            self.transcribe,
+            self.turn_over,
+            lambda: self.mute,
+            lambda: self.loading,
+        )
         lag = Lag(self.lag_limits, session.received, asyncio.get_running_loop().time())
         return asyncio.create_task(handle(session, self, models, self.limits, self.draining, lag))
 
@@ -792,6 +799,48 @@ async def test_a_model_that_answers_nobody_is_an_outage_though_nothing_fails() -
     await peer.speak(SPOKEN + bytes(32_000 * 4))
     peer.speaks(END)
     assert await ended(task) == 1000
+    assert peer.finals() == ["wb wc wd"]
+
+
+async def test_who_waits_for_a_model_to_be_loaded_is_told_once_and_loses_nothing() -> None:
+    # The lag ends the session, and an outage is over, long before the model is there.
+    peer = Peer(lag_limits=replace(LAG, outage_s=0.5), limits=Limits(outage_s=0.5), loading=True)
+    there = asyncio.Event()
+
+    async def loads(request: TranscriptRequest) -> Hypothesis:
+        await there.wait()
+        return recognise(request.audio)
+
+    peer.transcribe = loads
+    task = peer.start()
+    await peer.speak(SPOKEN + SPOKEN)
+    peer.loading = False
+    there.set()
+    peer.speaks(END)
+    assert await ended(task) == 1000
+    assert peer.finals() == ["wb wc wd", "wb wc wd"]
+    (warning,) = peer.of("warning")
+    assert warning["code"] == "model_loading"
+    assert peer.kinds().index("warning") > peer.kinds().index("session.begin")
+
+
+async def test_a_model_that_is_loaded_in_vain_is_asked_for_again() -> None:
+    peer = Peer(limits=Limits(outage_s=0.5))
+    failures = 1
+
+    async def loads(request: TranscriptRequest) -> Hypothesis:
+        nonlocal failures
+        if request.kind == "final" and failures:
+            failures -= 1
+            await asyncio.sleep(0.6)  # longer than an outage may last
+            raise InferenceError("Triton: load failed", retryable=True)
+        return recognise(request.audio)
+
+    peer.transcribe = loads
+    task = peer.start()
+    peer.speaks(*chunks(SPOKEN, [3200]), END)
+    assert await ended(task) == 1000
+    assert failures == 0
     assert peer.finals() == ["wb wc wd"]
 
 

@@ -19,19 +19,25 @@ class Stream:
     received: float = 0.0  # seconds
     processed: float = 0.0
 
-    def measure(self, failing: bool = False) -> Verdict:
+    def measure(self, failing: bool = False, loading: bool = False) -> Verdict:
         received, processed = round(self.received * RATE), round(self.processed * RATE)
-        return self.lag.measure(received, processed, failing, self.now)
+        return self.lag.measure(received, processed, failing, self.now, loading)
 
     def go(
-        self, seconds: float, *, speed: float, sent: float = 1.0, failing: bool = False
+        self,
+        seconds: float,
+        *,
+        speed: float,
+        sent: float = 1.0,
+        failing: bool = False,
+        loading: bool = False,
     ) -> list[Verdict]:
         verdicts: list[Verdict] = []
         for _ in range(round(seconds / TICK)):
             self.now += TICK
             self.received += sent * TICK
             self.processed = min(self.received, self.processed + speed * TICK)
-            verdicts.append(self.measure(failing))
+            verdicts.append(self.measure(failing, loading))
         return verdicts
 
 
@@ -141,3 +147,11 @@ def test_failures_that_come_again_do_not_make_it_longer() -> None:
         verdicts += stream.go(2, speed=1)
         verdicts += stream.go(2, speed=1, failing=True)
     assert verdicts.index(Verdict.EXCEEDED) * TICK == 24.0
+
+
+def test_a_model_may_take_as_long_as_it_likes_to_be_loaded() -> None:
+    stream = Stream()
+    assert set(stream.go(120, speed=0, loading=True)) == {Verdict.FINE}
+    assert set(stream.go(29, speed=3)) == {Verdict.FINE}
+    # What it then does not do is lag after an outage's time.
+    assert Verdict.EXCEEDED in stream.go(20, speed=0)

@@ -286,6 +286,7 @@ async def test_a_worker_record_has_the_documented_fields(slots: Slots, client: A
     assert (record["gpu_memory_used"], record["gpu_memory_total"]) == ("4.2GB", "24.0GB")
     assert json.loads(record["models"]) == ["fast", "accurate"]
     assert json.loads(record["models_loaded"]) == ["demo"]
+    assert json.loads(record["models_asleep"]) == []
     assert json.loads(record["languages_supported"]) == ["en", "auto"]
     server_seconds = (await client.time())[0]
     import datetime

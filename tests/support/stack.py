@@ -20,6 +20,7 @@ from dalston.triton.process import dies_with_us, free_port
 class Stack:
     process: subprocess.Popen[bytes]
     port: int
+    data_dir: Path
 
     @property
     def url(self) -> str:
@@ -53,7 +54,7 @@ def start_stack(data_dir: Path, workers: int, tritons: int = 1, **environment: s
     process = subprocess.Popen(
         dies_with_us(command), env=os.environ | environment, start_new_session=True
     )
-    stack, deadline = Stack(process, port), time.monotonic() + 90
+    stack, deadline = Stack(process, port, data_dir), time.monotonic() + 90
     while True:
         try:
             if stack.http("/health")[0] == 200 and workers_ready(stack) == workers:
