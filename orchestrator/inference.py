@@ -12,9 +12,9 @@ import math
 import secrets
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -30,7 +30,16 @@ from dalston.orchestrator.requests import (
 )
 from dalston.orchestrator.turns import Turns
 from dalston.orchestrator.wire import Answer, CallFailed, Code
-from dalston.triton.contract import STAGES, TURN_MODEL, VAD_MODEL, VARIANTS, whisper_model
+from dalston.triton.contract import (
+    STAGES,
+    TURN_MODEL,
+    VAD_MODEL,
+    VARIANTS,
+    asleep_mark,
+    whisper_model,
+)
+
+T = TypeVar("T")
 
 SPEECH_DEADLINE_S = 10.0
 # Questions to the VAD that come closer together than this leave together. Where there are many,
@@ -43,7 +52,7 @@ PARTIAL_DEADLINE_S = 5.0  # another is due long before
 FINAL_DEADLINE_S = 60.0
 PROBE_DEADLINE_S = 10.0  # behind a queue of finals
 LOADING_S = 600.0  # large checkpoints take minutes
-LIVES_EVERY_S = 2.0  # while a model is loaded its server is asked whether it lives
+LOOK_EVERY_S = 0.2  # whether it is there
 _SILENCE = bytes(2 * 1600)  # 0.1 s
 
 # The outputs a partial needs; a final also wants words and scores.
@@ -179,49 +188,59 @@ class Triton:
         return loaded
 
     async def _ready(self, model: str) -> bool:
-        try:
-            await self._channel.get(f"/v2/models/{model}/ready")
-        except CallFailed as error:
-            if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
-                raise  # that is the server, and what else is asked of it would tell the same
-            return False
-        return True
+        """Raises InferenceError if it is the server that does not answer."""
+        path = f"/v2/models/{model}/ready"
+        return await self._ask(self._channel.get(path), lambda _: True, False)
 
     async def sleeps(self, model: str) -> bool:
         """Whether a model is unloaded, or just being loaded. Raises InferenceError."""
+        if await self._ready(model):
+            asleep = False
+        elif await self._is_marked(model):
+            asleep = True
+        else:
+            index = await self._ask(self._channel.post("/v2/repository/index"), _index, [])
+            asleep = any(one.name == model and one.asleep for one in index)
+        (self.asleep.add if asleep else self.asleep.discard)(model)
+        return asleep
+
+    async def load(self, model: str) -> None:
+        """Have a model loaded that is asleep, if it is. Raises InferenceError.
+
+        Its supervisor does it (triton/server.py): Triton's HTTP answers nobody while it loads
+        what it was asked for. Who takes the mark away wants the model; it is back when the model
+        could not be loaded.
+        """
+        if not await self.sleeps(model):
+            return
+        self.loading.add(model)
         try:
-            index = _index(await self._channel.post("/v2/repository/index"))
+            path = f"/v2/systemsharedmemory/region/{asleep_mark(model)}/unregister"
+            await self._ask(self._channel.post(path), bytes, b"")
+            async with asyncio.timeout(LOADING_S):
+                while await self.sleeps(model):
+                    await asyncio.sleep(LOOK_EVERY_S)
+                    if await self._is_marked(model):
+                        raise InferenceError(f"{model} of {self.url} cannot be loaded", True)
+        except TimeoutError:
+            sentence = f"{model} of {self.url} was not loaded within {LOADING_S:g} s"
+            raise InferenceError(sentence, retryable=True) from None
+        finally:
+            self.loading.discard(model)
+
+    async def _is_marked(self, model: str) -> bool:
+        """Whether its supervisor has put a model to sleep, and nobody has wanted it since."""
+        regions = await self._ask(self._channel.get("/v2/systemsharedmemory/status"), _regions, [])
+        return any(region.name == asleep_mark(model) for region in regions)
+
+    async def _ask(self, page: Awaitable[bytes], read: Callable[[bytes], T], without: T) -> T:
+        """What a page says; `without`, where a Triton has none. Raises InferenceError."""
+        try:
+            return read(await page)
         except CallFailed as error:
             if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
                 raise _failed(error) from None
-            index = []  # it has none: nothing is ever unloaded there
-        if any(one.name == model and one.asleep for one in index):
-            self.asleep.add(model)
-        else:
-            self.asleep.discard(model)
-        return model in self.asleep
-
-    async def load(self, model: str) -> None:
-        """Load a model that is asleep; once, if two do so. Raises InferenceError."""
-        # One that is ready would be loaded once more.
-        if await self.sleeps(model):
-            try:
-                await self._load(model)
-            except CallFailed as error:
-                raise _failed(error) from None
-        self.asleep.discard(model)
-
-    async def _load(self, model: str) -> None:
-        path = f"/v2/repository/models/{model}/load"
-        self.loading.add(model)
-        loading = asyncio.create_task(self._channel.post(path, LOADING_S))
-        try:
-            while not (await asyncio.wait([loading], timeout=LIVES_EVERY_S))[0]:
-                await self._channel.get("/v2/health/live")
-            await loading
-        finally:
-            loading.cancel()
-            self.loading.discard(model)
+            return without
 
     async def answers_given(self, model: str) -> int | None:
         """By a model, to anybody, since it was loaded; None: it does not tell."""
@@ -398,6 +417,12 @@ class _Indexed(msgspec.Struct):
         return self.state in ("UNLOADING", "LOADING") or self.reason == "unloaded"
 
 
+class _Region(msgspec.Struct):
+    """https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_shared_memory.md"""
+
+    name: str
+
+
 class _Count(msgspec.Struct):
     count: int
 
@@ -420,6 +445,7 @@ class _Stats(msgspec.Struct):
 
 _config = msgspec.json.Decoder(_Config).decode
 _index = msgspec.json.Decoder(list[_Indexed]).decode
+_regions = msgspec.json.Decoder(list[_Region]).decode
 _stats = msgspec.json.Decoder(_Stats).decode
 
 

@@ -60,6 +60,12 @@ def whisper_model(variant: str) -> str:
     return f"whisper_{variant}"
 
 
+def asleep_mark(model: str) -> str:
+    """The name of a region of system shared memory that a Triton has registered while a model is
+    unloaded because nobody uses it. Who wants the model unregisters it, and it is loaded."""
+    return f"asleep.{model}"
+
+
 def window_seconds(samples: int, shortest: int = WINDOWS[0], margin: float = MARGIN) -> int:
     """The right-sized window for so much audio. Raises ValueError above LONGEST_AUDIO."""
     if samples > LONGEST_AUDIO:

@@ -7,7 +7,9 @@ something. A process that is stopped is as good as dead, and killed. A dead stub
 unloading and loading its model; what that does not cure, by a new server.
 
 A Whisper model that nobody has used for long can be put to sleep: it is unloaded, and its memory is
-free. Who wants it loads it again (orchestrator/fleet.py). Meanwhile it is neither dead nor probed.
+free. Meanwhile it is neither dead nor probed, and Triton has a mark of it, which anybody can take
+away who wants the model (orchestrator/fleet.py). Then it is loaded again, by us: Triton answers
+nobody over HTTP while it loads what it was asked for over HTTP.
 """
 
 import asyncio
@@ -29,7 +31,7 @@ import grpc.aio
 import psutil
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from dalston.triton.contract import VAD_MODEL
+from dalston.triton.contract import VAD_MODEL, asleep_mark
 from dalston.triton.idleness import Idleness
 from dalston.triton.installation import STUB, ServerError, backend_folder, find
 from dalston.triton.probe import probe
@@ -45,7 +47,7 @@ WATCH_EVERY_S = 0.5
 PROBE_EVERY_S = 10.0
 PROBED_S = 10.0  # for the answer of a model that gave none since the last look
 # For the process of an unloaded model to end: it takes 3 s, and with requests under way as long as
-# those. What then still runs is killed, or replaced with its server.
+# those. What then still runs is killed.
 ENDING_S = 30.0
 # After so many reloads of one model within this time, a new server is the better cure.
 RELOADS, RELOADS_WITHIN_S = 3, 60.0
@@ -77,7 +79,6 @@ class _Asleep:
 
     since: float
     old: set[psutil.Process]  # that served it, and end later
-    new: set[psutil.Process]  # that are to serve it: it is being loaded
 
 
 class Server:
@@ -183,8 +184,11 @@ class Server:
                 await asyncio.sleep(WATCH_EVERY_S)
                 self._check_processes()
                 living = self._stubs()
-                if self._asleep:
-                    serving |= await self._woken(stub, living)
+                for model in await self._wanted(stub):
+                    if stubs := await self._wake(stub, model):
+                        serving[model] = stubs
+                for model, asleep in self._asleep.items():
+                    self._end(model, living[model] & asleep.old, asleep)
                 if self._count_every_s is not None and time.monotonic() >= next_count:
                     for model in await self._idle(stub):
                         await self._unload(stub, model, living[model])
@@ -344,46 +348,74 @@ class Server:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
         try:
             await stub.RepositoryModelUnload(request, timeout=UNLOADING_S)
+            await self._mark(stub, model)
         except grpc.aio.AioRpcError as error:
             raise ServerError(f"{model} cannot be unloaded: {error.details()}") from None
-        self._asleep[model] = _Asleep(time.monotonic(), stubs, set())
+        self._asleep[model] = _Asleep(time.monotonic(), stubs)
         logger.info("%s is unloaded: nobody has used it for %.0f s", model, idle_s)
 
-    async def _woken(
-        self, stub: Any, living: dict[str, set[psutil.Process]]
-    ) -> dict[str, set[psutil.Process]]:
-        """The models that somebody has loaded again, with the processes that serve them, those
-        included that died since.
+    async def _mark(self, stub: Any, model: str) -> None:
+        """That it is asleep. Raises AioRpcError."""
+        memory = f"{self._shm}asleep"
+        (_SHARED_MEMORY / memory).write_bytes(b"\0")
+        request = service_pb2.SystemSharedMemoryRegisterRequest(
+            name=asleep_mark(model), key=f"/{memory}", byte_size=1
+        )
+        await stub.SystemSharedMemoryRegister(request, timeout=5)
 
-        Raises ServerError if one does not end.
-        """
-        woken: dict[str, set[psutil.Process]] = {}
+    async def _wanted(self, stub: Any) -> list[str]:
+        """The models that are asleep and whose mark somebody has taken away."""
+        if not self._asleep:
+            return []
+        request = service_pb2.SystemSharedMemoryStatusRequest()
         try:
-            index = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=5)
+            marks = (await stub.SystemSharedMemoryStatus(request, timeout=5)).regions
         except grpc.aio.AioRpcError:
-            return woken  # _silent sees what that means
-        states = {model.name: model.state for model in index.models}
-        for model, asleep in list(self._asleep.items()):
-            slept_s = time.monotonic() - asleep.since
-            state = states.get(model)
-            if state in ("READY", "LOADING"):
-                asleep.new |= living[model] - asleep.old
-                if state == "READY":
-                    woken[model] = asleep.new
-                    del self._asleep[model]
-                    self._idleness.loaded(model, time.monotonic())
-                    logger.info("%s is loaded again, after %.0f s", model, slept_s)
-                continue
-            asleep.new.clear()  # of a load that failed
-            left = living[model] & asleep.old
-            if left and slept_s > ENDING_S:
-                if state == "UNLOADING":
-                    raise ServerError(f"{model} does not end")
-                # This Triton never ends some (docs/log.md); now it does not care any more.
-                logger.warning("%s: %d processes do not end; they are killed", model, len(left))
-                for process in left:
-                    _kill(process)
-        return woken
+            return []  # _silent sees what that means
+        return [model for model in self._asleep if asleep_mark(model) not in marks]
+
+    async def _wake(self, stub: Any, model: str) -> set[psutil.Process]:
+        """The processes that serve it now, those included that died since they were started; none,
+        if it cannot be loaded, and then it is marked again.
+
+        Raises ServerError if Triton does not answer.
+        """
+        asleep = self._asleep[model]
+        began = time.monotonic()
+        old = self._stubs()[model]
+        try:
+            try:
+                serving = await self._load(stub, model, old)
+            except grpc.aio.AioRpcError as error:
+                logger.error("%s cannot be loaded: %s", model, error.details())
+                await self._mark(stub, model)
+                return set()
+        except grpc.aio.AioRpcError as error:
+            raise ServerError(f"{model} cannot be loaded: {error.details()}") from None
+        del self._asleep[model]
+        now = time.monotonic()
+        self._idleness.loaded(model, now)
+        slept_s, took_s = began - asleep.since, now - began
+        logger.info("%s is loaded again, in %.1f s, after %.0f s", model, took_s, slept_s)
+        return serving
+
+    async def _load(self, stub: Any, model: str, old: set[psutil.Process]) -> set[psutil.Process]:
+        """The processes that serve it then, those included that died. Raises AioRpcError."""
+        load = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        loading = asyncio.ensure_future(stub.RepositoryModelLoad(load, timeout=STARTING_S))
+        serving = set[psutil.Process]()
+        while not loading.done():
+            await asyncio.wait([loading], timeout=0.1)
+            serving |= self._stubs()[model] - old
+        await loading
+        return serving
+
+    def _end(self, model: str, left: set[psutil.Process], asleep: _Asleep) -> None:
+        """Processes of an unloaded model that this Triton never ends (docs/log.md)."""
+        if left and time.monotonic() - asleep.since > ENDING_S:
+            logger.warning("%s: %d processes do not end; they are killed", model, len(left))
+            for process in left:
+                _kill(process)
 
     async def _reload(self, stub: Any, model: str) -> set[psutil.Process]:
         """The processes that serve it now, those included that died since they were started."""
@@ -395,16 +427,10 @@ class Server:
         logger.error("%s is dead; it is loaded again", model)
         # This Triton ends what it has unloaded later, or never (docs/log.md).
         segments, old = self._shared_memory(), self._stubs()[model]
-        serving = set[psutil.Process]()
         try:
             unload = service_pb2.RepositoryModelUnloadRequest(model_name=model)
             await stub.RepositoryModelUnload(unload, timeout=UNLOADING_S)
-            load = service_pb2.RepositoryModelLoadRequest(model_name=model)
-            loading = asyncio.ensure_future(stub.RepositoryModelLoad(load, timeout=STARTING_S))
-            while not loading.done():
-                await asyncio.wait([loading], timeout=0.1)
-                serving |= self._stubs()[model] - old
-            await loading
+            serving = await self._load(stub, model, old)
             await probe(stub, model)
         except grpc.aio.AioRpcError as error:
             raise ServerError(f"{model} cannot be loaded again: {error.details()}") from None

@@ -10,7 +10,7 @@ from typing import Any
 from instant import Asked, Instant, Refused, Tensor
 
 from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
-from dalston.triton.contract import VAD_MODEL, VARIANTS, whisper_model
+from dalston.triton.contract import VAD_MODEL, VARIANTS, asleep_mark, whisper_model
 
 MODELS = (VAD_MODEL, *map(whisper_model, VARIANTS))
 PROBE = 3200  # bytes of audio: what the orchestrator probes Whisper with
@@ -30,16 +30,28 @@ class SmallTriton(Instant):
         self.answered = 0  # of them
         self.sequences = list[tuple[str, str]]()  # and "start", "end" or ""
         self.probes = 0  # of Whisper
-        # Models that are unloaded; they are loaded when they are asked to, once they may be.
+        # Models that are unloaded; they are loaded when somebody wants them, once they may be.
         self.asleep = dict[str, str]()  # and their state
         self.loads = list[str]()
         self.may_load = asyncio.Event()
         self.may_load.set()
-        self.load_failure: tuple[int, str] | None = None
+        self.marks = set[str]()  # of models that are unloaded, and that nobody wants
+        self.loadable = True
+        self._loading = set[asyncio.Task[None]]()
         self.given = 0  # answers, as its statistics tell
 
     def sleep(self, model: str) -> None:
         self.asleep[model] = "UNAVAILABLE"
+        self.marks.add(asleep_mark(model))
+
+    async def _load(self, model: str) -> None:
+        self.loads.append(model)
+        self.asleep[model] = "LOADING"
+        await self.may_load.wait()
+        if self.loadable:
+            del self.asleep[model]
+        else:
+            self.sleep(model)
 
     async def live(self) -> None:
         await self.living.wait()
@@ -53,15 +65,14 @@ class SmallTriton(Instant):
         match path.split("/"):
             case ["", "v2", "repository", "index"]:
                 return json.dumps([self._indexed(model) for model in MODELS]).encode()
-            case ["", "v2", "repository", "models", model, "load"]:
-                self.loads.append(model)
-                if model in self.asleep:
-                    self.asleep[model] = "LOADING"
-                await self.may_load.wait()
-                if self.load_failure:
-                    self.asleep[model] = "UNAVAILABLE"
-                    raise Refused(*self.load_failure)
-                self.asleep.pop(model, None)
+            case ["", "v2", "systemsharedmemory", "status"]:
+                return json.dumps([{"name": mark} for mark in self.marks]).encode()
+            case ["", "v2", "systemsharedmemory", "region", mark, "unregister"]:
+                if mark in self.marks:
+                    self.marks.remove(mark)
+                    loading = asyncio.create_task(self._load(mark.removeprefix("asleep.")))
+                    self._loading.add(loading)
+                    loading.add_done_callback(self._loading.discard)
                 return b""
             case ["", "v2", "models", _, "stats"]:
                 count = {"inference_stats": {"success": {"count": self.given}}}

@@ -29,6 +29,7 @@ import waiting
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dalston.triton import probe, server
+from dalston.triton.contract import asleep_mark
 from dalston.triton.installation import ServerError
 from dalston.triton.probe import probe_all
 from dalston.triton.process import free_port
@@ -72,11 +73,12 @@ async def until_answers(ports: Ports) -> None:
 
 @asynccontextmanager
 async def running(
-    repository: Path, folder: Path, ports: Ports
+    repository: Path, folder: Path, ports: Ports, unload_after_s: float | None = None
 ) -> AsyncGenerator[asyncio.Task[None]]:
     """A server that answers and is watched; stopped on leaving."""
     stop, told = asyncio.Event(), list[str]()
-    task = asyncio.create_task(Server(repository, folder, ports, tell=told.append).run(stop))
+    server = Server(repository, folder, ports, tell=told.append, unload_after_s=unload_after_s)
+    task = asyncio.create_task(server.run(stop))
     try:
         await until(lambda: task.done() or "every model answers" in told)
         if task.done():
@@ -535,3 +537,93 @@ def test_a_command_that_cannot_run_says_why_with_status_1(tmp_path: Path, ports:
     assert done.returncode == 1
     assert "is no model repository: fill it with `dalston models build`" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- models that nobody uses ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def light_repository(
+    model_repository: Path, vad_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A Whisper that is loaded in no time, and the VAD."""
+    folder = tmp_path_factory.mktemp("light")
+    shutil.copytree(vad_repository / "silero_vad", folder / "silero_vad")
+    (folder / "whisper_fast" / "1").mkdir(parents=True)
+    shutil.copy(model_repository / "whisper_fast" / "config.pbtxt", folder / "whisper_fast")
+    model = Path(__file__).parents[1] / "support" / "failing_model.py"
+    shutil.copy(model, folder / "whisper_fast" / "1" / "model.py")
+    return folder
+
+
+async def want(stub: Any, model: str) -> None:
+    mark = service_pb2.SystemSharedMemoryUnregisterRequest(name=asleep_mark(model))
+    await stub.SystemSharedMemoryUnregister(mark)
+
+
+async def test_a_model_that_nobody_uses_is_unloaded_and_watched_again_when_it_is_loaded(
+    light_repository: Path,
+    tmp_path: Path,
+    ports: Ports,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(server, "PROBE_EVERY_S", 0.5)  # its own probes are no use
+    caplog.set_level(logging.INFO)
+    async with (
+        running(light_repository, tmp_path, ports, unload_after_s=3.0),
+        grpc.aio.insecure_channel(address(ports)) as channel,
+    ):
+        stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        (before,), (vad,) = processes(ports), stubs(ports, "silero_vad")
+        # Who uses it keeps it.
+        for _ in range(9):
+            await answer(stub, transcription("en"))
+            await asyncio.sleep(0.5)
+        assert stubs(ports, "whisper_fast")
+        assert "unloaded" not in caplog.text
+        # A container's health check does not, nor does it take it for dead.
+        while stubs(ports, "whisper_fast"):
+            await probe_all(address(ports), lately_s=10.0)
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(2.0)  # it is left so
+        assert not stubs(ports, "whisper_fast")
+        await probe_all(address(ports))
+        code, sentence = await answer(stub, transcription("en"))
+        assert (code, "has no available versions" in sentence) == (grpc.StatusCode.NOT_FOUND, True)
+
+        await want(stub, "whisper_fast")
+        await until(lambda: "whisper_fast is loaded again" in caplog.text)
+        assert "is dead" not in caplog.text
+        # It is looked after as before.
+        old = stubs(ports, "whisper_fast")
+        old[0].kill()
+        await until(lambda: "whisper_fast answers again" in caplog.text)
+        assert (processes(ports), stubs(ports, "silero_vad")) == ([before], [vad])
+
+
+async def test_what_is_under_way_when_a_model_is_unloaded_is_answered(
+    light_repository: Path, tmp_path: Path, ports: Ports, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    async with (
+        running(light_repository, tmp_path, ports, unload_after_s=0.5),
+        grpc.aio.insecure_channel(address(ports)) as channel,
+    ):
+        stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        refused = 0
+        deadline = time.monotonic() + 60
+        while refused < 3 and time.monotonic() < deadline:
+            given = await asyncio.gather(*(answer(stub, transcription("en")) for _ in range(8)))
+            if any(isinstance(one, tuple) for one in given):
+                # Each is answered or refused in the one way that tells that it is unloaded.
+                assert {one[0] for one in given if isinstance(one, tuple)} == {
+                    grpc.StatusCode.NOT_FOUND
+                }
+                refused += 1
+                await want(stub, "whisper_fast")
+                while caplog.text.count("is loaded again") < refused:
+                    await asyncio.sleep(0.1)
+            await asyncio.sleep(0.55)
+        assert refused == 3
+        assert "is dead" not in caplog.text
