@@ -347,8 +347,8 @@ class Server:
         idle_s = self._idleness.idle_s(model, time.monotonic())
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
         try:
+            await self._mark(stub, model)  # first: who finds it unloaded looks for the mark
             await stub.RepositoryModelUnload(request, timeout=UNLOADING_S)
-            await self._mark(stub, model)
         except grpc.aio.AioRpcError as error:
             raise ServerError(f"{model} cannot be unloaded: {error.details()}") from None
         self._asleep[model] = _Asleep(time.monotonic(), stubs)
