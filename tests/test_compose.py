@@ -197,7 +197,8 @@ def test_every_variable_is_one_that_is_read(name: str) -> None:
     kind = kinds.get(command(name)[1])
     fields = kind.model_fields.values() if kind else ()
     read = {field.alias for field in fields} if kind else FETCHING
-    read |= {"OTEL_EXPORTER_OTLP_ENDPOINT"} if command(name)[1] == "triton" else set()
+    of_triton = {"OTEL_EXPORTER_OTLP_ENDPOINT", "DALSTON_UNLOAD_AFTER_SECONDS"}
+    read |= of_triton if command(name)[1] == "triton" else set()
     assert SERVICES[name].get("environment", {}).keys() <= read
 
 

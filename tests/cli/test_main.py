@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dalston.cli import main
 from dalston.orchestrator.settings import WorkerSettings
 
 COMMANDS = [
@@ -182,3 +183,24 @@ def test_no_part_of_the_stack_needs_the_current_directory(tmp_path: Path) -> Non
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("value", ["", "soon", "0", "-1", "inf", "nan"])
+def test_models_are_not_unloaded_after_what_is_no_time(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("DALSTON_UNLOAD_AFTER_SECONDS", value)
+    with pytest.raises(SystemExit):
+        main._parser().parse_args(["triton", "--probe"])  # pyright: ignore[reportPrivateUsage]
+    assert f"{value!r} is no number of seconds above 0" in capsys.readouterr().err
+
+
+def test_the_environment_says_after_how_long_models_are_unloaded(monkeypatch: pytest.MonkeyPatch):
+    def after(*words: str) -> float | None:
+        return main._parser().parse_args(["triton", *words]).unload_after  # pyright: ignore[reportPrivateUsage]
+
+    monkeypatch.delenv("DALSTON_UNLOAD_AFTER_SECONDS", raising=False)
+    assert after() is None
+    monkeypatch.setenv("DALSTON_UNLOAD_AFTER_SECONDS", "90")
+    assert after() == 90.0
+    assert after("--unload-after", "5") == 5.0
