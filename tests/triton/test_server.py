@@ -600,30 +600,3 @@ async def test_a_model_that_nobody_uses_is_unloaded_and_watched_again_when_it_is
         old[0].kill()
         await until(lambda: "whisper_fast answers again" in caplog.text)
         assert (processes(ports), stubs(ports, "silero_vad")) == ([before], [vad])
-
-
-async def test_what_is_under_way_when_a_model_is_unloaded_is_answered(
-    light_repository: Path, tmp_path: Path, ports: Ports, caplog: pytest.LogCaptureFixture
-):
-    caplog.set_level(logging.INFO)
-    async with (
-        running(light_repository, tmp_path, ports, unload_after_s=0.5),
-        grpc.aio.insecure_channel(address(ports)) as channel,
-    ):
-        stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        refused = 0
-        deadline = time.monotonic() + 60
-        while refused < 3 and time.monotonic() < deadline:
-            given = await asyncio.gather(*(answer(stub, transcription("en")) for _ in range(8)))
-            if any(isinstance(one, tuple) for one in given):
-                # Each is answered or refused in the one way that tells that it is unloaded.
-                assert {one[0] for one in given if isinstance(one, tuple)} == {
-                    grpc.StatusCode.NOT_FOUND
-                }
-                refused += 1
-                await want(stub, "whisper_fast")
-                while caplog.text.count("is loaded again") < refused:
-                    await asyncio.sleep(0.1)
-            await asyncio.sleep(0.55)
-        assert refused == 3
-        assert "is dead" not in caplog.text
