@@ -191,9 +191,9 @@ class Server:
                     self._end(model, living[model] & asleep.old, asleep)
                 if self._count_every_s is not None and time.monotonic() >= next_count:
                     for model in await self._idle(stub):
-                        await self._unload(stub, model, living[model])
-                        serving[model] = set()
-                        answered.pop(model, None)
+                        if await self._unload(stub, model, living[model]):
+                            serving[model] = set()
+                            answered.pop(model, None)
                     next_count = time.monotonic() + self._count_every_s
                 dead = {model for model, stubs in serving.items() if stubs - living[model]}
                 if not dead and time.monotonic() >= next_probe:
@@ -341,8 +341,8 @@ class Server:
                     idle.append(model)
         return idle
 
-    async def _unload(self, stub: Any, model: str, stubs: set[psutil.Process]) -> None:
-        """Put it to sleep. What it was asked before is still answered; what it is asked now is
+    async def _unload(self, stub: Any, model: str, stubs: set[psutil.Process]) -> bool:
+        """Put it to sleep; whether it is. What it was asked before is still answered; what it is asked now is
         refused, and whoever asks loads it again."""
         idle_s = self._idleness.idle_s(model, time.monotonic())
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
@@ -350,13 +350,18 @@ class Server:
             await self._mark(stub, model)  # first: who finds it unloaded looks for the mark
             await stub.RepositoryModelUnload(request, timeout=UNLOADING_S)
         except grpc.aio.AioRpcError as error:
-            raise ServerError(f"{model} cannot be unloaded: {error.details()}") from None
+            # It is only memory: no reason to harm whoever uses the others.
+            logger.warning("%s cannot be unloaded: %s", model, error.details())
+            self._idleness.loaded(model, time.monotonic())
+            return False
         self._asleep[model] = _Asleep(time.monotonic(), stubs)
         logger.info("%s is unloaded: nobody has used it for %.0f s", model, idle_s)
+        return True
 
     async def _mark(self, stub: Any, model: str) -> None:
         """That it is asleep. Raises AioRpcError."""
-        memory = f"{self._shm}asleep"
+        # One each: Triton takes the second region of a key for the first's, which is closed.
+        memory = f"{self._shm}{asleep_mark(model)}"
         (_SHARED_MEMORY / memory).write_bytes(b"\0")
         request = service_pb2.SystemSharedMemoryRegisterRequest(
             name=asleep_mark(model), key=f"/{memory}", byte_size=1
