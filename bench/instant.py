@@ -28,6 +28,7 @@ _CONTENTS = {
     "TOKEN_LOGPROBS": b"",
     "LANGUAGE": b"\x02\0\0\0en",
     "SUSPECT": b"\0",
+    "PROMPT_CUT": b"",
     "WORD": b"",
     "WORD_START": b"",
     "WORD_END": b"",

@@ -124,7 +124,9 @@ def step(request: SpeechRequest | TranscriptRequest, full_window: bool = False) 
         prefix, draft = list(request.prefix), list(request.draft)
         tensors |= {
             "LANGUAGE": [request.language],
-            "TASK": ["transcribe"],
+            "TASK": [request.task],
+            "PROMPT": [request.prompt],
+            "KEYWORDS": ["\n".join(request.keywords)],
             "PREFIX": {"content": prefix, "shape": [len(prefix)]},
             "DRAFT": {"content": draft, "shape": [len(draft)]},
             "WORDS": [request.words],

@@ -81,6 +81,16 @@ REDIS_URL. Only hashes are kept.
 """
 
 
+# Parameters of the protocol, by the same names, that are sent where they are given.
+_STREAM_OPTIONS = {
+    "--languages": "codes to choose from where none is given, such as en,de",
+    "--language-detection": "once for the session, or for each utterance (session)",
+    "--task": "transcribe, or translate into English (transcribe)",
+    "--prompt": "what was said before, or text in the spelling that is wanted",
+    "--keywords": "names and terms that may be said, with commas between them",
+}
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -168,6 +178,8 @@ def _parser() -> argparse.ArgumentParser:
         "--api-key", metavar="KEY", help="for servers that want one ($DALSTON_API_KEY)"
     )
     stream.add_argument("--language", default="auto", help="ISO 639-1 code, or auto (auto)")
+    for flag, help in _STREAM_OPTIONS.items():
+        stream.add_argument(flag, help=help)
     stream.add_argument("--model", default="fast", help="fast or accurate (fast)")
     stream.add_argument("--words", action="store_true", help="ask for word times")
     stream.add_argument(
@@ -298,6 +310,10 @@ def _stream(args: argparse.Namespace) -> int:
         return _missing("client", error)
     parameters = {"language": args.language, "model": args.model, "word_timestamps": args.words}
     parameters |= {"eager": args.eager, "endpointing": args.endpointing}
+    for flag in _STREAM_OPTIONS:
+        name = flag.removeprefix("--").replace("-", "_")
+        if value := getattr(args, name):
+            parameters[name] = value
     if key := args.api_key or os.environ.get("DALSTON_API_KEY"):
         parameters["api_key"] = key
     raw = stream.Format(args.encoding, args.sample_rate, args.channels)

@@ -353,6 +353,16 @@ class Session:
                 connection.transport.abort()
 
 
+def _written(value: Any) -> Any:
+    """As the query has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        items: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType]
+        return ",".join(map(str, items))
+    return value
+
+
 @asynccontextmanager
 async def connect(
     url: str | Sequence[str],
@@ -365,13 +375,14 @@ async def connect(
     several gateways.
 
     resume: a connection that breaks in mid-session is replaced, see docs/clients.md.
-    parameters: those of the stream, such as language, model, word_timestamps, sample_rate.
+    parameters: those of the stream, such as language, model, word_timestamps, sample_rate; lists
+    for keywords and languages.
     Raises OSError when nobody listens there.
     """
     acks = bool(parameters.get("ack"))
     if resume:
         parameters["ack"] = True
-    written = {k: str(v).lower() if isinstance(v, bool) else v for k, v in parameters.items()}
+    written = {name: _written(value) for name, value in parameters.items()}
     gateways = Gateways([url] if isinstance(url, str) else url, written, api_key)
     session = Session(
         gateways,

@@ -267,7 +267,7 @@ class Relay:
             return self._pass_answer(frame)
         if frame.startswith(_ERROR):
             code = msgspec.json.decode(frame, type=Error).code
-            if code == "language_unsupported":
+            if code in ("language_unsupported", "invalid_parameter"):
                 return self._pass_answer(frame)
             if code == "invalid_message":
                 self._drop_invalid()

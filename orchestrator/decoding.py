@@ -3,10 +3,11 @@ From utterances to partials and finals: what to ask the Whisper models and what 
 
 Part of a session, and like it without I/O. Partials are asked for one at a time while somebody
 speaks. A final is asked for when its utterance has ended, or speculatively when it pauses; nothing
-in its request decides but the audio, the language and the variant, so that it can be repeated at
-any time with the same result. (What was heard so far goes along as a draft, which only saves
-time.) Finals are told in order: the second side of a cut is joined to the first, and a detected
-language is kept for those that follow.
+in its request decides but the audio, the language, the variant and what the client asks for (task,
+prompt, keywords), so that it can be repeated at any time with the same result. (What was heard so
+far goes along as a draft, which only saves time.) Finals are told in order: the second side of a
+cut is joined to the first, and a detected language is kept: for all that follow, or, where the
+language of each is detected, for those that are too short for it.
 """
 
 from collections import deque
@@ -25,15 +26,17 @@ from dalston.orchestrator.messages import (
     SessionConfig,
     Snapshot,
     Stats,
+    Warn,
     Withdrawn,
     Word,
 )
 from dalston.orchestrator.outbox import Outbox
 from dalston.orchestrator.requests import Cancel, Hypothesis, Request, TranscriptRequest
-from dalston.triton.contract import SAMPLE_RATE, Variant
+from dalston.triton.contract import PROMPT_TOKENS, SAMPLE_RATE, Variant
 
 PARTIAL_EVERY = SAMPLE_RATE // 2  # samples of speech, unless the worker is set otherwise
-# A detected language is kept when it was heard in so much speech.
+# A detected language is kept when it was heard in so much speech. In less none is detected where
+# there is one that was kept.
 LANGUAGE_SPEECH = SAMPLE_RATE
 # Behind an outage or a burst several utterances wait; they may share a batch.
 FINALS_IN_FLIGHT = 4
@@ -44,9 +47,8 @@ class Decode:
     """A final's request, from asking to answer."""
 
     id: int
+    asked: tuple[object, ...]  # all that decides it
     last: int  # position behind its audio
-    language: str
-    words: bool  # whether their times were asked for
     done: bool = False
     hypothesis: Hypothesis | None = None  # None when done: it failed
     failure: str = ""
@@ -63,6 +65,7 @@ class Utterance:
     continues: bool = False  # the second side of a cut
     next_partial: int = 0
     shown: bool = False  # by a partial
+    language: str = ""  # of the partial shown last
     agreement: Agreement = field(default_factory=Agreement)
     speculation: Decode | None = None
     eager: bool = False  # whether its final was told before it is certain
@@ -93,6 +96,10 @@ class Ended:
     decode: Decode | None = None
 
     @property
+    def speech(self) -> int:
+        return self.end - self.utterance.onset
+
+    @property
     def words(self) -> bool:
         """Whether their times are needed: they cost the model a quarter of a final."""
         return self.config.word_timestamps or self.cut or self.utterance.continues
@@ -121,12 +128,16 @@ class Decoding:
         self.stats = Stats()
         # Of the utterance told last, for the join with one that continues it.
         self.overlap_words: list[Word] = []
+        # Prompt and keywords of which it was told last that they are too long.
+        self._cut_told: tuple[object, ...] = ()
         self.dues: deque[int] = deque(maxlen=FINALS_IN_FLIGHT)  # where the last told were due
         if snapshot:
             self.segments = list(snapshot.segments)
             self.overlap_words = list(snapshot.overlap_words)
             if snapshot.detected_language:
                 self._detected[0] = snapshot.detected_language
+            if snapshot.prompt_cut_told:
+                self._cut_told = (snapshot.config.prompt, snapshot.config.keywords)
 
     @property
     def overdue(self) -> int | None:
@@ -136,11 +147,27 @@ class Decoding:
     def detected(self, generation: int) -> str | None:
         return self._detected.get(generation)
 
-    def _language(self, config: SessionConfig, generation: int) -> str:
-        """What to ask a model for: the configured language, or the one found to be spoken."""
+    def prompt_cut_told(self, config: SessionConfig) -> bool:
+        return self._cut_told == (config.prompt, config.keywords)
+
+    def _language(self, config: SessionConfig, generation: int, speech: int) -> str:
+        """What to ask a model for: the configured language, or the one found to be spoken, or
+        those that it may be. speech: samples of it."""
         if config.language != "auto":
             return config.language
-        return self._detected.get(generation, "auto")
+        found = self._detected.get(generation)
+        if found and (config.language_detection == "session" or speech < LANGUAGE_SPEECH):
+            return found
+        return " ".join(config.languages) or "auto"
+
+    def _language_is_open(self, ended: Ended) -> bool:
+        """Whether the finals before it may still decide what language this one is asked with."""
+        config = ended.config
+        if config.language != "auto" or ended is self._ended[0]:
+            return False
+        if config.language_detection == "utterance":
+            return ended.speech < LANGUAGE_SPEECH
+        return ended.generation not in self._detected
 
     # While an utterance is open.
 
@@ -161,7 +188,7 @@ class Decoding:
         utterance.next_partial = due if due > position else position + self.partial_every
         self._request_ids += 1
         self._partial = (self._request_ids, utterance, position)
-        request = self._partial_request(audio, config)
+        request = self._partial_request(audio, config, position)
         self.requests.append(replace(request, urgent=not utterance.shown, newest=newest))
 
     def newest_partial(
@@ -173,27 +200,42 @@ class Decoding:
         if position > asked:
             self._partial = (id, utterance, position)
             utterance.next_partial = position + self.partial_every
-        return self._partial_request(audio, config)
+        return self._partial_request(audio, config, position)
 
-    def _partial_request(self, audio: bytes, config: SessionConfig) -> TranscriptRequest:
+    def _partial_request(
+        self, audio: bytes, config: SessionConfig, position: int
+    ) -> TranscriptRequest:
         assert self._partial
         id, utterance, _ = self._partial
-        language = self._language(config, self.generation)
         prefix = utterance.agreement.tokens
-        draft = tuple(utterance.agreement.before[len(prefix) :])
-        return TranscriptRequest(id, "partial", audio, language, self._variant, prefix, draft)
+        language = self._language(config, self.generation, position - utterance.onset)
+        if prefix and config.language == "auto":
+            language = utterance.language  # what is agreed on cannot go on in another
+        return TranscriptRequest(
+            id,
+            "partial",
+            audio,
+            language,
+            self._variant,
+            prefix,
+            draft=tuple(utterance.agreement.before[len(prefix) :]),
+            task=config.task,
+            prompt=config.prompt,
+            keywords=config.keywords,
+        )
 
     def speculate(
-        self, utterance: Utterance, audio: bytes, last: int, config: SessionConfig
+        self, utterance: Utterance, audio: bytes, end: int, last: int, config: SessionConfig
     ) -> None:
-        """The speaker pauses: ask for the final that is due if this turns out to be the end."""
+        """The speaker pauses: ask for the final that is due if this turns out to be the end, which
+        then was at `end`."""
         # While an earlier final is due the models are behind: this one would hardly come earlier,
         # and where speech goes on its decode is lost.
         if self._ended:
             return
-        language = self._language(config, self.generation)
+        language = self._language(config, self.generation, end - utterance.onset)
         words = config.word_timestamps or utterance.continues
-        utterance.speculation = self._ask_final(utterance, audio, last, language, words)
+        utterance.speculation = self._ask_final(utterance, audio, last, language, words, config)
 
     def resume(self, utterance: Utterance) -> None:
         """It was only a pause."""
@@ -216,9 +258,8 @@ class Decoding:
         """The utterance is over; its final is told here in the order of messages."""
         utterance = ended.utterance
         decode = utterance.speculation
-        language = self._language(ended.config, ended.generation)
-        as_asked = (ended.last, language, ended.words)
-        if decode and (decode.last, decode.language, decode.words) == as_asked:
+        language = self._language(ended.config, ended.generation, ended.speech)
+        if decode and decode.asked == _asked(ended.last, language, ended.words, ended.config):
             ended.decode, utterance.speculation, utterance.eager = decode, None, False
             self.stats.speculative_finals_used += 1
         else:
@@ -252,11 +293,13 @@ class Decoding:
         if config.interim_results:
             self._show(utterance, decode.hypothesis, decode.last, whole=True)
         if config.eager:
-            self._tell_eager(utterance, decode.hypothesis, end)
+            self._tell_eager(utterance, decode.hypothesis, end, config)
 
-    def _tell_eager(self, utterance: Utterance, hypothesis: Hypothesis, end: int) -> None:
+    def _tell_eager(
+        self, utterance: Utterance, hypothesis: Hypothesis, end: int, config: SessionConfig
+    ) -> None:
         # No final is due before it (see speculate), so what it is joined with is known.
-        text, _ = self._said(utterance, hypothesis, end, self.overlap_words)
+        text, _ = self._said(utterance, hypothesis, end, self.overlap_words, config)
         if text:
             utterance.eager = True
             self._outbox.say(
@@ -287,7 +330,7 @@ class Decoding:
         if shown is None:
             return
         self.stats.partials += 1
-        utterance.shown = True
+        utterance.shown, utterance.language = True, hypothesis.language
         self._outbox.say(
             Partial(
                 utterance.segment_id,
@@ -299,10 +342,16 @@ class Decoding:
         )
 
     def _ask_final(
-        self, utterance: Utterance, audio: bytes, last: int, language: str, words: bool
+        self,
+        utterance: Utterance,
+        audio: bytes,
+        last: int,
+        language: str,
+        words: bool,
+        config: SessionConfig,
     ) -> Decode:
         self._request_ids += 1
-        decode = Decode(self._request_ids, last, language, words)
+        decode = Decode(self._request_ids, _asked(last, language, words, config), last)
         self._finals[decode.id] = decode
         # The draft is no part of what decides the final: it only makes it cheaper.
         draft = tuple(utterance.agreement.before)
@@ -315,6 +364,9 @@ class Decoding:
                 self._variant,
                 draft=draft,
                 words=words,
+                task=config.task,
+                prompt=config.prompt,
+                keywords=config.keywords,
                 segment_id=utterance.segment_id,
             )
         )
@@ -327,17 +379,22 @@ class Decoding:
         for ended in self._ended:
             if ended.decode or ended.void:
                 continue
-            language = self._language(ended.config, ended.generation)
-            if language == "auto" and ended is not self._ended[0]:
-                return
+            if self._language_is_open(ended):
+                continue
             if len(self._finals) >= FINALS_IN_FLIGHT:
                 return
+            language = self._language(ended.config, ended.generation, ended.speech)
             ended.decode = self._ask_final(
-                ended.utterance, ended.audio, ended.last, language, ended.words
+                ended.utterance, ended.audio, ended.last, language, ended.words, ended.config
             )
 
     def _said(
-        self, utterance: Utterance, hypothesis: Hypothesis, end: int, before: list[Word]
+        self,
+        utterance: Utterance,
+        hypothesis: Hypothesis,
+        end: int,
+        before: list[Word],
+        config: SessionConfig,
     ) -> tuple[str, list[Word]]:
         """Text and words of an utterance whose speech ended at `end`, less what is `before` a cut
         that it continues."""
@@ -345,7 +402,7 @@ class Decoding:
         if not utterance.continues:
             return hypothesis.text, words
         words = assembler.after_cut(words, before, utterance.onset)
-        return assembler.text_of(words, hypothesis.language), words
+        return assembler.text_of(words, _written(hypothesis, config)), words
 
     def _final(self, ended: Ended) -> list[ServerMessage] | None:
         """What is told of an utterance that ended; None: not known yet."""
@@ -361,17 +418,19 @@ class Decoding:
             sentence = f"{utterance.segment_id} could not be transcribed: {decode.failure}"
             return [Error(code="internal_error", message=sentence, recoverable=True)]
 
-        hypothesis = decode.hypothesis
+        hypothesis, config = decode.hypothesis, ended.config
+        warnings: list[ServerMessage] = self._cut_warning(hypothesis, config)
         language = hypothesis.language
-        text, words = self._said(utterance, hypothesis, ended.end, before)
+        text, words = self._said(utterance, hypothesis, ended.end, before, config)
         if ended.cut:
             words = assembler.before_cut(words, ended.end)
             self.overlap_words = assembler.overlap(words, ended.end)
-            text = assembler.text_of(words, language)
+            text = assembler.text_of(words, _written(hypothesis, config))
         if not text:
-            return []
-        if ended.config.language == "auto" and ended.end - utterance.onset >= LANGUAGE_SPEECH:
-            self._detected.setdefault(ended.generation, language)
+            return warnings
+        if config.language == "auto" and ended.speech >= LANGUAGE_SPEECH:
+            if config.language_detection == "utterance" or ended.generation not in self._detected:
+                self._detected[ended.generation] = language
         stable, changed = assembler.changed_words(utterance.agreement.text, text, ended.cut)
         self.stats.finals += 1
         self.stats.stable_words += stable
@@ -384,8 +443,29 @@ class Decoding:
             confidence=assembler.confidence(hypothesis),
             language=language,
             processing_ms=decode.elapsed_ms,
-            words=words if ended.config.word_timestamps else None,
+            words=words if config.word_timestamps else None,
         )
         self.dues.append(ended.due)
         self.segments.append(Segment(final.start, final.end, final.text, final.segment_id))
-        return [final]
+        return [*warnings, final]
+
+    def _cut_warning(self, hypothesis: Hypothesis, config: SessionConfig) -> list[ServerMessage]:
+        """Once for each prompt, and before the first final that was made with it."""
+        if not hypothesis.prompt_cut or self.prompt_cut_told(config):
+            return []
+        self._cut_told = (config.prompt, config.keywords)
+        sentence = (
+            f"{hypothesis.prompt_cut} tokens of prompt and keywords are left out: the model takes "
+            f"{PROMPT_TOKENS} and goes by the last"
+        )
+        return [Warn(code="prompt_cut", message=sentence)]
+
+
+def _written(hypothesis: Hypothesis, config: SessionConfig) -> str:
+    """The language of its text."""
+    return "en" if config.task == "translate" else hypothesis.language
+
+
+def _asked(last: int, language: str, words: bool, config: SessionConfig) -> tuple[object, ...]:
+    """All that decides a final, but where its audio starts and the variant."""
+    return last, language, words, config.task, config.prompt, config.keywords

@@ -71,6 +71,7 @@ _FINAL_OUTPUTS = (
     "AVERAGE_LOGPROB",
     "NO_SPEECH_PROBABILITY",
     "SUSPECT",
+    "PROMPT_CUT",
     "WORD",
     "WORD_START",
     "WORD_END",
@@ -119,6 +120,7 @@ class LoadedVariant:
 
     model_id: str
     languages: tuple[str, ...]
+    translates: bool
     partials_in_flight: int  # at most, of one worker
 
 
@@ -177,6 +179,7 @@ class Triton:
                 loaded[variant] = LoadedVariant(
                     config.parameters["checkpoint_id"].string_value,
                     tuple(config.parameters["languages"].string_value.split()),
+                    config.parameters.get("translates", _NO).string_value == "yes",
                     config.partials_in_flight,
                 )
                 self._seen[variant] = loaded[variant]
@@ -363,7 +366,9 @@ class Triton:
         draft = np.array(request.draft, "<i4").tobytes()
         call.add("AUDIO", "INT16", len(request.audio) // 2, request.audio)
         call.add("LANGUAGE", "BYTES", 1, _string(request.language))
-        call.add("TASK", "BYTES", 1, _string("transcribe"))
+        call.add("TASK", "BYTES", 1, _string(request.task))
+        call.add("PROMPT", "BYTES", 1, _string(request.prompt))
+        call.add("KEYWORDS", "BYTES", 1, _string("\n".join(request.keywords)))
         call.add("PREFIX", "INT32", len(request.prefix), prefix)
         call.add("DRAFT", "INT32", len(request.draft), draft)
         call.add("WORDS", "BOOL", 1, bytes([request.words]))
@@ -384,6 +389,9 @@ class _Group(msgspec.Struct):
 
 class _Parameter(msgspec.Struct):
     string_value: str
+
+
+_NO = _Parameter("no")
 
 
 class _Config(msgspec.Struct):
@@ -490,6 +498,7 @@ def _hypothesis(outputs: dict[str, Any], stages: Mapping[str, float]) -> Hypothe
         if "NO_SPEECH_PROBABILITY" in outputs
         else 0.0,
         window_seconds=float(outputs["WINDOW_SECONDS"][0]),
+        prompt_cut=int(sum(outputs.get("PROMPT_CUT", ()))),
         words=tuple(TimedWord(w, float(a), float(b), float(p)) for w, a, b, p in words),
         stages=stages,
     )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from dalston.triton.contract import SAMPLE_RATE, Variant
+from dalston.triton.contract import SAMPLE_RATE, Task, Variant
 
 PROTOCOL_VERSION = "1.0"
 
@@ -45,6 +45,17 @@ TurnSilence = Annotated[int, Meta(ge=200, le=5_000)]  # milliseconds
 Padding = Annotated[int, Meta(ge=0, le=1_000)]  # milliseconds of audio kept before an onset
 # Whisper hears 30 s at most. Below 5 s sentences would be cut that nobody spoke in one breath.
 UtteranceSeconds = Annotated[float, Meta(ge=5.0, le=30.0)]
+# Text that goes before what is said. The models take its last 224 tokens, which are some thousand
+# letters; in the query of a URL, three times as long, more would not pass every proxy.
+LONGEST_PROMPT = 2_000
+Prompt = Annotated[str, Meta(max_length=LONGEST_PROMPT)]
+# Names and terms. They take the place of the prompt, and what is expected everywhere is heard
+# where it was not said.
+MOST_KEYWORDS, LONGEST_KEYWORD = 50, 50  # characters
+Keyword = Annotated[str, Meta(min_length=1, max_length=LONGEST_KEYWORD, pattern=r"^[^\x00-\x1f]*$")]
+Keywords = Annotated[tuple[Keyword, ...], Meta(max_length=MOST_KEYWORDS)]
+Languages = tuple[str, ...]  # ISO 639-1
+LanguageDetection = Literal["session", "utterance"]
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
@@ -58,6 +69,11 @@ class Configure(Message, tag="config", frozen=True):
     """Change settings from this point of the audio on; what is not named stays."""
 
     language: str | None = None
+    languages: Languages | None = None
+    language_detection: LanguageDetection | None = None
+    task: Task | None = None
+    prompt: Prompt | None = None
+    keywords: Keywords | None = None
     interim_results: bool | None = None
     word_timestamps: bool | None = None
     vad_threshold: Threshold | None = None
@@ -110,6 +126,11 @@ class SessionConfig(msgspec.Struct, frozen=True):
     encoding: Encoding = "pcm_s16le"
     channels: Channels = 1
     language: str = "auto"  # ISO 639-1, or "auto"
+    languages: Languages = ()  # to choose from where it is "auto"; none: from all
+    language_detection: LanguageDetection = "session"  # once, or for each utterance
+    task: Task = "transcribe"  # translate: into English
+    prompt: Prompt = ""
+    keywords: Keywords = ()
     model: Variant = "fast"
     interim_results: bool = True
     word_timestamps: bool = False
@@ -321,6 +342,7 @@ class Snapshot(Message, tag="session.snapshot", kw_only=True, frozen=True):
     speech_samples: int
     segments: list[Segment]
     continues: bool = False  # in the middle of a cut utterance
+    prompt_cut_told: bool = False  # that the prompt of `config` is too long
     overlap_words: list[Word] = []  # of the utterance before, for the join of a cut
 
     def merged(self, before: "Snapshot | None") -> "Snapshot":

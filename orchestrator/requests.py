@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from dalston.triton.contract import Variant
+from dalston.triton.contract import Task, Variant
 
 
 class SpeechRequest(msgspec.Struct, frozen=True):
@@ -30,11 +30,15 @@ class TranscriptRequest:
     id: int  # of this session; a Cancel or an answer names it
     kind: Literal["partial", "final"]
     audio: bytes
-    language: str  # ISO 639-1, or "auto"
+    language: str  # ISO 639-1, or "auto", or several codes with spaces between them
     variant: Variant
     prefix: tuple[int, ...] = ()  # tokens that the hypothesis begins with
     draft: tuple[int, ...] = ()  # and that probably follow: what is asked costs less if they do
     words: bool = False
+    task: Task = "transcribe"
+    # What may be private is shown in no log.
+    prompt: str = field(default="", repr=False)
+    keywords: tuple[str, ...] = field(default=(), repr=False)
     segment_id: str = field(default="", compare=False)  # of a final: for people who look at traces
     # Of partials: nothing of their utterance was shown yet, so they wait for no turn. And of others
     # what to ask instead once their turn is there, with the audio that came meanwhile.
@@ -80,6 +84,7 @@ class Hypothesis:
     average_logprob: float = 0.0
     no_speech_probability: float = 0.0
     window_seconds: float = 0.0  # that the encoder saw; of a final that was asked twice, both
+    prompt_cut: int = 0  # tokens
     words: Sequence[TimedWord] = field(default_factory=tuple[TimedWord, ...])
     # Seconds from the start of the request's audio; empty where the model does not tell them.
     token_times: Sequence[float] = ()

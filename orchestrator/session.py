@@ -60,9 +60,9 @@ from dalston.orchestrator.messages import (
     SpeechStart,
     Stats,
     Warn,
-    quote,
 )
 from dalston.orchestrator.outbox import Outbox
+from dalston.orchestrator.parameters import objection
 from dalston.orchestrator.requests import (
     Hypothesis,
     Request,
@@ -91,6 +91,7 @@ SILENCE_BETWEEN_SNAPSHOTS = 20 * SAMPLE_RATE
 CUT_SEARCH = 5 * SAMPLE_RATE
 CUT_BEHIND, CUT_BEFORE = SAMPLE_RATE // 2, SAMPLE_RATE
 CUT_WIDTH = 3 * VAD_FRAME
+_OF_LANGUAGE = {"language", "languages", "language_detection"}
 
 
 class State(Enum):
@@ -117,13 +118,15 @@ class Session:
         variant: Variant,
         *,
         languages: Collection[str],
+        translates: bool = False,
         epoch: int = 1,
         warnings: list[Notice] | None = None,
         snapshot: Snapshot | None = None,
         partial_every: int = PARTIAL_EVERY,
     ):
         self.id, self.epoch = session_id, epoch
-        self._languages = languages  # that the variant knows
+        # What the variant can do.
+        self._languages, self._translates = languages, translates
         self.state = State.LISTENING
         self._config = snapshot.config if snapshot else config
         self._config_to_come = self._config  # once every message in the line has taken effect
@@ -252,17 +255,8 @@ class Session:
             case _, Ping():
                 # Out of line: it asks whether the connection lives.
                 self._outbox.say_at_once(Pong())
-            case State.LISTENING, Configure(language=str(code)) if not self._knows(code):
-                sentence = f"this model does not know the language {quote(code)!r}"
-                self._outbox.say_at_once(
-                    Error(code="language_unsupported", message=sentence, recoverable=True)
-                )
             case State.LISTENING, Configure():
-                # Accepted at once, in force where it stands among the audio.
-                self._mark(message)
-                self._config_to_come = configured(self._config_to_come, message)
-                self._outbox.say_at_once(ConfigUpdated(self._config_to_come))
-                self._advance()
+                self._configure(message)
             case State.LISTENING, Flush() | Commit():
                 self._mark(Flush())
                 self._advance()
@@ -349,8 +343,16 @@ class Session:
         """A TranscriptRequest that cannot be answered."""
         self._decoding.receive_failure(id, sentence)
 
-    def _knows(self, language: str) -> bool:
-        return language == "auto" or language in self._languages
+    def _configure(self, change: Configure) -> None:
+        """Accepted or refused at once, in force where it stands among the audio."""
+        to_come = configured(self._config_to_come, change)
+        if wrong := objection(to_come, self._languages, self._translates):
+            code, sentence = wrong
+            return self._outbox.say_at_once(Error(code=code, message=sentence, recoverable=True))
+        self._mark(change)
+        self._config_to_come = to_come
+        self._outbox.say_at_once(ConfigUpdated(to_come))
+        self._advance()
 
     def _refuse(self, sentence: str) -> None:
         self._outbox.say_at_once(Error(code="invalid_message", message=sentence, recoverable=True))
@@ -420,7 +422,7 @@ class Session:
             case Configure():
                 self._config = configured(self._config, marker.message)
                 self._rules = thresholds(self._config)
-                if marker.message.language is not None:
+                if _OF_LANGUAGE & changes(marker.message).keys():
                     self._decoding.generation += 1
                 return
             case Clear():
@@ -489,6 +491,7 @@ class Session:
         return msgspec.structs.replace(
             snapshot,
             detected_language=self._decoding.detected(generation),
+            prompt_cut_told=self._decoding.prompt_cut_told(snapshot.config),
             segments=segments,
             overlap_words=self._decoding.overlap_words,
         )
@@ -555,7 +558,7 @@ class Session:
             case Event.PAUSE if silence is not None:
                 last = silence + self._rules.pause
                 audio = self._audio.read(utterance.start, last)
-                self._decoding.speculate(utterance, audio, last, self._config)
+                self._decoding.speculate(utterance, audio, silence, last, self._config)
                 if self._rules.turns:
                     self._turns_asked += 1
                     self._requests.append(TurnRequest(self._turns_asked, audio[-2 * TURN_AUDIO :]))

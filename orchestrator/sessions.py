@@ -120,14 +120,17 @@ class Sessions:
         try:
             config, warnings = session_config(query)
             languages = {name: loaded.languages for name, loaded in self.variants.items()}
-            variant, fallbacks = choose_variant(config, languages)
-            config, silence = choose_endpointing(config, self._tritons.judges_turns)
+            translating = [name for name, loaded in self.variants.items() if loaded.translates]
             epoch = msgspec.convert(query.get("epoch", "1"), int, strict=False)
             snapshot = None
             if query.get("resume"):
                 async with asyncio.timeout(self._settings.handshake_seconds):
                     first = await connection.received()
                 snapshot = msgspec.json.decode(first, type=Snapshot)
+            # One that goes on has settings of its own by now, and the variant it had.
+            asked = snapshot.config if snapshot else config
+            variant, fallbacks = choose_variant(asked, languages, translating)
+            config, silence = choose_endpointing(config, self._tritons.judges_turns)
         except ParameterError as error:
             return await refuse(error.code, str(error), 4400, str(error)[:120])
         except msgspec.MsgspecError as error:
@@ -149,6 +152,7 @@ class Sessions:
             config,
             variant,  # pyright: ignore[reportArgumentType]
             languages=frozenset(loaded.languages),
+            translates=loaded.translates,
             epoch=epoch,
             warnings=[*warnings, *fallbacks, *silence],
             snapshot=snapshot,

@@ -4,8 +4,9 @@ What the models and their clients agree on: names, tensors, sizes. Knows no runt
     silero_vad        AUDIO int16 [n]                        -> PROBABILITY float32 [frames]
     end_of_turn       AUDIO int16 [n]                        -> PROBABILITY float32 [1]
     whisper_<variant> AUDIO int16 [n], LANGUAGE, TASK,       -> TEXT, TOKENS, TOKEN_ENDS, LANGUAGE,
-                      PREFIX and DRAFT int32 [k],               scores, words with times, and
-                      WORDS, FULL_WINDOW                        where the time went
+                      PROMPT, KEYWORDS,                         scores, words with times, what of
+                      PREFIX and DRAFT int32 [k],               the prompt was cut, and where the
+                      WORDS, FULL_WINDOW                        time went
 
 `config.pbtxt` of each model says the same in Triton's words, and a test compares the two.
 All audio is 16 kHz mono, 16 bit.
@@ -44,6 +45,9 @@ WINDOWS = (4, 6, 8, 12, 16, 24, 30)
 # Less than a quarter second of silence behind the speech doubles the words that partials change.
 MARGIN = 0.25  # seconds, at least
 
+
+# Whisper is told what was said before in half of its decoder's 448 positions. The last are kept.
+PROMPT_TOKENS = 224
 
 # What multilingual Whisper knows, ISO 639-1 where there is a code; `yue` since large-v3.
 LANGUAGES = (
@@ -89,8 +93,11 @@ TURN_OUTPUTS = (Tensor("PROBABILITY", "FP32", (1,)),)  # that the turn is over
 
 WHISPER_INPUTS = (
     Tensor("AUDIO", "INT16", (-1,)),
-    Tensor("LANGUAGE", "STRING", (1,)),  # ISO 639-1, or "auto"
+    # ISO 639-1, or "auto", or several codes with spaces between them, of which one is spoken.
+    Tensor("LANGUAGE", "STRING", (1,)),
     Tensor("TASK", "STRING", (1,)),
+    Tensor("PROMPT", "STRING", (1,)),  # text that goes before what is said; empty for none
+    Tensor("KEYWORDS", "STRING", (1,)),  # names and terms that may be said, one a line
     Tensor("PREFIX", "INT32", (-1,)),  # tokens that the transcript is made to begin with
     # Those that probably follow. It changes what the row costs, never what it says.
     Tensor("DRAFT", "INT32", (-1,)),
@@ -116,6 +123,7 @@ WHISPER_OUTPUTS = (
     Tensor("AVERAGE_LOGPROB", "FP32", (1,)),  # of the tokens behind PREFIX, and of the end
     Tensor("NO_SPEECH_PROBABILITY", "FP32", (1,)),
     Tensor("SUSPECT", "BOOL", (1,)),  # the scores look bad, and FULL_WINDOW may do better
+    Tensor("PROMPT_CUT", "INT32", (-1,)),  # one: tokens of PROMPT and KEYWORDS beyond PROMPT_TOKENS
     Tensor("WORD", "STRING", (-1,)),
     Tensor("WORD_START", "FP32", (-1,)),  # seconds from the start of AUDIO
     Tensor("WORD_END", "FP32", (-1,)),

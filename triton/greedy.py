@@ -72,6 +72,7 @@ class Task:
     frames: int  # of audio; what else was heard is the silence that fills the window
     prefix: Sequence[int] = ()  # the tokens are made to begin with these
     draft: Sequence[int] = ()  # and these probably follow
+    start: int = 0  # where in the prompt the transcript starts; before it is what was said earlier
 
 
 @dataclass
@@ -337,7 +338,8 @@ class _Batch:
             forced = [*task.prompt, *task.prefix]
             draft = task.draft[: task.limit - len(task.prefix) - 1]
             tokens.append([*forced, *draft])
-            wanted.append((index, 0))  # what the start token says is whether anybody speaks
+            # What the start token says is whether anybody speaks.
+            wanted.append((index, task.start))
             wanted += [(index, at) for at in range(len(forced) - 1, len(tokens[-1]))]
             row.length = len(forced)
             row.decoded.passes = 1
@@ -355,14 +357,14 @@ class _Batch:
             banned = [
                 (place, self._runtime.not_first if self._is_first(index, at) else never)
                 for place, (index, at) in enumerate(part)
-                if at
+                if at != self._rows[index].task.start
             ]
             gathered = hidden[[index for index, _ in part], [at for _, at in part]]
             logprobs = self._runtime.score(gathered, banned)
             best = logprobs.argmax(1)
             for place, (index, at) in enumerate(part):
                 row = self._rows[index]
-                if at == 0:
+                if at == row.task.start:
                     row.decoded.no_speech = float(np.exp(logprobs[place, controls.no_speech]))
                     continue
                 if index in over or index in differs:

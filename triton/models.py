@@ -51,6 +51,7 @@ class Checkpoint:
     margin: Annotated[float, Field(ge=MARGIN, le=WINDOWS[-1])] = MARGIN
     proven: str = ""  # the command that showed right-sized windows to be as good as full ones
     languages: tuple[str, ...] = ()  # empty: all that the vocabulary names
+    translates: bool = True  # into English, if it knows more than that
     bundled: str | None = None  # a folder beside this package
     folder: Path | None = None
     hub: str | None = None  # owner/name
@@ -141,4 +142,3 @@ def local_checkpoint(folder: Path) -> Checkpoint:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: {error}") from None
-

@@ -43,6 +43,8 @@ async def probe(stub: Any, model: str, deadline_s: float = DEADLINE_S) -> None:
             "DRAFT": b"",
             "LANGUAGE": "en",
             "TASK": "transcribe",
+            "PROMPT": "",
+            "KEYWORDS": "",
         }
         for tensor in WHISPER_INPUTS:
             value = values.get(tensor.name, b"\0")

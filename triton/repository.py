@@ -127,6 +127,7 @@ def _whisper(
     for key, value in {
         "checkpoint_id": model.checkpoint.id,
         "languages": " ".join(languages),
+        "translates": "yes" if vocabulary.multilingual and model.checkpoint.translates else "no",
         "compute_type": model.compute_type,
         "beam_size": str(model.beam_size),
         "windows": model.checkpoint.windows,

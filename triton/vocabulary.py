@@ -1,21 +1,33 @@
 """
-A Whisper checkpoint's tokens: control ids, text of token sequences, words. Knows no model.
+A Whisper checkpoint's tokens: control ids, text of token sequences and back, words. Knows no model.
 
 Text tokens are pieces of UTF-8: a character of many bytes can be spread over several tokens, so
 sequences are decoded as bytes, not token by token.
+
+Text becomes tokens by byte pair encoding with the ids as ranks, as openai-whisper does it: of all
+neighbours those are joined first whose token has the lowest id. That needs no tokenizer.json, and
+those of the multilingual checkpoints are not to be trusted: of 50,000 merges they lack the first,
+" t", and so write " the" as two tokens that the model never saw.
 """
 
 import codecs
+import functools
 import json
-from collections.abc import Sequence
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from dalston.triton.contract import SPACELESS
+from dalston.triton.contract import PROMPT_TOKENS, SPACELESS
 
 # Marks that belong to the word before or behind them (openai-whisper's timing.py).
 _CLOSING = "\"'.。,，!！?？:：”)]}、"
 _OPENING = "\"'“¿([{-"
+# Endings that GPT-2's encoder keeps apart from their word.
+_CONTRACTED = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
+TEXTS_REMEMBERED = 256  # every partial and final of a session comes with the same prompt
 
 
 def _bytes_of_printable() -> dict[str, int]:
@@ -58,6 +70,11 @@ class Vocabulary:
         except KeyError as character:
             raise ValueError(f"not a Whisper vocabulary: {character} in a token") from None
         self._size = len(tokens)
+        # It stands before what was said earlier; a checkpoint without it takes no prompt.
+        self.previous = ids.get("<|startofprev|>")
+        self._ids = {token: id for token, id in ids.items() if token and id < self.end}
+        self._printable = {byte: character for character, byte in printable.items()}
+        self.encode = functools.lru_cache(TEXTS_REMEMBERED)(self._encode)
 
     def __len__(self) -> int:
         return self._size
@@ -85,6 +102,37 @@ class Vocabulary:
             for token, text in enumerate(texts)
             if "\ufffd" not in text and not any(map(str.isalnum, text))
         )
+
+    def context(self, prompt: str, keywords: Sequence[str]) -> tuple[list[int], int]:
+        """The tokens before the start token, and how many did not fit: of the prompt the last are
+        kept, and keywords go before it."""
+        named = self.encode(", ".join(keywords) + ".") if keywords else ()
+        said = self.encode(prompt)
+        if self.previous is None:
+            return [], len(named) + len(said)
+        names = named[-PROMPT_TOKENS:]
+        room = PROMPT_TOKENS - len(names)
+        kept = said[max(0, len(said) - room) :]
+        cut = len(named) + len(said) - len(names) - len(kept)
+        return ([self.previous, *names, *kept] if names or kept else []), cut
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        """The tokens of text that is said, a space before its first word; runs of spaces and line
+        breaks are one space. Names of control tokens are text like any other."""
+        words = text.split()
+        pieces = _pieces(" " + " ".join(words)) if words else ()
+        return tuple(token for piece in pieces for token in self._joined(piece))
+
+    def _joined(self, piece: str) -> list[int]:
+        parts = [self._printable[byte] for byte in piece.encode()]
+        while len(parts) > 1:
+            ranks = [self._ids.get(a + b, sys.maxsize) for a, b in pairwise(parts)]
+            best = min(ranks)
+            if best == sys.maxsize:
+                break
+            at = ranks.index(best)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        return [self._ids[part] for part in parts if part in self._ids]
 
     def spoken(self, tokens: Sequence[int]) -> list[int]:
         return [token for token in tokens if token < self.end]
@@ -134,6 +182,30 @@ class Vocabulary:
                 last = words[-1]
                 words[-1] = WordTokens(last.text + piece.rstrip(), last.count + count)
         return words
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """What byte pair encoding never joins: GPT-2's pattern, for text whose only spaces are single.
+
+    's|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+
+    """
+
+    def kind(character: str) -> str:
+        category = unicodedata.category(character)[0]
+        return category if category in "LN" else "other"
+
+    at = 0
+    while at < len(text):
+        end = at
+        if contracted := next((one for one in _CONTRACTED if text.startswith(one, at)), ""):
+            end += len(contracted)
+        else:
+            end += text[at] == " "
+            first = kind(text[end])
+            while end < len(text) and text[end] != " " and kind(text[end]) == first:
+                end += 1
+        yield text[at:end]
+        at = end
 
 
 def _made_of(text: str, characters: str) -> bool:

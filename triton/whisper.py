@@ -4,7 +4,8 @@ A batch of rows of audio -> transcripts: features, windows, grouping, decoding, 
 Knows the runtimes, not Triton. Everything that decides a row's result is in the row itself, never
 in its neighbours: the window comes from the row's own length, the token limits too; a draft
 changes what a row costs, not what it says. Rows that share a run may be of any languages, tasks
-and prefixes. Rows that fail are answered one by one, and a failure is a value, so that one bad
+and prefixes; those whose prompts differ much in length do not, for the shorter would cost as much
+as the longest. Rows that fail are answered one by one, and a failure is a value, so that one bad
 row never costs its neighbours their answer.
 
 Two runtimes: on a CPU, without beams, greedy.py; else CTranslate2, which also aligns words.
@@ -46,6 +47,10 @@ GREEDY_ROWS = 8
 # A decoder that loops would hold its whole batch up to the model's limit of 224 tokens. Nobody
 # speaks this fast; scripts of many tokens a character come nearest.
 TOKENS_PER_SECOND, TOKENS_EXTRA, TOKENS_LIMIT = 12, 16, 224
+# Of every Whisper's decoder, for prompt and text together; of the prompt so many are controls.
+POSITIONS, PROMPT_CONTROLS = 448, 4
+# Rows whose prompts differ by more tokens than this do not share a run of the own decoder.
+PROMPT_STEP = 64
 # So many repeats of the same few tokens at the end are a loop, not speech.
 LOOP_REPEATS, LOOP_LONGEST = 4, 12
 
@@ -53,8 +58,10 @@ LOOP_REPEATS, LOOP_LONGEST = 4, 12
 @dataclass(frozen=True)
 class Row:
     audio: npt.NDArray[np.int16]
-    language: str = "auto"
+    language: str = "auto"  # or a code, or several with spaces between them
     task: str = "transcribe"
+    prompt: str = ""
+    keywords: Sequence[str] = ()
     prefix: Sequence[int] = ()
     draft: Sequence[int] = ()  # what probably follows the prefix: it costs less if that is right
     words: bool = False
@@ -82,6 +89,7 @@ class Transcript:
     token_times: list[float] = field(default_factory=list[float])  # see contract.py
     token_logprobs: list[float] = field(default_factory=list[float])  # likewise
     window_seconds: float = 0.0  # of audio and zeros, that the encoder saw
+    prompt_cut: int = 0  # tokens of prompt and keywords that did not fit
     words: list[Word] = field(default_factory=list[Word])
     stages: Sequence[float] = field(default=(0.0,) * len(contract.STAGES), compare=False)  # seconds
 
@@ -109,6 +117,11 @@ def _limit(row: Row, seconds: float) -> int:
     """The most tokens that can be spoken in so much time, with room behind the row's prefix."""
     spoken = math.ceil(TOKENS_PER_SECOND * seconds)
     return min(TOKENS_LIMIT, TOKENS_EXTRA + max(spoken, len(row.prefix)))
+
+
+def _among(language: str) -> list[str]:
+    """The codes to choose from; none: from all."""
+    return [] if language == "auto" else language.split(" ")
 
 
 def compression_ratio(text: str) -> float:
@@ -214,29 +227,49 @@ class Whisper:
     def _runs(self, rows: Sequence[Row], windows: dict[int, int]) -> list[list[int]]:
         """Rows that one run can answer."""
         order = sorted(windows, key=windows.__getitem__)
+        groups: dict[tuple[int, ...], list[int]] = {}
         if self._greedy:
             # Any can; the cross attention looks at the longest window of a run.
-            return [order[at : at + GREEDY_ROWS] for at in range(0, len(order), GREEDY_ROWS)]
-        # The decoder's limit is one for a run, so rows of another limit are in another: it is the
-        # window's, but for rows with a very long prefix.
-        groups: dict[tuple[int, int], list[int]] = {}
+            for index in order:
+                steps = -(-len(self._context(rows[index])) // PROMPT_STEP)
+                groups.setdefault((steps,), []).append(index)
+            return [
+                group[at : at + GREEDY_ROWS]
+                for group in groups.values()
+                for at in range(0, len(group), GREEDY_ROWS)
+            ]
+        # The decoder's limit and the place where transcripts start are one for a run, so rows of
+        # others are in another. The limit is the window's, but for rows with a very long prefix.
         for index in order:
-            window = windows[index]
-            groups.setdefault((window, _limit(rows[index], window)), []).append(index)
+            row, window = rows[index], windows[index]
+            key = (window, self._limit(row, window), len(self._context(row)))
+            groups.setdefault(key, []).append(index)
         return list(groups.values())
+
+    def _context(self, row: Row) -> list[int]:
+        """What stands before the start of the row's transcript."""
+        return self._vocabulary.context(row.prompt, row.keywords)[0]
+
+    def _limit(self, row: Row, seconds: float) -> int:
+        """Tokens; the prefix among them."""
+        return min(_limit(row, seconds), POSITIONS - len(self._context(row)) - PROMPT_CONTROLS)
 
     def _window(self, row: Row) -> int:
         """Check the row; the seconds of its window."""
         if row.task not in self._vocabulary.tasks:
             raise RowError(f"unknown task {row.task!r}")
-        if row.language != "auto" and row.language not in self.languages:
-            raise RowError(f"this model does not know the language {row.language!r}")
+        if row.task != "transcribe" and not self._vocabulary.multilingual:
+            raise RowError("this model knows only English: it cannot translate")
+        for language in _among(row.language):
+            if language not in self.languages:
+                raise RowError(f"this model does not know the language {language!r}")
         if any(not 0 <= token < self._vocabulary.end for token in row.prefix):
             raise RowError("the prefix holds tokens that are no text")
         if any(not 0 <= token < self._vocabulary.end for token in row.draft):
             raise RowError("the draft holds tokens that are no text")
-        if len(row.prefix) >= TOKENS_LIMIT:
-            raise RowError(f"a prefix of {len(row.prefix)} tokens, {TOKENS_LIMIT - 1} at most")
+        most = self._limit(row, contract.WINDOWS[-1]) - 1
+        if len(row.prefix) > most:
+            raise RowError(f"a prefix of {len(row.prefix)} tokens, {most} at most")
         if len(row.audio) > contract.LONGEST_AUDIO:
             raise RowError(f"{len(row.audio) / contract.SAMPLE_RATE:.2f} s of audio, 30 s at most")
         if row.full_window or not self._right_sized:
@@ -262,7 +295,7 @@ class Whisper:
             for row, window in zip(rows, windows, strict=True)
         ]
         clock.append(time.perf_counter())
-        limits = [_limit(row, window) for row, window in zip(rows, windows, strict=True)]
+        limits = [self._limit(row, window) for row, window in zip(rows, windows, strict=True)]
         if self._greedy:
             heard = [self._greedy.hear(one) for one in features]
             clock.append(time.perf_counter())
@@ -307,6 +340,11 @@ class Whisper:
             )
             for row, one, limit, (language, _) in zip(rows, heard, limits, languages, strict=True)
         ]
+        tasks = list[Task]()
+        for row, one, limit, (language, _) in zip(rows, heard, limits, languages, strict=True):
+            before = self._context(row)
+            prompt = before + self._vocabulary.prompt(language, row.task)
+            tasks.append(Task(one, prompt, limit, row.prefix, row.draft, start=len(before)))
         return [
             _Answer(
                 found.tokens,
@@ -324,15 +362,17 @@ class Whisper:
 
     def _beams(self, rows: list[Row], encoded: Any, limit: int) -> list[_Answer]:
         languages = self._languages(rows, lambda: self._model.detect_language(encoded))
+        prompts = [
+            [*self._context(row), *self._vocabulary.prompt(language, row.task)]
+            for row, (language, _) in zip(rows, languages, strict=True)
+        ]
         decoded = self._model.generate(
             encoded,
-            [
-                self._vocabulary.prompt(language, row.task) + list(row.prefix)
-                for row, (language, _) in zip(rows, languages, strict=True)
-            ],
+            [[*prompt, *row.prefix] for prompt, row in zip(prompts, rows, strict=True)],
             beam_size=self._beam_size,
-            # CTranslate2 gives at most half of max_length tokens, the forced prefix included.
-            max_length=2 * limit,
+            # CTranslate2 gives at most half of max_length tokens, the forced prefix included, and
+            # no more than are left behind the prompt.
+            max_length=limit + max(limit, len(prompts[0])),
             return_scores=True,
             return_no_speech_prob=True,
         )
@@ -369,13 +409,15 @@ class Whisper:
         """
         if not self._vocabulary.multilingual:
             return [("en", 1.0)] * len(rows)
-        if all(row.language != "auto" for row in rows):
-            return [(row.language, 1.0) for row in rows]
+        among = [_among(row.language) for row in rows]
+        if all(len(codes) == 1 for codes in among):
+            return [(code, 1.0) for (code,) in among]
         languages = list[tuple[str, float]]()
-        for row, found in zip(rows, detect(), strict=True):
+        for codes, found in zip(among, detect(), strict=True):
+            allowed = codes or self.languages
             likely = ((token[2:-2], probability) for token, probability in found)
-            best = next((pair for pair in likely if pair[0] in self.languages), ("", 0.0))
-            languages.append(best if row.language == "auto" else (row.language, 1.0))
+            best = next((pair for pair in likely if pair[0] in allowed), ("", 0.0))
+            languages.append((codes[0], 1.0) if len(codes) == 1 else best)
         return languages
 
     def _heard_languages(self, greedy: Greedy, heard: list[Heard]) -> list[list[tuple[str, float]]]:
@@ -394,6 +436,7 @@ class Whisper:
         # The audio may end long before its window, and nobody says more than fits into it.
         seconds = len(row.audio) / contract.SAMPLE_RATE
         most = _limit(row, seconds)
+        most = self._limit(row, len(row.audio) / contract.SAMPLE_RATE)
         endless = len(sequence) >= most
         tokens = self._vocabulary.spoken(sequence[:most])
         times = [
@@ -439,6 +482,7 @@ class Whisper:
             # silence is what it is in any window.
             suspect=doubtful and not silent and window < contract.WINDOWS[-1],
             window_seconds=window,
+            prompt_cut=self._vocabulary.context(row.prompt, row.keywords)[1],
         )
 
     def _with_words(
@@ -484,7 +528,8 @@ class Whisper:
     ) -> list[Word]:
         duration = len(row.audio) / contract.SAMPLE_RATE
         words, token = list[Word](), 0
-        for word in self._vocabulary.words(transcript.tokens, transcript.language):
+        language = "en" if row.task == "translate" else transcript.language  # of the text
+        for word in self._vocabulary.words(transcript.tokens, language):
             behind = token + word.count
             start = starts[token]
             end = starts[behind] if behind < len(starts) else duration

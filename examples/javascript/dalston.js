@@ -60,8 +60,8 @@ export class Session {
   #wait = BACKOFF_FIRST_MS;
 
   /**
-   * urls: of a gateway, or of any of several; parameters: those of the stream. apiKey travels as a
-   * subprotocol, for a browser cannot set headers.
+   * urls: of a gateway, or of any of several; parameters: those of the stream, keywords and
+   * languages as arrays. apiKey travels as a subprotocol, for a browser cannot set headers.
    */
   constructor(urls, parameters = {}, { apiKey } = {}) {
     this.#urls = [urls].flat();

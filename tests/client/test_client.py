@@ -73,6 +73,27 @@ async def test_parameters_and_the_path_are_put_into_the_url() -> None:
     assert dict(parse_qsl(second.query))["model"] == "accurate"
 
 
+async def test_lists_are_written_with_commas_in_the_url_and_as_lists_in_a_config() -> None:
+    received: list[str] = []
+
+    async def script(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        received.append(connection.request.path)
+        await connection.send('{"type":"session.begin"}')
+        received.append(str(await connection.recv()))
+        await connection.close()
+
+    async with server(script) as url:
+        parameters = {"keywords": ["Zau al Makan", "Quilter"], "languages": ("en", "de")}
+        async with client.connect(url, resume=False, **parameters) as session:
+            await session.configure(keywords=["kine"])
+            with pytest.raises(client.SessionFailed):
+                _ = [event async for event in session]
+    query = dict(parse_qsl(urlsplit(received[0]).query))
+    assert query == {"keywords": "Zau al Makan,Quilter", "languages": "en,de"}
+    assert json.loads(received[1]) == {"type": "config", "keywords": ["kine"]}
+
+
 async def test_a_session_that_is_refused_raises_with_the_servers_sentence() -> None:
     async def script(connection: ServerConnection) -> None:
         error = {"type": "error", "code": "no_capacity", "message": "All busy.", "retry_after": 5}

@@ -67,6 +67,33 @@ def test_other_files_are_read_as_they_are(stack: Stack, tmp_path: Path, name: st
     assert len(str(lines[-1]["transcript"]).split()) > 10
 
 
+def test_what_is_asked_of_the_model_is_shown_when_the_session_begins(stack: Stack) -> None:
+    asked = {
+        "--languages": "en,de",
+        "--language-detection": "utterance",
+        "--task": "transcribe",
+        "--prompt": "Set the light. " * 130 + "über",  # about as long as one may be
+        "--keywords": ",".join(["temperature"] * 50),
+    }
+    flags = [text for pair in asked.items() for text in pair]
+    lines = events(stream(stack, str(SAMPLES / "00.wav"), "--fast", "--json", *flags))
+    config = lines[0]["config"]
+    assert isinstance(config, dict)
+    assert config["languages"] == ["en", "de"]
+    assert config["keywords"] == ["temperature"] * 50
+    assert (config["language_detection"], config["prompt"]) == ("utterance", asked["--prompt"])
+    finals = [line for line in lines if line["type"] == "transcript.final"]
+    assert {final["language"] for final in finals} <= {"en", "de"}
+    (warning,) = [line for line in lines if line["type"] == "warning"]
+    assert (warning["code"], "224" in str(warning["message"])) == ("prompt_cut", True)
+
+
+def test_a_checkpoint_that_cannot_translate_says_so(stack: Stack) -> None:
+    done = stream(stack, str(SAMPLES / "00.wav"), "--task", "translate")
+    assert done.returncode == 1
+    assert b"no model here can translate" in done.stderr
+
+
 def test_a_server_that_refuses_is_quoted(stack: Stack) -> None:
     done = stream(stack, str(SAMPLES / "00.wav"), "--language", "tlh")
     assert done.returncode == 1

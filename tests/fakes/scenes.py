@@ -41,6 +41,14 @@ CONTROLS: list[ClientMessage] = [
     Configure(min_silence_duration_ms=300),
     Configure(vad_threshold=0.6),
     Configure(word_timestamps=False),
+    Configure(languages=("en", "es")),
+    Configure(language="auto", language_detection="utterance"),
+    Configure(language="auto", languages=("es", "en"), language_detection="utterance"),
+    Configure(language_detection="session"),
+    Configure(task="translate"),
+    Configure(prompt="a short one"),
+    Configure(prompt="one that is too long"),
+    Configure(keywords=("wa", "wb")),
 ]
 
 
@@ -53,7 +61,9 @@ class Scene:
     score: str = ""  # the same for people
 
     def session(self, snapshot: Snapshot | None = None) -> Session:
-        return Session("s", self.config, "fast", languages={"en"}, snapshot=snapshot)
+        return Session(
+            "s", self.config, "fast", languages={"en", "es"}, translates=True, snapshot=snapshot
+        )
 
     def steps(self, sizes: list[int], parts: list[Any] | None = None) -> list[Step]:
         """With the audio between messages cut into pieces of these sizes."""
@@ -95,7 +105,13 @@ def utterances() -> st.SearchStrategy[list[int]]:
 @st.composite
 def scenes(draw: st.DrawFn, controls: bool = True) -> Scene:
     config = SessionConfig(
-        language=draw(st.sampled_from(["en", "auto"])),
+        language=(language := draw(st.sampled_from(["en", "auto", "auto"]))),
+        languages=draw(st.sampled_from([(), ("en", "es")])) if language == "auto" else (),
+        language_detection=draw(st.sampled_from(["session", "utterance"]))
+        if language == "auto"
+        else "session",
+        prompt=draw(st.sampled_from(["", "", "a prompt", "a prompt of many words"])),
+        keywords=draw(st.sampled_from([(), (), ("wc",)])),
         sample_rate=draw(st.sampled_from([16_000, 16_000, 8_000, 22_050, 24_000, 44_100, 48_000])),
         encoding=draw(st.sampled_from(["pcm_s16le", "pcm_s16le", "pcm_f32le", "mulaw", "alaw"])),
         word_timestamps=True,

@@ -4,9 +4,11 @@ sessions do with audio, where the words must be known to the sample.
 
 A word is a 1 kHz tone of a quarter second; its loudness says which of WORDS it is. The VAD has a
 state that fades, so that it matters where a sequence starts. The recogniser hears a word in any
-piece of audio that holds most of it.
+piece of audio that holds most of it. Where a language has to be detected, the first word decides
+which of those it may be; and what it is asked for beside the audio shows in the words.
 """
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -73,7 +75,16 @@ class Vad:
         return answer
 
 
-def recognise(audio: bytes, language: str = "en") -> Hypothesis:
+LONGEST_PROMPT = 12  # characters; of more the rest is cut
+
+
+def mark(request: TranscriptRequest) -> str:
+    """What of a request, audio and language apart, shows in every word of its answer."""
+    asked = (request.task, request.prompt, request.keywords)
+    return "" if asked == ("transcribe", "", ()) else f"{zlib.crc32(repr(asked).encode()) % 1000}"
+
+
+def recognise(audio: bytes, language: str = "en", mark: str = "", cut: int = 0) -> Hypothesis:
     """The words in the audio, with their times."""
     samples = np.frombuffer(audio, np.int16).astype(np.float32)
     blocks = samples[: len(samples) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
@@ -88,15 +99,19 @@ def recognise(audio: bytes, language: str = "en") -> Hypothesis:
             level = np.median(loud[first:last])
             word = int(np.argmin(np.abs(np.log(level / np.array(_LOUDNESS)))))
             start = first * _BLOCK / RATE
-            words.append(TimedWord(WORDS[word], start, start + length, 0.9))
-            tokens.append(word)
+            words.append(TimedWord(WORDS[word] + mark, start, start + length, 0.9))
+            tokens.append(word + len(WORDS) * int(mark or 0))
     text = " ".join(word.text for word in words)
-    ends = [len(" ".join(WORDS[token] for token in tokens[: n + 1])) for n in range(len(tokens))]
+    spelt = [word.text for word in words]
+    ends = [len(" ".join(spelt[: n + 1])) for n in range(len(tokens))]
+    codes = ["en"] if language == "auto" else language.split()
+    spoken = codes[(tokens[0] % len(WORDS) if tokens else 0) % len(codes)]
     return Hypothesis(
         text,
         tokens,
         ends,
-        language="en" if language == "auto" else language,
+        language=spoken,
+        prompt_cut=cut,
         words=words,
         token_times=[word.start for word in words],
         token_logprobs=[-0.05] * len(words),
@@ -175,7 +190,8 @@ class Driver:
                 del self._transcripts[request.id]
                 if self._late and request.newest:  # it had to wait for its turn
                     request = request.newest()
-                hypothesis = recognise(request.audio, request.language)
+                cut = max(0, len(request.prompt) - LONGEST_PROMPT)
+                hypothesis = recognise(request.audio, request.language, mark(request), cut)
                 self.session.receive_hypothesis(request.id, hypothesis)
             self.collect()
 

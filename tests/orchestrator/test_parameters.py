@@ -46,6 +46,14 @@ def test_without_parameters_everything_is_as_documented() -> None:
         ("language", "en-US", "en"),
         ("language", "pt_BR", "pt"),
         ("language", "AUTO", "auto"),
+        ("languages", "en,de", ("en", "de")),
+        ("languages", "de-AT, EN ,de", ("de", "en")),
+        ("language_detection", "utterance", "utterance"),
+        ("task", "translate", "translate"),
+        ("prompt", "Zarathustra, said he.", "Zarathustra, said he."),
+        ("prompt", "x" * 2_000, "x" * 2_000),
+        ("keywords", "Zau al Makan, Quilter,,", ("Zau al Makan", "Quilter")),
+        ("keywords", "", ()),
         ("model", "accurate", "accurate"),
         ("interim_results", "false", False),
         ("interim_results", "0", False),
@@ -83,6 +91,12 @@ def test_a_parameter_is_taken(name: str, text: str, value: object) -> None:
         ("encoding", "mp3", "pcm_s16le"),
         ("channels", "3", "1 or 2"),
         ("channels", "0", "1 or 2"),
+        ("language_detection", "word", "session, utterance"),
+        ("task", "summarise", "transcribe, translate"),
+        ("prompt", "x" * 2_001, "at most 2000 characters"),
+        ("keywords", ",".join("x" * 51), "at most 50 names"),
+        ("keywords", "x" * 51, "at most 50 characters"),
+        ("keywords", "two\nlines", "in one line"),
         ("model", "large", "fast, accurate"),
         ("interim_results", "maybe", "true or false"),
         ("word_timestamps", "", "true or false"),
@@ -115,6 +129,32 @@ def test_a_language_whisper_does_not_know_is_refused(code: str) -> None:
         session_config({"language": code})
     assert len(str(refused.value)) < 400
     assert refused.value.code == "language_unsupported"
+
+
+@pytest.mark.parametrize("codes", ["en,xx", "", "auto", "en;de"])
+def test_languages_whisper_does_not_know_are_refused(codes: str) -> None:
+    with pytest.raises(ParameterError) as refused:
+        session_config({"languages": codes})
+    assert refused.value.code == "language_unsupported"
+    assert "languages=" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [({"languages": "en,de"}, "languages"), ({"language_detection": "utterance"}, "detected")],
+)
+def test_a_language_that_is_given_is_not_detected_too(more: dict[str, str], word: str) -> None:
+    with pytest.raises(ParameterError) as refused:
+        session_config({"language": "en"} | more)
+    assert refused.value.code == "invalid_parameter"
+    assert word in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["prompt", "keywords"])
+def test_what_may_be_private_is_not_quoted(name: str) -> None:
+    with pytest.raises(ParameterError) as refused:
+        session_config({name: "Mr. Hale of Helstone. " * 200})
+    assert "Hale" not in str(refused.value)
 
 
 def test_an_unknown_parameter_is_warned_of_and_changes_nothing() -> None:
@@ -162,6 +202,41 @@ def test_the_variant_asked_for_serves_or_another_does_with_a_warning(
     variant, notices = choose_variant(config, loaded)
     assert variant == served
     assert [notice.code for notice in notices] == ["model_fallback"] * warned
+
+
+@pytest.mark.parametrize(
+    ("query", "loaded", "translating", "served"),
+    [
+        ({"task": "translate"}, {"fast": MANY, "accurate": MANY}, ["fast"], "fast"),
+        ({"task": "translate"}, {"fast": MANY, "accurate": MANY}, ["accurate"], "accurate"),
+        ({"languages": "en,de"}, {"fast": MANY}, [], "fast"),
+        ({"languages": "en,de"}, {"fast": ENGLISH, "accurate": MANY}, [], "accurate"),
+        ({"languages": "en"}, {"fast": ENGLISH}, [], "fast"),
+        ({"language_detection": "utterance"}, {"fast": ENGLISH}, [], "fast"),
+    ],
+)
+def test_a_variant_serves_that_can_do_what_is_asked(
+    query: dict[str, str],
+    loaded: dict[str, tuple[str, ...]],
+    translating: list[str],
+    served: str,
+) -> None:
+    config, _ = session_config(query)
+    variant, notices = choose_variant(config, loaded, translating)
+    assert variant == served
+    assert [notice.code for notice in notices] == ["model_fallback"] * (served != "fast")
+
+
+def test_what_no_loaded_model_can_do_is_refused() -> None:
+    for query, code, word in (
+        ({"task": "translate"}, "invalid_parameter", "translate"),
+        ({"languages": "en,ja"}, "language_unsupported", "languages="),
+    ):
+        config, _ = session_config(query)
+        with pytest.raises(ParameterError) as refused:
+            choose_variant(config, {"fast": MANY})
+        assert refused.value.code == code
+        assert word in str(refused.value)
 
 
 def test_a_language_no_loaded_model_knows_is_refused() -> None:

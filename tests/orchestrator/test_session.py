@@ -2,9 +2,12 @@
 The arrows of the diagram in session.py, and the ones that are refused.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from speech import RATE, Driver, Step, Vad, chunks, pcm, recognise, say, silence
+from scenes import Scene
+from speech import RATE, Driver, Step, Vad, chunks, pcm, recognise, say, silence, snapshots
 
 from dalston.orchestrator.messages import (
     Clear,
@@ -42,7 +45,7 @@ from dalston.orchestrator.vad import PAUSE
 
 def new_session(**settings: object) -> Session:
     config = SessionConfig(**{"language": "en", **settings})  # pyright: ignore[reportArgumentType]
-    return Session("sess_1", config, "fast", languages={"en", "es"})
+    return Session("sess_1", config, "fast", languages={"en", "es"}, translates=True)
 
 
 def session_after(*steps: Step, **settings: object) -> Driver:
@@ -554,6 +557,181 @@ def test_config_back_to_auto_detects_anew() -> None:
     speech = audio([1, 2, 3, 4], 0.7)
     driver = session_after(speech, speech, Configure(language="auto"), speech, language="auto")
     assert [r.language for r in driver.asked if r.kind == "final"] == ["auto", "en", "auto"]
+
+
+def asked_languages(driver: Driver, kind: str = "final") -> list[str]:
+    return [r.language for r in driver.asked if r.kind == kind]
+
+
+def test_one_of_several_languages_is_detected_once_and_kept() -> None:
+    driver = session_after(
+        audio([1, 2, 3, 4], 0.7, [2, 3], 0.7), language="auto", languages=("en", "es")
+    )
+    assert asked_languages(driver) == ["en es", "es"]
+    assert [m.language for m in driver.messages if isinstance(m, Final)] == ["es", "es"]
+
+
+def test_each_utterance_has_its_language_detected_and_short_ones_have_that_of_the_one_before() -> (
+    None
+):
+    speech = audio([1, 2, 3, 4], 0.7, [2], 0.7, [2, 3, 4, 5], 0.7, [1], 0.7)
+    driver = session_after(
+        *chunks(speech, [3200]),
+        language="auto",
+        languages=("en", "es"),
+        language_detection="utterance",
+    )
+    assert asked_languages(driver) == ["en es", "es", "en es", "en"]
+    assert [m.language for m in driver.messages if isinstance(m, Final)] == ["es", "es", "en", "en"]
+
+
+def test_a_short_utterance_waits_for_the_language_of_a_long_one_whose_final_is_late() -> None:
+    session = new_session(
+        language="auto", languages=("en", "es"), language_detection="utterance", vad_threshold=0.5
+    )
+    driver = Driver(session)
+    driver.step(audio([2, 3, 4, 5], 0.7))  # English, and kept
+    held = list[TranscriptRequest]()
+    session.receive_audio(audio([1, 2, 3, 4], 0.7, [2], 0.7, [2, 3, 4, 5], 0.7))
+    while True:
+        requests = session.requests()
+        held += [r for r in requests if isinstance(r, TranscriptRequest) and r.kind == "final"]
+        speech = [r for r in requests if isinstance(r, SpeechRequest)]
+        if not requests:
+            break
+        for request in speech:
+            probabilities = driver.vad.probabilities(request)
+            if not request.end:
+                session.receive_probabilities(probabilities)
+    assert [r.language for r in held] == ["en es", "en es"]  # the long ones
+    session.receive_hypothesis(held[0].id, recognise(held[0].audio, held[0].language))
+    (short,) = [r for r in session.requests() if isinstance(r, TranscriptRequest)]
+    assert short.language == "es"
+
+
+def test_what_is_agreed_on_goes_on_in_its_language() -> None:
+    speech = chunks(audio([1, *range(2, 12)], 0.7), [3200])
+    driver = session_after(*speech, language="auto", languages=("en", "es"))
+    partials = [r for r in driver.asked if r.kind == "partial"]
+    assert {r.language for r in partials if not r.prefix} == {"en es"}
+    assert {r.language for r in partials if r.prefix} == {"es"}
+
+
+def test_languages_given_anew_are_detected_anew() -> None:
+    speech = audio([1, 2, 3, 4], 0.7)
+    driver = session_after(
+        speech, speech, Configure(languages=("es", "en")), speech, language="auto"
+    )
+    assert asked_languages(driver) == ["auto", "en", "es en"]
+
+
+def test_partials_and_finals_are_asked_for_with_task_prompt_and_keywords() -> None:
+    driver = session_after(
+        audio([1, 2, 3, 4, 5], 0.7), task="translate", prompt="A talk.", keywords=("wb",)
+    )
+    assert {r.kind for r in driver.asked} == {"partial", "final"}
+    assert {(r.task, r.prompt, r.keywords) for r in driver.asked} == {
+        ("translate", "A talk.", ("wb",))
+    }
+
+
+def test_prompt_and_keywords_change_where_the_message_stands_among_the_audio() -> None:
+    driver = session_after(
+        audio([1, 2], 0.7),
+        Configure(prompt="Names.", keywords=("wd",)),
+        audio([3, 4], 0.7),
+        Configure(prompt="", keywords=()),
+        audio([5], 0.7),
+    )
+    asked = [(r.prompt, r.keywords) for r in driver.asked if r.kind == "final"]
+    assert asked == [("", ()), ("Names.", ("wd",)), ("", ())]
+
+
+def test_a_final_speculated_with_another_prompt_is_asked_for_again() -> None:
+    # The prompt changes in the pause: after the speculation, before the end of the utterance.
+    driver = session_after(audio([1, 2], 0.4), Configure(prompt="Names."), audio(0.7))
+    finals_asked = [r.prompt for r in driver.asked if r.kind == "final"]
+    assert finals_asked == ["", "Names."]
+
+
+def test_a_prompt_that_is_too_long_is_told_once_before_its_first_final() -> None:
+    speech = audio([1], 0.7)
+    driver = session_after(
+        speech, speech, Configure(prompt="another one that is too long"), speech,
+        prompt="a prompt of many words",
+    )  # fmt: skip
+    told = [m for m in driver.messages if isinstance(m, Warn | Final)]
+    assert [type(m) for m in told] == [Warn, Final, Final, Warn, Final]
+    assert all("10 tokens" in m.message for m in told[:1] if isinstance(m, Warn))
+    assert {m.code for m in told if isinstance(m, Warn)} == {"prompt_cut"}
+
+
+def test_a_session_that_goes_on_from_any_snapshot_asks_the_models_for_the_same() -> None:
+    config = SessionConfig(language_detection="utterance", languages=("en", "es"))
+    parts: list[bytes | ClientMessage] = [
+        audio([1, 2, 3, 4], 0.7, [2], 0.7),
+        Configure(prompt="a prompt of many words", keywords=("wb",)),
+        audio([2, 3, 4, 5], 0.7, [1], 0.7),
+        Configure(task="translate", language_detection="session"),
+        audio([3, 4, 5, 6], 0.7, [2, 3], 0.7),
+    ]
+    scene = Scene(config, parts)
+
+    def asked(driver: Driver) -> list[TranscriptRequest]:
+        return [replace(r, id=0, draft=()) for r in driver.asked if r.kind == "final"]
+
+    undisturbed = Driver(scene.session())
+    undisturbed.run(scene.steps([3200]))
+    everything = asked(undisturbed)
+    assert [r.language for r in everything] == ["en es", "es", "en es", "en", "en es", "es"]
+    kept = snapshots(undisturbed.messages)
+    assert len(kept) >= 6
+    warned = list[bool]()
+    for snapshot in kept:
+        continued = Driver(scene.session(snapshot))
+        continued.run(scene.steps([3200], scene.rest(snapshot)))
+        rest = asked(continued)
+        assert rest == everything[len(everything) - len(rest) :]
+        assert len(rest) == len(everything) - snapshot.next_segment
+        warned.append(any(isinstance(m, Warn) for m in continued.messages))
+    assert True in warned
+    assert warned[-1] is False  # it was told before
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "word"),
+    [
+        (Configure(languages=("en", "ja")), "language_unsupported", "'ja'"),
+        (Configure(language="en", languages=("en", "es")), "invalid_parameter", "languages"),
+        (Configure(language="en", language_detection="utterance"), "invalid_parameter", "auto"),
+    ],
+    ids=["unknown", "fixed and several", "fixed and detected"],
+)
+def test_settings_that_contradict_themselves_are_refused_and_nothing_changes(
+    change: Configure, code: str, word: str
+) -> None:
+    driver = session_after(change, audio([1, 2, 3, 4], 0.7), language="auto")
+    (error,) = [m for m in driver.messages if isinstance(m, Error)]
+    assert (error.code, error.recoverable) == (code, True)
+    assert word in error.message
+    assert asked_languages(driver) == ["auto"]
+
+
+def test_a_model_that_cannot_translate_refuses_to() -> None:
+    session = Session("s", SessionConfig(language="en"), "fast", languages={"en"})
+    session.receive_message(Configure(task="translate"))
+    (error,) = [m for m in session.messages() if isinstance(m, Error)]
+    assert (error.code, error.message) == ("invalid_parameter", "this model cannot translate")
+
+
+def test_translated_words_are_joined_with_spaces_whatever_is_spoken() -> None:
+    # Japanese has none between words; the English it is translated into has.
+    config = SessionConfig(language="ja", task="translate")
+    driver = Driver(Session("s", config, "fast", languages={"ja"}, translates=True))
+    driver.run([audio([k % 12 for k in range(110)], 0.7), End()])
+    texts = finals(driver)
+    assert len(texts) == 2
+    assert sum(len(text.split()) for text in texts) == 110
 
 
 def test_config_of_the_vad_takes_effect() -> None:

@@ -183,6 +183,30 @@ async def test_a_session_goes_on_from_a_snapshot_in_another_worker(workers: Work
     assert end["total_duration"] == expected["total_duration"]
 
 
+async def test_a_session_goes_on_as_its_snapshot_says_and_not_as_it_began(
+    workers: Workers,
+) -> None:
+    worker = await workers.ready()
+    snapshot = Snapshot(
+        session_id="sess_x",
+        epoch=1,
+        position=0,
+        replay_from=0,
+        controls=1,
+        config=SessionConfig(language="en", prompt="Set the light."),
+        detected_language=None,
+        next_segment=0,
+        speech_samples=0,
+        segments=[],
+    )
+    # No model here translates: a session that begins so is refused.
+    async with worker.session("session_id=sess_x&epoch=2&resume=1&task=translate") as session:
+        await session.send(msgspec.json.encode(snapshot).decode())
+        await session.send(END)
+        messages, code = await drained(session)
+    assert (messages[0]["config"]["prompt"], code) == ("Set the light.", 1000)
+
+
 async def test_a_snapshot_that_is_none_is_refused(workers: Workers) -> None:
     worker = await workers.ready()
     async with worker.session("resume=1") as session:

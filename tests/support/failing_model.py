@@ -36,6 +36,7 @@ class TritonPythonModel:
             "AVERAGE_LOGPROB": ([-0.1], np.float32),
             "NO_SPEECH_PROBABILITY": ([0.0], np.float32),
             "SUSPECT": ([False], np.bool_),
+            "PROMPT_CUT": ([], np.int32),
             "WORD": ([], object),
             "WORD_START": ([], np.float32),
             "WORD_END": ([], np.float32),

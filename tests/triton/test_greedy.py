@@ -86,6 +86,22 @@ def test_the_own_decoder_says_what_the_reference_decoder_says(
         assert next(starts) == pytest.approx(next(starts), abs=0.021)
 
 
+def test_with_a_prompt_too_it_says_what_the_reference_decoder_says(
+    exact: tuple[Whisper, Whisper],
+) -> None:
+    prompt = "Set the light. " * 20
+    rows = [
+        Row(audio, language="en", prompt=prompt[: 75 * n]) for n, audio in enumerate(SENTENCES[:4])
+    ]
+    rows += [Row(np.zeros(32_000, np.int16), language="en", prompt=prompt)]
+    ours, theirs = (transcribed(whisper, rows) for whisper in exact)
+    assert [one.tokens for one in ours] == [one.tokens for one in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.average_logprob == pytest.approx(other.average_logprob, abs=2e-3)
+        # It is read where the transcript starts, behind the prompt.
+        assert one.no_speech_probability == pytest.approx(other.no_speech_probability, abs=2e-3)
+
+
 def test_eight_bits_change_hardly_a_word(own: Whisper, exact: tuple[Whisper, Whisper]) -> None:
     rows = [Row(audio, language="en") for audio in SENTENCES]
     pairs = zip(transcribed(own, rows), transcribed(exact[1], rows), strict=True)

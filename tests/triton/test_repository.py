@@ -116,6 +116,7 @@ def test_the_configuration_says_what_the_profile_says(out: Path, silero: Path):
     repository.build(DEMO, out, silero=silero, cores=3)
     demo = {"checkpoint_id": "demo", "languages": "en es de fr", "windows": "right-sized"}
     runs = demo | {"compute_type": "int8_float32", "shortest_window": "4", "margin": "0.25"}
+    runs |= {"translates": "no"}
     assert parameters(out, "fast") == runs | {"beam_size": "1"}
     assert parameters(out, "accurate") == runs | {"beam_size": "5"}
     for variant, count in (("fast", 3), ("accurate", 1)):  # one for each core, and one

@@ -207,6 +207,8 @@ def transcription(language: str, samples: int = 16_000, rows: int = 1) -> Any:
     tensor(call, "AUDIO", "INT16", [rows, samples], bytes(2 * samples) * rows)
     tensor(call, "LANGUAGE", "BYTES", [rows, 1], string(language) * rows)
     tensor(call, "TASK", "BYTES", [rows, 1], string("transcribe") * rows)
+    tensor(call, "PROMPT", "BYTES", [rows, 1], string("") * rows)
+    tensor(call, "KEYWORDS", "BYTES", [rows, 1], string("") * rows)
     tensor(call, "PREFIX", "INT32", [rows, 0], b"")
     tensor(call, "DRAFT", "INT32", [rows, 0], b"")
     tensor(call, "WORDS", "BOOL", [rows, 1], b"\0" * rows)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
-from dalston.triton.contract import LANGUAGES
+from dalston.triton.contract import LANGUAGES, PROMPT_TOKENS
 from dalston.triton.vocabulary import Vocabulary
 
 CONTROLS = [
@@ -231,3 +232,83 @@ def test_words_hold_all_that_is_said_and_every_token(cut: tuple[str, list[bytes]
     assert "".join("".join(word.text for word in words).split()) == "".join(text.split())
     assert all(word.text.strip() and word.count > 0 for word in words)
     assert sum(word.count for word in words) == (len(tokens) if text.strip() else 0)
+
+
+# --- text to tokens -------------------------------------------------------------------------------
+
+DEMO = Path(__file__).parents[2] / "demo" / "checkpoint" / "tokenizer.json"
+TEXTS = [
+    "Zarathustra, Merneptah, Nuzhat al Zaman",
+    "tell the truth: don't, we'll, I'M, it's, 'tis",
+    "1234,56 \u20ac5.00 \u00bd \u00b2 \u2163",
+    "na\u00efve caf\u00e9, U\u0308ber",
+    "\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8\u3001\u3067\u3059\u3002",
+    "\ud55c\uad6d\uc5b4 \u043f\u0440\u0438\u0432\u0435\u0442 \u0645\u0631\u062d\u0628\u0627",
+    "\u0939\u093f\u0928\u094d\u0926\u0940 \U0001f44d\U0001f3fd a_b __init__",
+    " spaces \n and\tlines ",
+]
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[Vocabulary, Tokenizer]:
+    """The vocabulary of multilingual Whisper up to large-v2, and the usual tokenizer of it."""
+    tokenizer = Tokenizer.from_file(str(DEMO))
+    ids = tokenizer.get_vocab()
+    return Vocabulary(sorted(ids, key=ids.__getitem__)), tokenizer
+
+
+def usual(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(" " + " ".join(text.split()), add_special_tokens=False).ids)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_becomes_the_tokens_that_the_usual_tokenizer_makes(
+    whole: tuple[Vocabulary, Tokenizer], text: str
+):
+    vocabulary, tokenizer = whole
+    assert vocabulary.encode(text) == usual(tokenizer, text)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs", "Cn", "Co"]), min_size=1, max_size=30))
+def test_any_text_becomes_the_same_tokens_and_they_say_it(
+    whole: tuple[Vocabulary, Tokenizer], text: str
+):
+    vocabulary, tokenizer = whole
+    if text.split():
+        assert vocabulary.encode(text) == usual(tokenizer, text)
+    assert vocabulary.decode(vocabulary.encode(text))[0] == " ".join(text.split())
+
+
+def test_names_of_control_tokens_are_text(whole: tuple[Vocabulary, Tokenizer]):
+    vocabulary, _ = whole
+    assert max(vocabulary.encode("<|endoftext|><|startoftranscript|>")) < vocabulary.end
+
+
+def test_what_was_said_before_begins_with_its_token_and_keywords_go_first(
+    whole: tuple[Vocabulary, Tokenizer],
+):
+    vocabulary, _ = whole
+    assert vocabulary.context("", ()) == ([], 0)
+    tokens, cut = vocabulary.context("He spoke.", ("Zarathustra", "Quilter"))
+    assert (tokens[0], cut) == (vocabulary.previous, 0)
+    assert vocabulary.decode(tokens[1:])[0] == "Zarathustra, Quilter. He spoke."
+
+
+def test_of_a_prompt_that_is_too_long_the_last_tokens_are_kept_and_keywords_are_whole(
+    whole: tuple[Vocabulary, Tokenizer],
+):
+    vocabulary, _ = whole
+    prompt = " ".join(f"word {number}" for number in range(200))
+    said, names = vocabulary.encode(prompt), vocabulary.encode("Zarathustra.")
+    tokens, cut = vocabulary.context(prompt, ["Zarathustra"])
+    assert len(tokens) == 1 + PROMPT_TOKENS
+    assert cut == len(said) + len(names) - PROMPT_TOKENS
+    assert tuple(tokens[1:]) == names + said[-(PROMPT_TOKENS - len(names)) :]
+    exactly = vocabulary.decode(said[-PROMPT_TOKENS:])[0]
+    assert vocabulary.context(exactly, ())[1] == 0
+
+
+def test_a_vocabulary_without_the_token_for_it_takes_no_prompt_and_says_so():
+    tokens = [token for token in CONTROLS if token != "<|startofprev|>"]
+    vocabulary = Vocabulary([*map(printable, [b" ", b"a", b"b"]), *tokens])
+    assert vocabulary.context("ab", ()) == ([], 3)

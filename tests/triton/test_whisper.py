@@ -13,7 +13,7 @@ import pytest
 import random_whisper
 from hypothesis import given
 from hypothesis import strategies as st
-from recordings import Pcm, Recording, recordings, spoken
+from recordings import Pcm, Recording, foreign, recordings, spoken
 
 from dalston.triton import graphs
 from dalston.triton import whisper as whisper_module
@@ -140,6 +140,25 @@ def test_a_row_that_never_stops_is_cut_by_its_own_length_and_not_by_its_neighbou
         assert among.suspect == alone.suspect
 
 
+def test_a_row_with_a_prompt_says_the_same_alone_and_among_others(demo: Whisper):
+    rows = [
+        *(Row(audio, language="en", prompt="Set the light.") for audio in SENTENCES[:2]),
+        *(Row(audio, language="en", prompt="light " * 300) for audio in SENTENCES[:2]),
+        *(Row(audio, language="en", keywords=["temperature", "light"]) for audio in SENTENCES[:2]),
+        *(Row(audio, language="en") for audio in SENTENCES[:2]),
+    ]
+    together = transcripts(demo, rows)
+    assert all(same(transcript(demo, row), one) for row, one in zip(rows, together, strict=True))
+    assert [bool(one.prompt_cut) for one in together] == [False] * 2 + [True] * 2 + [False] * 4
+
+
+def test_the_longest_prompt_leaves_room_for_half_a_minute_of_text(babbler: Whisper):
+    row = Row(noise(28, 3000), prompt="light " * 300)
+    (answer,) = transcripts(babbler, [row])
+    assert answer.prompt_cut
+    assert len(answer.tokens) <= 448 - 4 - 225  # positions, controls, prompt
+
+
 def test_results_are_in_the_order_of_rows_whatever_windows_they_are_grouped_by(greedy: Whisper):
     lengths = [12, 1, 29, 3, 5, 1, 20]
     audio = np.concatenate([recording.audio for recording in recordings()])
@@ -250,6 +269,16 @@ def test_languages_that_are_all_unknown_are_refused_at_once(checkpoint: Path):
         Whisper(checkpoint, languages=["klingon"])
 
 
+def test_of_several_languages_the_likeliest_is_chosen(greedy: Whisper):
+    recording = next(one for one in foreign() if one.language == "de")
+    said = {
+        languages: transcript(greedy, Row(recording.audio, language=languages)).language
+        for languages in ("en de", "fr de es", "en fr", "en")
+    }
+    assert (said["en de"], said["fr de es"], said["en"]) == ("de", "de", "en")
+    assert said["en fr"] in ("en", "fr")
+
+
 # --- rows that cannot be answered -----------------------------------------------------------------
 
 
@@ -258,6 +287,7 @@ def test_languages_that_are_all_unknown_are_refused_at_once(checkpoint: Path):
     [
         (Row(SPEECH, language="tlh"), "this model does not know the language 'tlh'"),
         (Row(SPEECH, language=""), "this model does not know the language ''"),
+        (Row(SPEECH, language="en tlh"), "this model does not know the language 'tlh'"),
         (Row(SPEECH, task="summarise"), "unknown task 'summarise'"),
         (Row(SPEECH, prefix=[50257]), "the prefix holds tokens that are no text"),
         (Row(SPEECH, prefix=[-1]), "the prefix holds tokens that are no text"),
