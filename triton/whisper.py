@@ -329,22 +329,13 @@ class Whisper:
         self, greedy: Greedy, rows: list[Row], heard: list[Heard], limits: list[int]
     ) -> list[_Answer]:
         languages = self._languages(rows, lambda: self._heard_languages(greedy, heard))
-        tasks = [
-            Task(
-                one,
-                self._vocabulary.prompt(language, row.task),
-                limit,
-                math.ceil(len(row.audio) / contract.SAMPLE_RATE * FRAMES_PER_SECOND),
-                row.prefix,
-                row.draft,
-            )
-            for row, one, limit, (language, _) in zip(rows, heard, limits, languages, strict=True)
-        ]
         tasks = list[Task]()
         for row, one, limit, (language, _) in zip(rows, heard, limits, languages, strict=True):
             before = self._context(row)
             prompt = before + self._vocabulary.prompt(language, row.task)
-            tasks.append(Task(one, prompt, limit, row.prefix, row.draft, start=len(before)))
+            spoken = math.ceil(len(row.audio) / contract.SAMPLE_RATE * FRAMES_PER_SECOND)
+            start = len(before)
+            tasks.append(Task(one, prompt, limit, spoken, row.prefix, row.draft, start=start))
         return [
             _Answer(
                 found.tokens,
@@ -435,8 +426,7 @@ class Whisper:
         average = answer.logprob / max(1, new + answer.ended) if sequence else 0.0
         # The audio may end long before its window, and nobody says more than fits into it.
         seconds = len(row.audio) / contract.SAMPLE_RATE
-        most = _limit(row, seconds)
-        most = self._limit(row, len(row.audio) / contract.SAMPLE_RATE)
+        most = self._limit(row, seconds)
         endless = len(sequence) >= most
         tokens = self._vocabulary.spoken(sequence[:most])
         times = [
