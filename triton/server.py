@@ -342,8 +342,11 @@ class Server:
         return idle
 
     async def _unload(self, stub: Any, model: str, stubs: set[psutil.Process]) -> bool:
-        """Put it to sleep; whether it is. What it was asked before is still answered; what it is asked now is
-        refused, and whoever asks loads it again."""
+        """Put it to sleep; whether it is.
+
+        What it was asked before is still answered. What it is asked now is refused, and whoever
+        asks has it loaded again.
+        """
         idle_s = self._idleness.idle_s(model, time.monotonic())
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
         try:
