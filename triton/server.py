@@ -187,6 +187,7 @@ class Server:
                 for model in await self._wanted(stub):
                     if stubs := await self._wake(stub, model):
                         serving[model] = stubs
+                        living = self._stubs()  # it took a while
                 for model, asleep in self._asleep.items():
                     self._end(model, living[model] & asleep.old, asleep)
                 if self._count_every_s is not None and time.monotonic() >= next_count:

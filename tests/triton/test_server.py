@@ -596,6 +596,7 @@ async def test_a_model_that_nobody_uses_is_unloaded_and_watched_again_when_it_is
 
         await want(stub, "whisper_fast")
         await until(lambda: "whisper_fast is loaded again" in caplog.text)
+        await asyncio.sleep(1.0)
         assert "is dead" not in caplog.text
         # It is looked after as before.
         old = stubs(ports, "whisper_fast")
