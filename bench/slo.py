@@ -185,9 +185,7 @@ def summary(run: Run, alone: Run) -> dict[str, Any]:
         "unstable_partial_word_ratio": round(
             run.total("unstable_words") / max(1, run.total("words")), 4
         ),
-        "rewritten_word_ratio": round(
-            run.total("rewritten_words") / max(1, run.total("words")), 4
-        ),
+        "rewritten_word_ratio": round(run.total("rewritten_words") / max(1, run.total("words")), 4),
         "wer": round(run.word_error_rate(), 4),
         "wer_single": round(alone.word_error_rate(), 4),
         "window_seconds": {
