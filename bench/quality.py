@@ -44,7 +44,7 @@ from scoring import Score, Word
 
 from dalston import client
 from dalston.cli.models import Choice
-from dalston.triton import models
+from dalston.triton import models, sources
 from dalston.triton.contract import SAMPLE_RATE, VARIANTS
 from dalston.triton.process import dies_with_us
 
@@ -523,7 +523,7 @@ def _known(items: Sequence[Item], heard: Sequence[Heard]) -> tuple[list[Item], l
 
 
 def _stock(checkpoint: str | None, of_profile: models.Checkpoint) -> Path:
-    return Path(checkpoint.rpartition("=")[2]) if checkpoint else models.fetch(of_profile)
+    return Path(checkpoint.rpartition("=")[2]) if checkpoint else sources.fetch(of_profile)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def adapt(work: "Adaptation") -> int:
             checkpoint = work.checkpoint
             if conversion.is_hugging_face(checkpoint):
                 checkpoint = Path(scratch) / "checkpoint"
-                conversion.convert(work.checkpoint, checkpoint, models.ADAPTED_TYPE)
+                conversion.convert(work.checkpoint, checkpoint, conversion.STORED)
             out = work.out or work.checkpoint / models.ADAPTATION
             asked = Work(
                 checkpoint, work.audio, out, work.proof, work.crops, processes=work.processes

@@ -23,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 Array = npt.NDArray[Any]
 
 _EMBEDDING = "model.decoder.embed_tokens.weight"
+# What weights are kept in where they are changed after the conversion.
+STORED = "float16"
 _FILES = ("config.json", "generation_config.json", "tokenizer.json")
 _DIMENSIONS = (
     "encoder_layers",

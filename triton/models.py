@@ -3,6 +3,7 @@ The manifest of models (models.toml): what there is, where each file comes from 
 be. sources.py fetches it.
 """
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -22,6 +23,10 @@ BUNDLED = Path(__file__).parent.parent / "demo"
 # Where a checkpoint of the hub is looked for: "auto" is everywhere, in this order.
 Source = Literal["auto", "cache", "hub", "mirror"]
 SOURCES: tuple[Source, ...] = get_args(Source)
+# Layer norms that checkpoints are served with (triton/adaptation), and what a folder of one's own
+# calls its own.
+DELTAS = _HERE / "adaptation" / "deltas"
+ADAPTATION = "adaptation.safetensors"
 # What a folder that is in no manifest may say of itself.
 BESIDE = "dalston.json"
 _PROVEN = ("windows", "shortest_window", "margin", "proven", "languages")
@@ -50,6 +55,10 @@ class Checkpoint:
     shortest_window: Annotated[int, Field(ge=WINDOWS[0], le=WINDOWS[-1])] = WINDOWS[0]
     margin: Annotated[float, Field(ge=MARGIN, le=WINDOWS[-1])] = MARGIN
     proven: str = ""  # the command that showed right-sized windows to be as good as full ones
+    # Adapts it to right-sized windows; full ones keep the untouched weights. A file of DELTAS, or
+    # ADAPTATION in the checkpoint's own folder.
+    delta: str | None = None
+    delta_sha256: str | None = None
     languages: tuple[str, ...] = ()  # empty: all that the vocabulary names
     translates: bool = True  # into English, if it knows more than that
     bundled: str | None = None  # a folder beside this package
@@ -66,6 +75,20 @@ class Checkpoint:
         if self.hub:
             return f"{self.hub}@{(self.revision or '')[:8]}"
         return str(self.folder) if self.folder else "comes with dalston"
+
+
+def delta_of(checkpoint: Checkpoint) -> Path | None:
+    """Its delta. Raises ModelError if it is not the one that was pinned."""
+    if checkpoint.delta is None:
+        return None
+    path = (checkpoint.folder or DELTAS) / checkpoint.delta
+    if not path.is_file():
+        raise ModelError(f"{path} is missing")
+    if expected := checkpoint.delta_sha256:
+        actual = hashlib.sha256(path.read_bytes()).hexdigest()
+        if actual != expected:
+            raise ModelError(f"{path} is not the file that was pinned: its SHA-256 is {actual}")
+    return path
 
 
 @dataclass(frozen=True)
@@ -137,6 +160,8 @@ def local_checkpoint(folder: Path) -> Checkpoint:
         fields = cast(dict[str, Any], says)
         if unknown := set(fields) - set(_PROVEN):
             raise ValueError(f"it knows nothing of {', '.join(sorted(unknown))}")
+        if (folder / ADAPTATION).exists():  # it was written because it proved itself
+            fields = {"windows": "right-sized", "delta": ADAPTATION, **fields}
         return TypeAdapter(Checkpoint).validate_python(
             {"id": folder.resolve().name, "folder": folder, **fields}
         )

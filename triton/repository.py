@@ -20,6 +20,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from dalston.triton import conversion, graphs, greedy, models, sources, weights
+from dalston.triton.adaptation import delta
 from dalston.triton.contract import (
     LANGUAGES,
     SAMPLE_RATE,
@@ -30,6 +31,7 @@ from dalston.triton.contract import (
 from dalston.triton.models import Checkpoint, ModelError, Served, Source
 from dalston.triton.vocabulary import Vocabulary
 from dalston.triton.wheels import Progress, untold
+from dalston.triton.whisper import ADAPTED
 
 # Beside the package: a link in a checkout, package data in a wheel.
 SOURCE = Path(__file__).parent.parent / "model_repository"
@@ -103,19 +105,27 @@ def _whisper(
     name = whisper_model(variant)
     _copy_source(name, new)
     target = new / name / "1" / "checkpoint"
+    change = models.delta_of(model.checkpoint)
+    right_sized = target / ADAPTED if change else target
     try:
         if conversion.is_hugging_face(folder):
-            tell(f"{variant}: converting to {model.compute_type}")
-            conversion.convert(folder, target, model.compute_type)
+            stored = conversion.STORED if change else model.compute_type
+            tell(f"{variant}: converting to {stored}")
+            conversion.convert(folder, target, stored)
         else:
             _link(folder, target)
+        if change:
+            tell(f"{variant}: adapting it to right-sized windows")
+            delta.apply(change, target, right_sized)
         vocabulary = Vocabulary.load(target)
     except (conversion.CheckpointError, ValueError, OSError) as error:
         raise ModelError(f"{model.checkpoint.id} cannot be served: {error}") from None
     if model.device == "cpu" and model.beam_size == 1:
         tell(f"{variant}: writing the graphs of the greedy decoder")
         try:
-            graphs.write(target, quantized=model.compute_type.startswith("int8"))
+            graphs.write(right_sized, quantized=model.compute_type.startswith("int8"))
+            if change:
+                _keep_graphs(right_sized)
         except ValueError as error:
             tell(f"{variant}: {error}; CTranslate2 decodes it, slower")
     if not model.checkpoint.sha256:
@@ -136,6 +146,13 @@ def _whisper(
     }.items():
         config.parameters[key].string_value = value
     (new / name / "config.pbtxt").write_text(text_format.MessageToString(config))
+
+
+def _keep_graphs(folder: Path) -> None:
+    """The weights that they were made of are not needed any more."""
+    for path in folder.iterdir():
+        if path.name not in (greedy.ENCODER, greedy.DECODER, greedy.HEAD):
+            path.unlink()
 
 
 def _set_device(config: Any, model: Served, cores: int) -> None:
@@ -189,7 +206,13 @@ def _stamp(
     """What the result depends on."""
     digest = hashlib.sha256()
     code = [*SOURCE.rglob("*.pbtxt"), *SOURCE.rglob("model.py")]
-    modules = [conversion.__file__, graphs.__file__, greedy.__file__, weights.__file__]
+    modules = [
+        conversion.__file__,
+        graphs.__file__,
+        greedy.__file__,
+        weights.__file__,
+        delta.__file__,
+    ]
     for path in sorted([*code, *map(Path, modules), models.MANIFEST, Path(__file__)]):
         digest.update(path.read_bytes())
     files = {

@@ -8,7 +8,9 @@ and prefixes; those whose prompts differ much in length do not, for the shorter 
 as the longest. Rows that fail are answered one by one, and a failure is a value, so that one bad
 row never costs its neighbours their answer.
 
-Two runtimes: on a CPU, without beams, greedy.py; else CTranslate2, which also aligns words.
+Two runtimes: on a CPU, without beams, greedy.py; else CTranslate2, which also aligns words. A
+checkpoint may be adapted to right-sized windows (triton/adaptation): then those are decoded with
+the adapted weights, and full windows with the untouched ones, by CTranslate2.
 """
 
 import json
@@ -153,6 +155,10 @@ def without_loop(tokens: list[int], keep: int = 0) -> list[int]:
     return tokens
 
 
+# Of a checkpoint's folder: its adapted weights, or the graphs that were made of them.
+ADAPTED = "adapted"
+
+
 class Whisper:
     """One checkpoint in memory. Raises ValueError if `folder` holds none that can be served.
 
@@ -174,21 +180,29 @@ class Whisper:
         languages: Sequence[str] = (),
         threads: int = 1,
     ):
+        def load(path: Path) -> Any:
+            try:
+                return ctranslate2.models.Whisper(
+                    str(path),
+                    device=device,
+                    device_index=device_index,
+                    compute_type=compute_type,
+                    intra_threads=threads,
+                    inter_threads=1,
+                )
+            except RuntimeError as error:
+                raise ValueError(f"{path}: {error}") from error
+
         self._vocabulary = Vocabulary.load(folder)
-        try:
-            self._model = ctranslate2.models.Whisper(
-                str(folder),
-                device=device,
-                device_index=device_index,
-                compute_type=compute_type,
-                intra_threads=threads,
-                inter_threads=1,
-            )
-        except RuntimeError as error:
-            raise ValueError(f"{folder}: {error}") from error
-        self._greedy = None
-        if device == "cpu" and beam_size == 1 and Greedy.is_in(folder):
-            self._greedy = Greedy(folder, self._controls(folder), threads)
+        self._model = load(folder)
+        adapted = folder / ADAPTED
+        self._adapted = adapted.is_dir()
+        graphs = adapted if self._adapted else folder
+        self._greedy, self._short = None, self._model
+        if device == "cpu" and beam_size == 1 and Greedy.is_in(graphs):
+            self._greedy = Greedy(graphs, self._controls(folder), threads)
+        elif self._adapted:
+            self._short = load(adapted)
         self._encoder_rows = ENCODER_ROWS_CPU if device == "cpu" else 1024
         self._beam_size = beam_size
         self._right_sized = right_sized
@@ -226,25 +240,33 @@ class Whisper:
 
     def _runs(self, rows: Sequence[Row], windows: dict[int, int]) -> list[list[int]]:
         """Rows that one run can answer."""
-        order = sorted(windows, key=windows.__getitem__)
         groups: dict[tuple[int, ...], list[int]] = {}
-        if self._greedy:
-            # Any can; the cross attention looks at the longest window of a run.
-            for index in order:
-                steps = -(-len(self._context(rows[index])) // PROMPT_STEP)
-                groups.setdefault((steps,), []).append(index)
-            return [
-                group[at : at + GREEDY_ROWS]
-                for group in groups.values()
-                for at in range(0, len(group), GREEDY_ROWS)
-            ]
-        # The decoder's limit and the place where transcripts start are one for a run, so rows of
-        # others are in another. The limit is the window's, but for rows with a very long prefix.
-        for index in order:
+        for index in sorted(windows, key=windows.__getitem__):
             row, window = rows[index], windows[index]
-            key = (window, self._limit(row, window), len(self._context(row)))
+            before = len(self._context(row))
+            if self._greedy_for(window):
+                # Any can; the cross attention looks at the longest window of a run.
+                key = (-(-before // PROMPT_STEP),)
+            else:
+                # The decoder's limit and the place where transcripts start are one for a run, so
+                # rows of others are in another. The limit is the window's, but for rows with a
+                # very long prefix.
+                key = (window, self._limit(row, window), before)
             groups.setdefault(key, []).append(index)
-        return list(groups.values())
+        return [
+            group[at : at + most]
+            for key, group in groups.items()
+            for most in [GREEDY_ROWS if len(key) == 1 else len(group)]
+            for at in range(0, len(group), most)
+        ]
+
+    def _greedy_for(self, window: int) -> Greedy | None:
+        """The own decoder, if it is the one for windows of so many seconds."""
+        return None if self._adapted and window == contract.WINDOWS[-1] else self._greedy
+
+    def _model_for(self, window: int) -> Any:
+        """CTranslate2's likewise."""
+        return self._model if window == contract.WINDOWS[-1] else self._short
 
     def _context(self, row: Row) -> list[int]:
         """What stands before the start of the row's transcript."""
@@ -296,18 +318,19 @@ class Whisper:
         ]
         clock.append(time.perf_counter())
         limits = [self._limit(row, window) for row, window in zip(rows, windows, strict=True)]
-        if self._greedy:
-            heard = [self._greedy.hear(one) for one in features]
+        if greedy := self._greedy_for(windows[0]):
+            heard = [greedy.hear(one) for one in features]
             clock.append(time.perf_counter())
-            answers = self._greedily(self._greedy, rows, heard, limits)
+            answers = self._greedily(greedy, rows, heard, limits)
 
             def encoded_of(indexes: list[int]) -> Any:
                 encoded = np.stack([heard[index].encoded for index in indexes])
                 return ctranslate2.StorageView.from_array(encoded)
         else:
-            encoded = self._encode(features)
+            model = self._model_for(windows[0])
+            encoded = self._encode(model, features)
             clock.append(time.perf_counter())
-            answers = self._beams(rows, encoded, limits[0])
+            answers = self._beams(model, rows, encoded, limits[0])
 
             def encoded_of(indexes: list[int]) -> Any:
                 if len(indexes) == len(rows):
@@ -351,13 +374,13 @@ class Whisper:
             for found, (language, sureness) in zip(greedy.decode(tasks), languages, strict=True)
         ]
 
-    def _beams(self, rows: list[Row], encoded: Any, limit: int) -> list[_Answer]:
-        languages = self._languages(rows, lambda: self._model.detect_language(encoded))
+    def _beams(self, model: Any, rows: list[Row], encoded: Any, limit: int) -> list[_Answer]:
+        languages = self._languages(rows, lambda: model.detect_language(encoded))
         prompts = [
             [*self._context(row), *self._vocabulary.prompt(language, row.task)]
             for row, (language, _) in zip(rows, languages, strict=True)
         ]
-        decoded = self._model.generate(
+        decoded = model.generate(
             encoded,
             [[*prompt, *row.prefix] for prompt, row in zip(prompts, rows, strict=True)],
             beam_size=self._beam_size,
@@ -378,9 +401,9 @@ class Whisper:
             answers.append(_Answer(tokens, logprob, ended, no_speech, language, sureness))
         return answers
 
-    def _encode(self, features: list[npt.NDArray[np.float32]]) -> Any:
+    def _encode(self, model: Any, features: list[npt.NDArray[np.float32]]) -> Any:
         parts: list[Any] = [
-            self._model.encode(
+            model.encode(
                 ctranslate2.StorageView.from_array(
                     np.stack(features[first : first + self._encoder_rows])
                 )
@@ -489,8 +512,8 @@ class Whisper:
             if row.words and transcript.tokens:
                 prompt = self._vocabulary.prompt(transcript.language, row.task)
                 wanted.setdefault((windows[index], *prompt), []).append(index)
-        for (_, *prompt), indexes in wanted.items():
-            aligned = self._model.align(
+        for (window, *prompt), indexes in wanted.items():
+            aligned = self._model_for(window).align(
                 encoded_of(indexes),
                 prompt,
                 [transcripts[index].tokens for index in indexes],

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -84,7 +85,10 @@ async def test_lists_are_written_with_commas_in_the_url_and_as_lists_in_a_config
         await connection.close()
 
     async with server(script) as url:
-        parameters = {"keywords": ["Zau al Makan", "Quilter"], "languages": ("en", "de")}
+        parameters: dict[str, Any] = {
+            "keywords": ["Zau al Makan", "Quilter"],
+            "languages": ("en", "de"),
+        }
         async with client.connect(url, resume=False, **parameters) as session:
             await session.configure(keywords=["kine"])
             with pytest.raises(client.SessionFailed):

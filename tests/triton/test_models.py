@@ -2,6 +2,7 @@
 The manifest of models: what it says, and which mistakes in it are noticed.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,30 @@ def test_what_can_be_had_without_the_hub_is_pinned_as_well():
         assert all("==" in requirement for requirement in checkpoint.mirror.requirements)
 
 
-def test_stock_weights_get_the_windows_they_were_trained_on():
-    served = profiles()
-    for profile in ("cpu", "cpu-tiny.en"):
-        assert {model.checkpoint.windows for model in served[profile].values()} == {"full"}
+def test_windows_are_right_sized_only_where_that_is_proven():
+    for variants in profiles().values():
+        for model in variants.values():
+            right_sized = model.checkpoint.windows == "right-sized"
+            assert bool(model.checkpoint.proven) == right_sized, model.checkpoint.id
+
+
+@pytest.mark.parametrize("profile", ["cpu", "cpu-tiny.en"])
+def test_deltas_come_with_us_and_are_what_is_pinned(profile: str):
+    for model in profiles()[profile].values():
+        path = models.delta_of(model.checkpoint)
+        assert path
+        assert path.stat().st_size < 2_000_000
+        other = replace(model.checkpoint, delta_sha256="0" * 64)
+        with pytest.raises(ModelError, match="is not the file that was pinned"):
+            models.delta_of(other)
+
+
+def test_a_folder_with_a_delta_of_its_own_gets_right_sized_windows(tmp_path: Path):
+    assert local_checkpoint(tmp_path).windows == "full"
+    (tmp_path / models.ADAPTATION).write_bytes(b"norms")
+    found = local_checkpoint(tmp_path)
+    assert found.windows == "right-sized"
+    assert models.delta_of(found) == tmp_path / models.ADAPTATION
 
 
 def test_what_has_to_be_downloaded_says_how_much_that_is():

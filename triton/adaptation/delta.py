@@ -29,6 +29,7 @@ def write(path: Path, norms: weights.Tensors, checkpoint: Path, about: Mapping[s
     values = {name: value.astype(np.float16) for name, value in norms.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(values, path, {**about, _BASE: sha256(checkpoint / "model.bin")})
+    path.chmod(0o644)  # whoever serves it may be another user
 
 
 def apply(path: Path, checkpoint: Path, out: Path) -> None:
@@ -39,11 +40,11 @@ def apply(path: Path, checkpoint: Path, out: Path) -> None:
     model = checkpoint / "model.bin"
     try:
         with safe_open(path, "numpy") as file:
-            belongs = (file.metadata() or {}).get(_BASE)
+            about: dict[str, str] = file.metadata() or {}
             norms = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no delta: {error}") from None
-    if belongs != sha256(model):
+    if about.get(_BASE) != sha256(model):
         raise ValueError(f"the delta {path} belongs to another checkpoint than {checkpoint}")
     out.mkdir(parents=True)
     for other in checkpoint.iterdir():
