@@ -107,7 +107,7 @@ class _Row:
             return True
         if attention is not None:
             frame = self.frame(token, attention, controls.marks)
-            if self.rewinds(frame):
+            if controls.guarded and self.rewinds(frame):
                 self.decoded.rewound = True
                 return True
             self.attend(token, frame, controls.marks)
@@ -143,6 +143,9 @@ class Controls:
     suppressed: Sequence[int] = ()  # never said
     suppressed_first: Sequence[int] = ()  # not said first
     marks: Set[int] = frozenset()  # without a letter or a digit
+    # Whether who jumps back is stopped. Weights adapted to their windows do not say things twice,
+    # and of 80 recordings four would have been cut off at a word that was misheard (docs/log.md).
+    guarded: bool = True
 
 
 class _Session:

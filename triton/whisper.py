@@ -221,6 +221,7 @@ class Whisper:
             suppressed=config.get("suppress_ids") or (),
             suppressed_first=config.get("suppress_ids_begin") or (),
             marks=self._vocabulary.marks(),
+            guarded=not self._adapted,
         )
 
     def transcribe(self, rows: Sequence[Row]) -> list[Transcript | Exception]:
