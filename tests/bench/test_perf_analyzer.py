@@ -55,7 +55,12 @@ async def test_partials_grow_and_begin_with_what_was_agreed_on() -> None:
     async def hears_a_word_each_half_second(request: TranscriptRequest) -> Hypothesis:
         words = ["word"] * (len(request.audio) // SAMPLE_RATE)
         ends = [5 * number + 4 for number in range(len(words))]
-        return Hypothesis(" ".join(words), tokens=range(len(words)), token_ends=ends)
+        return Hypothesis(
+            " ".join(words),
+            tokens=range(len(words)),
+            token_ends=ends,
+            token_logprobs=[-0.001] * len(words),
+        )
 
     (final,) = spoken_requests.final_requests(
         [spoken_requests.Recording(bytes(2 * 3 * SAMPLE_RATE), ((0, 2 * SAMPLE_RATE),))], "fast"

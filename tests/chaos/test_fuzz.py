@@ -72,6 +72,8 @@ class Chance:
         return self._data.draw(strategy)
 
     def _collect(self) -> None:
+        """What the session asks and says; turns are judged at once, which may have it ask more."""
+        turns = list[TurnRequest]()
         for request in self.session.requests():
             match request:
                 case SpeechRequest(end=True):
@@ -81,11 +83,14 @@ class Chance:
                 case TranscriptRequest():
                     self._transcripts[request.id] = request
                 case TurnRequest():
-                    judged = self._draw(st.sampled_from([None, 0.0, 1.0]))
-                    self.session.receive_turn(request.id, judged)
+                    turns.append(request)
                 case Cancel():
                     self._transcripts.pop(request.id, None)
         self.messages += self.session.messages()
+        for request in turns:
+            self.session.receive_turn(request.id, self._draw(st.sampled_from([None, 0.0, 1.0])))
+        if turns:
+            self._collect()
 
     def step(self) -> None:
         match self._draw(st.sampled_from("aaaasssssttmgl")):

