@@ -16,6 +16,7 @@ follow the speech. The decoder is ragged: rows have lengths of their own, and wh
 behind them in the buffers is never looked at.
 """
 
+import functools
 import itertools
 import json
 from collections.abc import Sequence
@@ -38,6 +39,10 @@ OPSET, IR = 21, 10  # of the oldest ONNX Runtime that is allowed: 1.20
 _CONTRIB = "com.microsoft"
 _EPSILON = 1e-5  # of layer norms
 _LEVELS = 127  # of int8, symmetric
+# Without VNNI a processor adds two products of a byte of activations and one of weights in 16 bits,
+# which 2 * 255 * 127 do not fit into: they saturate, silently. 2 * 255 * 63 do. (ONNX Runtime's page
+# on quantization, "reduce_range".)
+_SMALL_LEVELS = 63
 _ZERO = np.uint8(128)
 _LOWEST = -1e30  # the logit of a token that is not to be said
 
@@ -75,6 +80,16 @@ class Shape:
     @property
     def head_width(self) -> int:
         return self.width // self.heads
+
+
+@functools.cache
+def weight_levels() -> int:
+    """How many levels, on either side of zero, weights have on this machine."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8").split()
+    except OSError:
+        return _SMALL_LEVELS
+    return _LEVELS if {"avx512_vnni", "avx_vnni"} & set(flags) else _SMALL_LEVELS
 
 
 class _Graph:
@@ -169,7 +184,7 @@ class _Graph:
 
     def _product(self, levels: str, largest: str, weight: Array) -> str:
         weight = weight.astype(np.float32)
-        scale = np.maximum(np.abs(weight).max(1), 1e-12) / _LEVELS
+        scale = np.maximum(np.abs(weight).max(1), 1e-12) / weight_levels()
         product = self.contrib(
             "MatMulIntegerToFloat",
             levels,

@@ -228,6 +228,7 @@ def _stamp(
             {
                 "code": digest.hexdigest(),
                 "cores": cores,
+                "weight_levels": graphs.weight_levels(),
                 "end_of_turn": end_of_turn,
                 "served": {variant: repr(model) for variant, model in served.items()},
                 "weights": files,

@@ -206,7 +206,8 @@ async def test_a_minute_without_a_pause_is_cut_and_joined(stack: Stack) -> None:
     starts = [e["timestamp"] for e in events if e["type"] == "vad.speech_start"]
     assert len(ends) >= 2
     assert ends[0] == starts[1]
-    assert wer([(" ".join(texts), transcript(events))]) <= 0.2
+    # "mul": Whisper's English normaliser makes one word of a string of digits.
+    assert wer([(" ".join(texts), transcript(events))], "mul") <= 0.2
 
 
 @pytest.mark.parametrize("kind", ["silence", "noise", "tones"])
