@@ -39,9 +39,9 @@ OPSET, IR = 21, 10  # of the oldest ONNX Runtime that is allowed: 1.20
 _CONTRIB = "com.microsoft"
 _EPSILON = 1e-5  # of layer norms
 _LEVELS = 127  # of int8, symmetric
-# Without VNNI a processor adds two products of a byte of activations and one of weights in 16 bits,
-# which 2 * 255 * 127 do not fit into: they saturate, silently. 2 * 255 * 63 do. (ONNX Runtime's page
-# on quantization, "reduce_range".)
+# Without VNNI a processor adds two products of a byte of activations and one of weights in 16 bits:
+# 2 * 255 * 127 do not fit and saturate, silently; 2 * 255 * 63 do (ONNX Runtime's page on
+# quantization, "reduce_range").
 _SMALL_LEVELS = 63
 _ZERO = np.uint8(128)
 _LOWEST = -1e30  # the logit of a token that is not to be said
