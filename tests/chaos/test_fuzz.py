@@ -45,6 +45,9 @@ from dalston.orchestrator.requests import (
 from dalston.orchestrator.session import Session, State
 from dalston.triton.contract import VAD_FRAME
 
+# Scenes of minutes, ten of them: a busy machine takes longer than two minutes for some.
+pytestmark = pytest.mark.timeout(400)
+
 CONTROLS: list[ClientMessage] = [
     Flush(),
     Commit(),

@@ -39,6 +39,9 @@ from dalston.orchestrator.messages import (
 from dalston.orchestrator.parameters import contradiction
 from dalston.orchestrator.session import configured
 
+# Scenes of minutes, ten of them: a busy machine takes longer than two minutes for some.
+pytestmark = pytest.mark.timeout(400)
+
 # Bytes; all is said again after each loss, so small frames take long.
 SIZES = st.lists(st.integers(3_000, 60_000), min_size=1, max_size=5)
 

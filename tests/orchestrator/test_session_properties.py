@@ -24,6 +24,9 @@ from dalston.orchestrator.messages import (
 )
 from dalston.orchestrator.session import Session
 
+# Scenes of minutes, ten of them: a busy machine takes longer than two minutes for some.
+pytestmark = pytest.mark.timeout(400)
+
 
 @settings(max_examples=10, deadline=None)
 @given(scene=scenes(), sizes=SIZES, seed=st.integers(0, 2**32 - 1))
