@@ -8,7 +8,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -22,6 +21,7 @@ from dalston.cli import up
 from dalston.cli.display import Display
 from dalston.cli.models import Choice
 from dalston.cli.stream import SourceError, file_audio
+from dalston.triton.adaptation.choose import distance
 from dalston.triton.models import BUNDLED, ModelError
 from dalston.triton.process import free_port
 
@@ -48,19 +48,6 @@ def bundled(choice: Choice) -> Recording:
 def words(text: str) -> list[str]:
     """Without case and punctuation, which people write as they like."""
     return re.findall(r"[\w']+", text.lower())
-
-
-def word_errors(expected: Sequence[str], got: Sequence[str]) -> int:
-    """How many words have to be put in, taken out or replaced to make one of the other."""
-    row = list(range(len(got) + 1))  # the errors of nothing against the first 0, 1, ... words
-    for number, word in enumerate(expected, 1):
-        before, row[0] = row[0], number
-        for place, other in enumerate(got, 1):
-            before, row[place] = (
-                row[place],
-                min(row[place] + 1, row[place - 1] + 1, before + (word != other)),
-            )
-    return row[-1]
 
 
 @dataclass
@@ -152,7 +139,7 @@ def _print_measurements(clock: Clock, ended: client.Event, said: str | None) -> 
     table.add_row("stable words that a final changed", changed)
     if said:
         expected = words(said)
-        errors = word_errors(expected, words(ended["transcript"]))
+        errors = distance(expected, words(ended["transcript"]))
         rate = f"{errors / len(expected):.1%}"
         table.add_row("words that are wrong", f"{errors} of {len(expected)}", rate)
     console.print(table)

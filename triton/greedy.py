@@ -9,9 +9,9 @@ the approximation). From there on each pass gives one token for each row that ha
 
 Where the graphs tell the decoder's attention, each token has a time: the frame of the audio that
 was attended most when it was chosen, or forced. A decoder that has come to the end of the audio
-and jumps back says once more what it has said: it is stopped there, and what it would say is
-dropped (the use of the attention is that of AlignAtt, Papi et al. 2023). The times decide that, not
-how they were computed, so it holds for the tokens of drafts too.
+and jumps back says once more what it has said: where Controls.guarded says so it is stopped there,
+and what it would say is dropped (the use of the attention is that of AlignAtt, Papi et al. 2023).
+The times decide that, not how they were computed, so it holds for the tokens of drafts too.
 
 Rows of a batch may have any windows, prompts and limits. The rows that are not over are always
 the first of the buffers: where one leaves, the last takes its place.

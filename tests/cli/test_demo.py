@@ -51,7 +51,7 @@ def test_the_human_recording_is_short_and_everybody_in_it_is_credited():
     ],
 )
 def test_an_error_is_a_word_put_in_taken_out_or_replaced(said: str, got: str, errors: int):
-    assert demo.word_errors(said.split(), got.split()) == errors
+    assert demo.distance(said.split(), got.split()) == errors
 
 
 def test_case_and_punctuation_are_no_errors():

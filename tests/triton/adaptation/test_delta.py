@@ -1,11 +1,13 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from recordings import recordings
 
-from dalston.triton import weights
+from dalston.triton import graphs, weights
 from dalston.triton.adaptation import delta
-from dalston.triton.whisper import Row, Transcript, Whisper
+from dalston.triton.whisper import ADAPTED, Row, Transcript, Whisper
 
 NORM = "model.encoder.layer_norm.weight"
 
@@ -35,6 +37,30 @@ def test_an_adapted_checkpoint_is_served_like_any_other(
     delta.apply(tmp_path / "delta", checkpoint, tmp_path / "adapted")
     (answer,) = Whisper(tmp_path / "adapted").transcribe([Row(np.zeros(16_000, np.int16))])
     assert isinstance(answer, Transcript)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_right_sized_windows_are_decoded_with_it_and_full_ones_without(
+    beam_size: int, checkpoint: Path, known: weights.Tensors, tmp_path: Path
+) -> None:
+    """The delta here takes away all that the decoder says."""
+    last = "model.decoder.layer_norm.weight"
+    delta.write(tmp_path / "delta", {last: known[last] * 0}, checkpoint, {})
+    served = shutil.copytree(checkpoint, tmp_path / "served")
+    for graph in served.glob("*.onnx"):
+        graph.unlink()
+    delta.apply(tmp_path / "delta", served, served / ADAPTED)
+    graphs.write(served / ADAPTED)
+    audio = recordings()[0].cut(recordings()[0].sentences[0])
+    adapted = Whisper(served, compute_type="int8_float32", beam_size=beam_size)
+    without = Whisper(served, compute_type="int8_float32", beam_size=beam_size, right_sized=False)
+    short, full = adapted.transcribe([Row(audio), Row(audio, full_window=True)])
+    (expected,) = without.transcribe([Row(audio)])
+    assert isinstance(short, Transcript)
+    assert isinstance(full, Transcript)
+    assert isinstance(expected, Transcript)
+    assert full.text == expected.text != ""
+    assert short.text != full.text
 
 
 def test_a_delta_of_another_checkpoint_is_refused(
