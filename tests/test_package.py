@@ -38,6 +38,8 @@ def test_the_wheel_holds_all_that_runs(wheel: Path) -> None:
         "dalston/client/__init__.py",
         "dalston/client/py.typed",
         "dalston/demo/checkpoint/model.safetensors",
+        "dalston/triton/adaptation/deltas/base.safetensors",
+        "dalston/triton/adaptation/deltas/tiny.en.safetensors",
         "dalston/demo/samples/00.wav",
         "dalston/demo/samples/human.json",
         "dalston/demo/samples/human.wav",

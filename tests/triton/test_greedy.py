@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import random_whisper
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 from recordings import Pcm, recordings, spoken
 
 from dalston.triton import conversion, graphs, weights
@@ -337,3 +339,29 @@ def test_graphs_that_are_broken_are_refused_with_their_name(
         (folder / name).write_bytes(b"no graph")
         with pytest.raises(ValueError, match=name):
             Whisper(folder)
+
+
+@pytest.mark.parametrize("levels", [63, 127])
+def test_weights_use_the_levels_that_the_processor_multiplies_exactly(
+    levels: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "weight_levels", lambda: levels)
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.onnx"))
+    graphs.write(folder)
+    largest = [
+        int(np.abs(numpy_helper.to_array(constant).astype(np.int32)).max())
+        for name in (ENCODER, DECODER, HEAD)
+        for constant in onnx.load(folder / name).graph.initializer
+        if constant.data_type == onnx.TensorProto.INT8
+    ]
+    assert largest
+    assert set(largest) == {levels}
+
+
+def test_the_smaller_levels_do_not_overflow_sixteen_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs.weight_levels.cache_clear()
+    monkeypatch.setattr(Path, "read_text", lambda _path, _encoding: "flags : avx2 fma")  # pyright: ignore[reportUnknownLambdaType]
+    levels = graphs.weight_levels()
+    graphs.weight_levels.cache_clear()
+    assert 2 * 255 * levels < 2**15
