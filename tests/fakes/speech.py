@@ -29,6 +29,7 @@ RATE = 16_000
 WORDS = [f"w{letter}" for letter in "abcdefghijkl"]
 WORD_S, GAP_S = 0.24, 0.08
 _LOUDNESS = [400 * 1.35**k for k in range(len(WORDS))]  # peak, of 32768
+_LOG_LOUDNESS = np.log(_LOUDNESS)
 _BLOCK = 160  # 10 ms
 _HEARD = 0.5  # of a word, to recognise it
 
@@ -88,7 +89,7 @@ def recognise(audio: bytes, language: str = "en", mark: str = "", cut: int = 0) 
     """The words in the audio, with their times."""
     samples = np.frombuffer(audio, np.int16).astype(np.float32)
     blocks = samples[: len(samples) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
-    loud = np.sqrt((blocks**2).mean(1)) * np.sqrt(2)
+    loud = np.sqrt(np.einsum("ij,ij->i", blocks, blocks) * (2 / _BLOCK))
     words: list[TimedWord] = []
     tokens: list[int] = []
     edges = np.flatnonzero(np.diff((loud >= 100).astype(np.int8), prepend=0, append=0))
@@ -96,8 +97,8 @@ def recognise(audio: bytes, language: str = "en", mark: str = "", cut: int = 0) 
         length = (last - first) * _BLOCK / RATE
         # A word that is cut off is heard if most of it is there.
         if length >= _HEARD * WORD_S:
-            level = np.median(loud[first:last])
-            word = int(np.argmin(np.abs(np.log(level / np.array(_LOUDNESS)))))
+            level = loud[(first + last) // 2]
+            word = int(np.argmin(np.abs(_LOG_LOUDNESS - np.log(level))))
             start = first * _BLOCK / RATE
             words.append(TimedWord(WORDS[word] + mark, start, start + length, 0.9))
             tokens.append(word + len(WORDS) * int(mark or 0))

@@ -170,8 +170,7 @@ def test_no_word_is_lost_or_said_twice(words: list[list[int]], pause: float) -> 
     assert end.transcript == " ".join(segment.text for segment in end.segments)
 
 
-@pytest.mark.parametrize("rate", [16_000, 8_000, 44_100])
-@pytest.mark.timeout(120)
+@pytest.mark.parametrize("rate", [16_000, 44_100])
 def test_the_clock_does_not_drift_over_an_hour_of_silence_and_speech(rate: int) -> None:
     driver = Driver(
         Session("s", SessionConfig(language="en", sample_rate=rate), "fast", languages={"en"})
