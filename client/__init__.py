@@ -34,6 +34,7 @@ RESUME_S = 100.0  # of trouble, then we give up; a server keeps a session for 12
 STEADY_S = 10.0  # a connection that lasts so long is no trouble any more
 BACKOFF_FIRST_S, BACKOFF_LAST_S = 0.2, 5.0
 PING_EVERY_S, SILENT_S = 2.0, 8.0  # one that says nothing for so long is lost
+UNACKNOWLEDGED_S = 60.0  # without acks its pongs may wait behind much audio, and nothing else comes
 # Events that the application has not taken yet: then nothing is read until it does.
 UNREAD = 10_000
 # Closed so, a session is kept: going away, no code, broken off, failed, restarting, full, proxies.
@@ -69,6 +70,7 @@ class Session:
         self._gateways, self._connection = gateways, connection
         self._sent, self._heard = sent, heard
         self._resumes, self._acks = resume, acks
+        self._acknowledges = resume or acks  # the server does
         self._id: str | None = None  # once it has begun
         self._error: Event | None = None  # the last
         self._terminated: Event | None = None  # session.terminated of this connection
@@ -227,9 +229,13 @@ class Session:
                     # The answer may wait behind audio that the server does not read yet; then its
                     # acks show that it lives. And what we do not read cannot answer.
                     quiet = loop.time() - self._heard_at
-                    long = quiet > (SILENT_S if self._id else BEGIN_S)
-                    if long and len(self._unread) < UNREAD:
+                    if quiet > self._patience() and len(self._unread) < UNREAD:
                         return connection.transport.abort()
+
+    def _patience(self) -> float:
+        if self._id is None:
+            return BEGIN_S
+        return SILENT_S if self._acknowledges else UNACKNOWLEDGED_S
 
     async def _tell(self, event: Event) -> None:
         while len(self._unread) >= UNREAD:

@@ -34,6 +34,8 @@ USUAL: dict[str, Any] = {
 ABNORMAL = 1006  # how a connection ended that nobody closed
 # Frames that are kept for an owner who does not listen yet, before no more are read.
 FRAMES_KEPT = 4
+# While nothing is read no ping is answered, so whoever asks is told unasked, so often, that we live.
+ALIVE_EVERY_S = 0.25
 
 
 class Gone(ConnectionError):
@@ -61,6 +63,7 @@ class Peer(WSListener):
         self._writable.set()
         self.unblocked: Callable[[], None] | None = None  # called when what was sent has left
         self._reading = True
+        self._saying_alive: asyncio.TimerHandle | None = None
         # Loop time: when it was asked whether it lives and has not answered, and when it last did.
         # Who waits for its frames may count those as well.
         self.asked: float | None = None
@@ -94,10 +97,15 @@ class Peer(WSListener):
         if self._reading and not self.transport.underlying_transport.is_closing():
             self._reading = False
             self.transport.underlying_transport.pause_reading()
+            self._saying_alive = asyncio.get_running_loop().call_later(
+                ALIVE_EVERY_S, self._say_alive
+            )
 
     def resume(self) -> None:
         if not self._reading:
             self._reading = True
+            if self._saying_alive:
+                self._saying_alive.cancel()
             if not self.transport.underlying_transport.is_closing():
                 self.transport.underlying_transport.resume_reading()
 
@@ -216,6 +224,16 @@ class Peer(WSListener):
         self._wake()
         if len(self._kept) >= FRAMES_KEPT:
             self.pause()
+
+    def _say_alive(self) -> None:
+        """A pong that nobody asked for (RFC 6455, 5.5.3)."""
+        if self._reading or self._gone or self.transport.is_close_frame_sent:
+            return
+        if not self.blocked:
+            self.transport.send_pong()
+        self._saying_alive = asyncio.get_running_loop().call_later(
+            ALIVE_EVERY_S, self._say_alive
+        )
 
     def _wake(self) -> None:
         if self._asking and not self._asking.done():

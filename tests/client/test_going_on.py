@@ -196,6 +196,36 @@ async def test_a_server_that_falls_silent_is_left(monkeypatch: pytest.MonkeyPatc
     assert events[-1]["type"] == "session.end"
 
 
+async def test_a_server_that_does_not_read_for_a_while_is_not_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client, "PING_EVERY_S", 0.05)
+    monkeypatch.setattr(client, "SILENT_S", 0.3)
+
+    async def busy(line: Line) -> None:
+        await line.begin()
+        await asyncio.sleep(1.5)  # the library keeps some frames, then reads no more
+        await line.hear()
+        await line.finish()
+
+    async with (
+        asyncio.timeout(20),
+        server(busy) as (url, lines),
+        client.connect(url, resume=False) as session,
+    ):
+
+        async def speak() -> None:
+            for _ in range(300):
+                await session.send(bytes(32_000))
+            await session.end()
+
+        speaking = asyncio.create_task(speak())
+        events = [event async for event in session]
+        await speaking
+    assert [event["type"] for event in events] == ["session.begin", "session.end"]
+    assert len(lines[0].audio) == 9_600_000
+
+
 # What is not gone on with.
 
 

@@ -256,6 +256,22 @@ async def test_one_that_lives_says_so_when_it_is_asked() -> None:
         assert asking.asked == now
 
 
+async def test_one_that_does_not_read_says_all_the_same_that_it_lives() -> None:
+    async with server() as served:
+        asking, asked = await served.link()
+        Ear(asking)
+        asked.pause()
+        for _ in range(2):
+            asking.ask(now := asyncio.get_running_loop().time())
+            await until(lambda: asking.asked is None)
+            assert asking.heard > now
+        asked.resume()
+        await asyncio.sleep(0.3)  # for the answers to what was asked
+        heard = asking.heard
+        await asyncio.sleep(0.6)
+        assert asking.heard == heard, "one that reads is silent until it is asked"
+
+
 async def test_a_message_in_fragments_is_one() -> None:
     async with server() as served:
         client, peer = await served.client()

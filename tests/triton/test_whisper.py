@@ -470,12 +470,16 @@ def test_a_full_window_is_never_suspect(babbler: Whisper):
     ],
 )
 def test_a_final_is_doubted_by_what_its_decoding_was_like(
-    greedy: Whisper, changes: dict[str, Any], suspect: bool
+    greedy: Whisper, changes: dict[str, Any], suspect: bool, monkeypatch: pytest.MonkeyPatch
 ):
     row = Row(noise(4, 100), language="en")
     answer = replace(_Answer([*range(400, 412)], -1.0, True, 0.0, "en", 1.0), **changes)
     judged = greedy._transcript(row, 6, answer)  # pyright: ignore[reportPrivateUsage]
     assert judged.suspect == suspect
+    # Weights that were adapted to right-sized windows are as sure there as in a full one.
+    monkeypatch.setattr(greedy, "_adapted", True)
+    judged = greedy._transcript(row, 6, answer)  # pyright: ignore[reportPrivateUsage]
+    assert judged.suspect == (suspect and "logprob" not in changes)
     # There is nothing better than a full window.
     assert not greedy._transcript(row, 30, answer).suspect  # pyright: ignore[reportPrivateUsage]
 
