@@ -34,8 +34,8 @@ from recordings import Pcm, Recording, Sentence
 from dalston.triton.contract import SAMPLE_RATE
 
 # Speech is what is so much louder than the quiet parts, and no more than so much quieter than the
-# loud ones, for three frames.
-LOUDER_DB, QUIETER_DB, FRAME, FRAMES = 10.0, 32.0, SAMPLE_RATE // 100, 3
+# loud ones, for ten frames: lips and tongue click for less.
+LOUDER_DB, QUIETER_DB, FRAME, FRAMES = 10.0, 32.0, SAMPLE_RATE // 100, 10
 GAP_S = 1.0  # behind an utterance, in calls: more than ends it
 LONGEST_S = 20.0  # of an utterance in a call
 # Of what is put together for word times: too short a gap to end an utterance, which therefore has

@@ -31,9 +31,11 @@ logger = logging.getLogger(__name__)
 # in a row unanswered.
 ASK_AFTER_S, LIVE_DEADLINE_S, UNANSWERED = 1.0, 1.5, 2
 ASK_AGAIN_S = 0.25  # a silent one
-# Behind the answer to what was asked later a call may take so long, and so many times what the
-# slowest lately took.
+# After the answer to what was asked later a call may take so long, or so many times what the
+# slowest lately took; and as long as the audio takes of all that were overtaken: they may be one
+# batch. A machine that decodes less than four times as fast as people speak serves nobody.
 LOST_S, SLOWER, HALF_LIFE_S = 2.0, 3.0, 60.0
+FASTER_THAN_SPEECH = 4.0
 PROBE_AFTER_S = 2.5  # a model that has answered nobody
 
 
@@ -82,6 +84,7 @@ class Inference:
 
     def __init__(self, model: str, outputs: tuple[str, ...], **parameters: str | bool):
         self.model = model
+        self.audio_s = 0.0  # that it takes long to work on
         self._outputs, self._parameters = outputs, parameters
         self._inputs = list[str]()
         self._contents = list[bytes]()
@@ -140,6 +143,7 @@ class Due:
     """What was asked, until it is answered or too late."""
 
     model: str
+    audio_s: float
     asked: float
     tell: Callable[[Answer | CallFailed], None]
     over: Callable[[], None]
@@ -270,7 +274,8 @@ class Channel:
 
         call = self._wire.ask(inference.request(self.url, headers), answered)
         alarm = loop.call_later(deadline_s, late)
-        due = Due(inference.model, time.monotonic(), tell, over, call, alarm)
+        now = time.monotonic()
+        due = Due(inference.model, inference.audio_s, now, tell, over, call, alarm)
         self._calls.add(due)
         self._due[due] = None
         if self._listening is None or self._listening.done():
@@ -341,7 +346,9 @@ class Channel:
     def _patience_s(self, due: Due, now: float) -> float:
         """One of several instances may have a batch of long finals. If that is it, it has more time
         when it is asked again."""
-        return max(LOST_S, SLOWER * self._slowest_s(due.model, now))
+        batch_s = sum(d.audio_s for d in self._due if d.overtaken and d.model == due.model)
+        slowest_s = max(LOST_S, SLOWER * self._slowest_s(due.model, now))
+        return slowest_s + batch_s / FASTER_THAN_SPEECH
 
     def _probe_mute(self) -> None:
         """If a model owes answers for long, what is asked now tells whether those will come."""

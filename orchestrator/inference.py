@@ -31,10 +31,12 @@ from dalston.orchestrator.requests import (
 from dalston.orchestrator.turns import Turns
 from dalston.orchestrator.wire import Answer, CallFailed, Code
 from dalston.triton.contract import (
+    SAMPLE_RATE,
     STAGES,
     TURN_MODEL,
     VAD_MODEL,
     VARIANTS,
+    WINDOWS,
     asleep_mark,
     whisper_model,
 )
@@ -364,7 +366,9 @@ class Triton:
         call = Inference(whisper_model(request.variant), wanted)
         prefix = np.array(request.prefix, "<i4").tobytes()
         draft = np.array(request.draft, "<i4").tobytes()
-        call.add("AUDIO", "INT16", len(request.audio) // 2, request.audio)
+        samples = len(request.audio) // 2
+        call.audio_s = WINDOWS[-1] if full_window else samples / SAMPLE_RATE
+        call.add("AUDIO", "INT16", samples, request.audio)
         call.add("LANGUAGE", "BYTES", 1, _string(request.language))
         call.add("TASK", "BYTES", 1, _string(request.task))
         call.add("PROMPT", "BYTES", 1, _string(request.prompt))

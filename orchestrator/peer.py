@@ -34,7 +34,7 @@ USUAL: dict[str, Any] = {
 ABNORMAL = 1006  # how a connection ended that nobody closed
 # Frames that are kept for an owner who does not listen yet, before no more are read.
 FRAMES_KEPT = 4
-# While nothing is read no ping is answered, so whoever asks is told unasked, so often, that we live.
+# While nothing is read no ping is answered: the other side is told so often, unasked, that we live.
 ALIVE_EVERY_S = 0.25
 
 
@@ -231,9 +231,7 @@ class Peer(WSListener):
             return
         if not self.blocked:
             self.transport.send_pong()
-        self._saying_alive = asyncio.get_running_loop().call_later(
-            ALIVE_EVERY_S, self._say_alive
-        )
+        self._saying_alive = asyncio.get_running_loop().call_later(ALIVE_EVERY_S, self._say_alive)
 
     def _wake(self) -> None:
         if self._asking and not self._asking.done():

@@ -31,6 +31,7 @@ from dalston.triton import contract
 from dalston.triton.features import HOP, log_mel
 from dalston.triton.greedy import FRAMES_PER_SECOND, Controls, Greedy, Heard, Task
 from dalston.triton.vocabulary import Vocabulary
+from dalston.triton.word_times import Word, moved_to_sound, pauses, shortened, token_starts
 
 # Gates of "Robust Speech Recognition via Large-Scale Weak Supervision" (Radford et al. 2022), 4.5.
 NO_SPEECH = 0.6
@@ -70,14 +71,6 @@ class Row:
     draft: Sequence[int] = ()  # what probably follows the prefix: it costs less if that is right
     words: bool = False
     full_window: bool = False
-
-
-@dataclass(frozen=True)
-class Word:
-    text: str
-    start: float  # seconds from the start of the row's audio
-    end: float
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -524,7 +517,8 @@ class Whisper:
                 [max(2, math.ceil(len(rows[index].audio) / HOP)) for index in indexes],
             )
             for index, alignment in zip(indexes, aligned, strict=True):
-                starts = _token_starts(rows[index], alignment)
+                seconds = len(rows[index].audio) / contract.SAMPLE_RATE
+                starts = token_starts(alignment, seconds)
                 words = self._words(rows[index], transcripts[index], alignment, starts)
                 times = transcripts[index].token_times or starts[: len(transcripts[index].tokens)]
                 chances = (
@@ -553,26 +547,5 @@ class Whisper:
             probability = sum(probabilities) / len(probabilities)
             words.append(Word(word.text, start, max(start, end), probability))
             token = behind
-        return shortened(words)
-
-
-def _token_starts(row: Row, alignment: Any) -> list[float]:
-    """Seconds at which each token begins; the last is where the end token does."""
-    steps, times = np.array(alignment.alignments, np.int64).T
-    begins = np.diff(steps, prepend=-1) > 0
-    duration = len(row.audio) / contract.SAMPLE_RATE
-    return np.minimum(times[begins] / FRAMES_PER_SECOND, duration).tolist()
-
-
-def shortened(words: list[Word]) -> list[Word]:
-    """The first word takes the silence before it and the last the silence behind: neither may be
-    longer than twice the usual word (the rule of openai-whisper for sentence boundaries)."""
-    if len(words) < 2:
-        return words
-    longest = 2 * min(0.7, float(np.median([word.end - word.start for word in words])))
-    first, last = words[0], words[-1]
-    if first.end - first.start > longest:
-        words = [Word(first.text, first.end - longest, first.end, first.probability), *words[1:]]
-    if last.end - last.start > longest:
-        words = [*words[:-1], Word(last.text, last.start, last.start + longest, last.probability)]
-    return words
+        silent = pauses(row.audio)
+        return shortened(moved_to_sound(words, silent, duration), silent)

@@ -432,6 +432,23 @@ async def test_a_final_that_is_only_slower_than_others_is_waited_for():
             assert isinstance(waiting.exception(), InferenceError) == bool(lost)
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_a_batch_of_long_finals_that_short_ones_overtake_is_waited_for():
+    class Slow(SmallTriton):
+        async def infer(self, asked: Asked) -> dict[str, Tensor]:
+            if len(asked.inputs["AUDIO"]) > 6400:
+                await asyncio.sleep(1.5)
+            return await super().infer(asked)
+
+    long = replace(final(), audio=bytes(64_000))  # 2 s
+    async with fleet_of(Slow()) as fleet:
+        waiting = [asyncio.create_task(fleet.transcribe(long)) for _ in range(8)]
+        while not all(task.done() for task in waiting):
+            await fleet.transcribe(final())
+            await asyncio.sleep(0.05)
+        assert [task.result().text for task in waiting] == [TEXT] * 8
+
+
 async def test_what_nobody_waits_for_any_more_is_answered_all_the_same():
     triton = SmallTriton()
     async with fleet_of(triton) as fleet:

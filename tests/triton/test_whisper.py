@@ -31,11 +31,9 @@ from dalston.triton.whisper import (
     RowError,
     Transcript,
     Whisper,
-    Word,
     _Answer,  # pyright: ignore[reportPrivateUsage]
     compression_ratio,
     repeats_itself,
-    shortened,
     without_loop,
 )
 
@@ -594,15 +592,6 @@ def test_words_of_rows_in_several_languages_are_aligned_each_with_its_prompt(gre
     assert transcripts(greedy, rows) == [transcript(greedy, row) for row in rows]
 
 
-def test_silence_at_the_ends_is_taken_from_the_first_and_last_word():
-    long = [Word("a", 0, 2, 0.9), Word("b", 2, 2.2, 0.8), Word("c", 2.2, 5, 0.7)]
-    # The usual word is 2 s here, but nobody takes longer than 0.7 s for one.
-    first, middle, last = shortened(long)
-    assert (first.start, first.end) == pytest.approx((0.6, 2))
-    assert middle == long[1]
-    assert (last.start, last.end) == pytest.approx((2.2, 3.6))
-
-
 def test_no_word_takes_the_silence_around_it(greedy: Whisper):
     around, sentences = silence(2), SENTENCES[:8]
     said = transcripts(greedy, [Row(audio, "en") for audio in sentences])
@@ -612,10 +601,3 @@ def test_no_word_takes_the_silence_around_it(greedy: Whisper):
         assert len(words) >= 2
         assert words[0].end - words[0].start < 1.5
         assert words[-1].end - words[-1].start < 1.5
-
-
-def test_words_of_usual_length_and_single_words_are_left_as_they_are():
-    usual = [Word("a", 0, 0.3, 1), Word("b", 0.3, 0.5, 1), Word("c", 0.5, 0.8, 1)]
-    assert shortened(usual) == usual
-    assert shortened([Word("a", 0, 9, 1)]) == [Word("a", 0, 9, 1)]
-    assert shortened([]) == []
