@@ -11,6 +11,7 @@ is the same checkpoint (--stock: where what is served was changed for short wind
 was made of), every window 30 s, with the same number of beams; in an environment of its own. Its
 answers are kept in build/bench/quality, for it always gives the same.
 
+--ask min_silence_duration_ms=1500: with these parameters of the stream.
 --telephone: the utterances also as a telephone carries them. --noise MINUTES: also so much of
 every sound without a word, in real time, of which there should be no text at all.
 
@@ -25,7 +26,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,10 @@ class Pair:
 # --- live ---------------------------------------------------------------------------------------
 
 
-async def call(url: str, item: Item, variant: str) -> Heard:
-    """One session, as fast as the server takes it."""
+async def call(url: str, item: Item, variant: str, asked: Mapping[str, str]) -> Heard:
+    """One session, as fast as the server takes it. asked: parameters of the stream."""
     finals, windows_s = list[dict[str, Any]](), 0.0
-    settings: dict[str, Any] = {"language": item.language, "model": variant}
+    settings: dict[str, Any] = {"language": item.language, "model": variant, **asked}
     settings |= {"interim_results": False, "word_timestamps": bool(item.timed)}
     try:
         async with client.connect(url, resume=False, **settings) as session:
@@ -124,14 +125,16 @@ async def _send(session: client.Session, audio: Pcm, paced: bool) -> None:
     await session.end()
 
 
-async def live(url: str, items: Sequence[Item], variant: str, callers: int) -> list[Heard]:
+async def live(
+    url: str, items: Sequence[Item], variant: str, callers: int, asked: Mapping[str, str]
+) -> list[Heard]:
     """Each item in a session of its own, the longest first; in the order of items."""
     slots, done = asyncio.Semaphore(callers), 0
 
     async def one(item: Item) -> Heard:
         nonlocal done
         async with slots:
-            heard = await call(url, item, variant)
+            heard = await call(url, item, variant, asked)
             done += 1
             print(f"\rlive: {done} of {len(items)}  ", end="", file=sys.stderr)
             return heard
@@ -411,7 +414,7 @@ async def measured(
     async with served.running(FOLDER, name, 64, choice=choice) as stack:
         heard, silence = list[Heard](), dict[str, dict[str, Any]]()
         if not args.noise_only:
-            heard = await live(stack.url, items, args.variant, args.callers)
+            heard = await live(stack.url, items, args.variant, args.callers, dict(args.ask))
             by_name = {named(item): asdict(one) for item, one in zip(items, heard, strict=True)}
             last_heard(name, args.variant).write_text(json.dumps(by_name))
         if args.noise:
@@ -473,6 +476,14 @@ def main() -> int:
     parser.add_argument("--checkpoint", metavar="[VARIANT=]FOLDER", help="instead of the profile's")
     parser.add_argument("--stock", type=Path, help="offline, instead of the same checkpoint")
     parser.add_argument("--variant", choices=VARIANTS, default="fast")
+    parser.add_argument(
+        "--ask",
+        type=_parameter,
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="parameters of each stream, such as min_silence_duration_ms=1500",
+    )
     parser.add_argument("--callers", type=int, default=CALLERS, help=f"at once ({CALLERS})")
     parser.add_argument("--parts", nargs="+", help="these alone")
     parser.add_argument("--telephone", action="store_true", help="the utterances so too")
@@ -495,7 +506,7 @@ def main() -> int:
         items, heard, silence = [item for item, _ in pairs], [one for _, one in pairs], {}
     else:
         heard, silence = asyncio.run(measured(args, items, name, choice))
-    result: dict[str, Any] = {"checkpoint": name, "variant": args.variant}
+    result: dict[str, Any] = {"checkpoint": name, "variant": args.variant, "asked": dict(args.ask)}
     if heard:
         items, heard = _known(items, heard)
         model = models.profiles()[args.profile][args.variant]
@@ -514,6 +525,13 @@ def main() -> int:
     where = {"machine": machine.described(), "commit": machine.commit()}
     print(json.dumps({**result, "offline": FASTER_WHISPER, **where}))
     return 0
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def _known(items: Sequence[Item], heard: Sequence[Heard]) -> tuple[list[Item], list[Heard]]:

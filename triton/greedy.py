@@ -3,9 +3,11 @@ Greedy decoding on ONNX Runtime, of the graphs of graphs.py, with drafts. Knows 
 
 What a row will probably say, its draft, is checked in one pass with its prompt: of the draft
 those tokens are kept that greedy decoding would have chosen, and the one it would have chosen
-instead of the next. So a draft changes what a row costs, never what it says (Leviathan et al.
-2023, "Fast inference from transformers via speculative decoding", with the hypothesis before as
-the approximation). From there on each pass gives one token for each row that has not ended.
+instead of the next (Leviathan et al. 2023, "Fast inference from transformers via speculative
+decoding", with the hypothesis before as the approximation). So a draft changes what a row costs,
+and what it says only where two tokens are nearly as likely: the float sums of several tokens at
+once are not those of one at a time to the last bit. From there on each pass gives one token for
+each row that has not ended.
 
 Where the graphs tell the decoder's attention, each token has a time: the frame of the audio that
 was attended most when it was chosen, or forced. A decoder that has come to the end of the audio
