@@ -3,6 +3,7 @@ Faults, a thousand of them, while callers are being transcribed: nothing of what
 lost, and nothing may stay behind.
 
     python tests/chaos/chaos.py --faults 1000 --seed 1
+    python tests/chaos/chaos.py --faults 60 --repository build/cpu/model_repository --corpus FOLDER
 
 Two gateways, two workers, two Tritons and a Redis, with a proxy on every connection. What happens
 follows from the seed. A run that was interrupted goes on where it was: build/chaos/SEED.jsonl.
@@ -20,7 +21,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import checks
@@ -249,13 +250,14 @@ async def run(
     callers: int = CALLERS,
     gap_s: tuple[float, float] = GAP_S,
     size: Size | None = None,
+    corpus: Path | None = None,
 ) -> Journal:
     """The whole of it: start, faults, checks, stop."""
     journal = Journal.open(folder / f"{seed}.jsonl")
     if journal.faults < faults:
         async with deployed(folder / str(seed), size) as deployment:
             chaos = Chaos(deployment, journal, seed, callers)
-            async with chaos.calls(readings()):
+            async with chaos.calls(readings(corpus)):
                 await chaos.strike(faults, gap_s)
         await chaos.leftovers()
     return journal
@@ -274,6 +276,8 @@ def main() -> int:
     parser.add_argument("--tritons", type=int, default=2)
     parser.add_argument("--gap", type=float, nargs=2, default=GAP_S, help="seconds between faults")
     parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--repository", type=Path, help="of models (build/model_repository)")
+    parser.add_argument("--corpus", type=Path, help="people to read, as bench/corpus.py has them")
     args = parser.parse_args()
 
     async def serve() -> Journal:
@@ -282,9 +286,17 @@ def main() -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         size = Size(tritons=args.tritons)
+        if args.repository:
+            size = replace(size, repository=args.repository.resolve())
         gap_s = (args.gap[0], args.gap[1])
         return await run(
-            args.folder, args.seed, args.faults, callers=args.callers, gap_s=gap_s, size=size
+            args.folder,
+            args.seed,
+            args.faults,
+            callers=args.callers,
+            gap_s=gap_s,
+            size=size,
+            corpus=args.corpus,
         )
 
     try:

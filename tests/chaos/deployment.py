@@ -46,6 +46,7 @@ class Size:
     tritons: int = 2
     sessions: int = 32  # of a worker
     instant: bool = False  # no models: what bench/instant.py says
+    repository: Path = ROOT / "build" / "model_repository"
 
 
 @dataclass
@@ -213,7 +214,6 @@ def _members(deployment: Deployment) -> list[Member]:
     links, folder, size = deployment.links, deployment.folder, deployment.size
     dalston = [sys.executable, "-m", "dalston.cli.main"]
     ports = {name: free_port() for name in _names(size)}
-    repository = ROOT / "build" / "model_repository"
 
     def member(
         name: str, role: Role, port: int, command: list[str], stop_s: float, **environment: str
@@ -232,7 +232,7 @@ def _members(deployment: Deployment) -> list[Member]:
     for number in range(1, size.tritons + 1):
         name, run = f"triton-{number}", folder / f"triton-{number}"
         run.mkdir(exist_ok=True)
-        command = [*dalston, "triton", "--repository", str(repository), "--run-dir", str(run)]
+        command = [*dalston, "triton", "--repository", str(size.repository), "--run-dir", str(run)]
         command += ["--grpc-port", str(free_port()), "--http-port", str(ports[name])]
         command += ["--metrics-port", str(free_port())]
         if size.instant:

@@ -4,14 +4,18 @@ and some with messages among the audio.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpus import recordings as of_corpus
 from recordings import Recording, foreign, recordings
 from sounds import converted
 
 from dalston.orchestrator.messages import Encoding
 from dalston.triton.contract import SAMPLE_RATE
+
+OF_CORPUS = 20  # utterances, at least, spread over it
 
 Control = tuple[int, dict[str, Any]]  # the client's frame that it comes before
 
@@ -68,9 +72,12 @@ def _reading(
     )
 
 
-def readings() -> list[Reading]:
-    """A few dozen, of 7 to 45 s."""
+def readings(corpus: Path | None = None) -> list[Reading]:
+    """A few dozen, of 7 to 45 s; or of people, of 2 to 50 s, who read what is in the corpus."""
     every, abroad = recordings(), foreign()
+    if corpus:
+        people = of_corpus(corpus)
+        every, abroad = people[:: max(1, len(people) // OF_CORPUS)], ()
     alone = [_reading((one,)) for one in every]
     alone += [_reading((one,), language=one.language) for one in abroad]
     alone += [_reading((one,), language="auto", word_timestamps="true") for one in abroad[:1]]
