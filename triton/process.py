@@ -3,6 +3,7 @@ Child processes that do not outlive us, and ports that nobody uses.
 """
 
 import asyncio
+import secrets
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -36,14 +37,27 @@ async def guard(group: int, files: str) -> asyncio.subprocess.Process:
 
 
 _given = deque[int](maxlen=256)  # ports, lately
+# Below those that the kernel gives to whoever connects (ip_local_port_range begins at 32768): one
+# of these could be taken for an outgoing connection before its server listens.
+_PORTS = range(15_000, 32_000)
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that was free a moment ago, another each time."""
-    while True:
+    """A TCP port of the loopback interface that was free a moment ago, another each time.
+
+    Raises OSError if none can be had.
+    """
+    for _ in range(1_000):
+        port = secrets.choice(_PORTS)  # no seed: processes shall not choose the same
+        if port in _given:
+            continue
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port not in _given:
-            _given.append(port)
-            return port
+            # As servers do: connections that were closed a moment ago are no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _given.append(port)
+        return port
+    raise OSError(f"no TCP port from {_PORTS[0]} to {_PORTS[-1]} is free")
