@@ -39,8 +39,8 @@ LOW_LOGPROB = -1.0
 HIGH_COMPRESSION = 2.4
 # A right-sized window is doubted sooner: by this average, by this many words that come again in the
 # same order, by more tokens than people say (bench/windows.py). Not by the first two where weights
-# are adapted to it: of 122 pieces of speech they doubted 6, and the full window made one more word
-# wrong of all of them together (docs/quality.md).
+# are adapted to it: of 121 pieces of speech they doubted 6, and the full window made three more
+# words wrong (docs/log.md).
 DOUBTFUL_LOGPROB = -0.7
 REPEATED_WORDS = 3
 DOUBTFUL_PER_SECOND, DOUBTFUL_EXTRA = 8, 6

@@ -3,7 +3,7 @@ Scenes: audio of the language of tones and messages in turn, drawn at random, an
 session's answers must always be the same.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from dalston.orchestrator.messages import (
     Configure,
     Eager,
     End,
+    Error,
     Flush,
     Partial,
     ServerMessage,
@@ -57,8 +58,12 @@ class Scene:
     """What is said to a session: audio and messages in turn."""
 
     config: SessionConfig
-    parts: list[bytes | ClientMessage] = field(repr=False)
+    parts: list[bytes | ClientMessage]
     score: str = ""  # the same for people
+
+    def __repr__(self) -> str:
+        """Without the megabytes of audio."""
+        return f"Scene({self.config}, score={self.score!r})"
 
     def session(self, snapshot: Snapshot | None = None) -> Session:
         return Session(
@@ -139,12 +144,15 @@ def told(messages: list[ServerMessage]) -> list[ServerMessage]:
     """What must not depend on how audio and answers came: all but partials and eager finals, and
     what counts them.
 
-    The answer to `config` is given at once, so it stands where the message came.
+    The answer to `config`, also one that refuses it, is given at once, so it stands where the
+    message came.
     """
     kept: list[ServerMessage] = []
     for message in messages:
         if isinstance(message, SessionEnd):
             kept.append(msgspec.structs.replace(message, stats=Stats()))
+        elif isinstance(message, Error) and message.code == "invalid_parameter":
+            pass
         elif not isinstance(message, Partial | Eager | Withdrawn | ConfigUpdated):
             kept.append(message)
     return kept

@@ -19,6 +19,7 @@ from dalston.orchestrator.messages import (
     Configure,
     Eager,
     End,
+    Error,
     Final,
     Flush,
     Partial,
@@ -113,19 +114,20 @@ def undisturbed(scene: Scene) -> list[ServerMessage]:
     return [m for m in told(messages) if not isinstance(m, Snapshot)]
 
 
-def accepted(scene: Scene) -> int:
-    """How many of its changes of settings do not contradict those before them."""
-    config, count = scene.config, 0
+def changes(scene: Scene) -> list[bool]:
+    """Of each of its changes of settings, whether it does not contradict those before it."""
+    config, accepted = scene.config, list[bool]()
     for part in scene.parts:
         if isinstance(part, Configure):
             changed = configured(config, part)
-            if not contradiction(changed):
-                config, count = changed, count + 1
-    return count
+            accepted.append(not contradiction(changed))
+            config = changed if accepted[-1] else config
+    return accepted
 
 
-def configs(messages: Sequence[object]) -> int:
-    return sum(isinstance(m, ConfigUpdated) for m in messages)
+def configs(messages: Sequence[object]) -> list[bool]:
+    """Of each answer to such a change, whether it accepts it."""
+    return [isinstance(m, ConfigUpdated) for m in messages if isinstance(m, ConfigUpdated | Error)]
 
 
 @settings(max_examples=10)
@@ -143,7 +145,7 @@ def test_workers_lost_at_any_moment_change_nothing_that_the_client_is_told(
             line.listen(int(line.chance.integers(0, 3)))
             line.lose_worker()
     assert told(line.finish()) == undisturbed(scene)
-    assert configs(line.heard) == accepted(scene)
+    assert configs(line.heard) == changes(scene)
     # Whoever loses a worker takes back what that one told eagerly.
     eager: str | None = None
     for message in line.heard:
