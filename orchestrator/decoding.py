@@ -4,9 +4,10 @@ From utterances to partials and finals: what to ask the Whisper models and what 
 Part of a session, and like it without I/O. Partials are asked for one at a time while somebody
 speaks. A final is asked for when its utterance has ended, or speculatively when it pauses; nothing
 in its request decides but the audio, the language, the variant and what the client asks for (task,
-prompt, keywords), so that it can be repeated at any time with the same result. Finals are told in
-order: the second side of a cut is joined to the first, and a detected language is kept: for all
-that follow, or, where the language of each is detected, for those that are too short for it.
+prompt, keywords), so that it can be repeated at any time with the same result. (What was heard so
+far goes along as a draft, which only saves time.) Finals are told in order: the second side of a
+cut is joined to the first, and a detected language is kept: for all that follow, or, where the
+language of each is detected, for those that are too short for it.
 """
 
 from collections import deque
@@ -352,9 +353,8 @@ class Decoding:
         self._request_ids += 1
         decode = Decode(self._request_ids, _asked(last, language, words, config), last)
         self._finals[decode.id] = decode
-        # Without a draft: several tokens in one pass are not, to the last bit, what they are one by
-        # one, and where two words are nearly as likely that decides. A final is the same whatever
-        # partials came before it.
+        # The draft is no part of what decides the final: it only makes it cheaper.
+        draft = tuple(utterance.agreement.before)
         self.requests.append(
             TranscriptRequest(
                 decode.id,
@@ -362,6 +362,7 @@ class Decoding:
                 audio,
                 language,
                 self._variant,
+                draft=draft,
                 words=words,
                 task=config.task,
                 prompt=config.prompt,

@@ -3,11 +3,10 @@ Greedy decoding on ONNX Runtime, of the graphs of graphs.py, with drafts. Knows 
 
 What a row will probably say, its draft, is checked in one pass with its prompt: of the draft
 those tokens are kept that greedy decoding would have chosen, and the one it would have chosen
-instead of the next (Leviathan et al. 2023, "Fast inference from transformers via speculative
-decoding", with the hypothesis before as the approximation). So a draft changes what a row costs,
-and what it says only where two tokens are nearly as likely: the float sums of several tokens at
-once are not those of one at a time to the last bit. From there on each pass gives one token for
-each row that has not ended.
+instead of the next. So a draft changes what a row costs, never what it says (Leviathan et al.
+2023, "Fast inference from transformers via speculative decoding", with the hypothesis before as
+the approximation): to the last bit where the row has no prefix, else but for tokens that are
+nearly as likely. From there on each pass gives one token for each row that has not ended.
 
 Where the graphs tell the decoder's attention, each token has a time: the frame of the audio that
 was attended most when it was chosen, or forced. A decoder that has come to the end of the audio
@@ -224,7 +223,14 @@ class Greedy:
         return Heard(encoded[0], cross)
 
     def decode(self, tasks: Sequence[Task]) -> list[Decoded]:
-        return _Batch(self, tasks).decode() if tasks else []
+        """In the order of the tasks. Those with a prefix share their passes; those without one go
+        alone, in passes over two tokens or more."""
+        sharing = [task for task in tasks if task.prefix]
+        shared = iter(_Batch(self, sharing).decode() if sharing else ())
+        return [
+            next(shared) if task.prefix else _Batch(self, [task], pairs=True).decode()[0]
+            for task in tasks
+        ]
 
     def first_logprobs(self, heard: Sequence[Heard], start: int) -> Floats:
         """What may follow the token `start`, [rows, vocabulary]."""
@@ -251,16 +257,22 @@ class Greedy:
 
 
 class _Batch:
-    """One call of decode(). Buffers hold the rows that are not over, in the order of `_rows`."""
+    """Tasks that share passes. Buffers hold the rows that are not over, in the order of `_rows`.
 
-    def __init__(self, runtime: Greedy, tasks: Sequence[Task]):
-        self._runtime = runtime
+    pairs: of a single task: no pass is over one token. Over one, attention multiplies a vector, and
+    over several matrices: other code, other sums, and where two tokens are nearly as likely a draft
+    would decide. Over two and more every token's are the same to the last bit. (ONNX Runtime does
+    this for one task at a time: GroupQueryAttention over several tokens wants a batch of one.)
+    """
+
+    def __init__(self, runtime: Greedy, tasks: Sequence[Task], pairs: bool = False):
+        self._runtime, self._width = runtime, 2 if pairs else 1
         self._rows = [_Row(task, Decoded(list(task.prefix))) for task in tasks]
         self._decoded = [row.decoded for row in self._rows]
         heads, width = runtime.heads, runtime.head_width
         frames = max(task.heard.frames for task in tasks)
         count = len(tasks)
-        longest = max(len(task.prompt) + task.limit for task in tasks)
+        longest = max(len(task.prompt) + task.limit for task in tasks) + self._width - 1
         room = -(-longest // _ROOM) * _ROOM
         names = 2 * runtime.layers
         self._kept = [np.empty((count, heads, room, width), np.float32) for _ in range(names)]
@@ -389,13 +401,14 @@ class _Batch:
         return not task.prefix and at == len(task.prompt) - 1
 
     def _steps(self) -> None:
-        """One token for each row and pass, until a row is over."""
-        runtime, rows = self._runtime, self._rows
+        """One token for each row and pass, until a row is over. Of a pair the second is the same
+        once more: nothing is read of it, and the next pass takes its place."""
+        runtime, rows, width = self._runtime, self._rows, self._width
         count = len(rows)
-        ids, positions = np.empty((count, 1), np.int64), np.empty((count, 1), np.int64)
+        ids, positions = np.empty((count, width), np.int64), np.empty((count, width), np.int64)
         lengths, total = np.empty(count, np.int32), np.empty((), np.int32)
-        hidden = np.empty((count, 1, runtime.width), np.float32)
-        attention = self._attention(count, 1)
+        hidden = np.empty((count, width, runtime.width), np.float32)
+        attention = self._attention(count, width)
         decode = self._binding(ids, positions, lengths, total, hidden, attention)
         pairs = np.empty((count, len(runtime.never), 2), np.int64)
         pairs[..., 0], pairs[..., 1] = np.arange(count)[:, None], runtime.never
@@ -406,7 +419,8 @@ class _Batch:
         over = set[int]()
         while not over:
             for index, row in enumerate(rows):
-                ids[index], positions[index], lengths[index] = row.next, row.length, row.length
+                ids[index], positions[index] = row.next, row.length
+                lengths[index] = row.length + width - 1
             total[...] = lengths.max() + 1
             decode()
             score()

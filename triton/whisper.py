@@ -3,9 +3,9 @@ A batch of rows of audio -> transcripts: features, windows, grouping, decoding, 
 
 Knows the runtimes, not Triton. Everything that decides a row's result is in the row itself, never
 in its neighbours: the window comes from the row's own length, the token limits too; a draft
-changes what a row costs, and what it says only where two words are nearly as likely. Rows that
-share a run may be of any languages, tasks and prefixes; those whose prompts differ much in length
-do not, for the shorter would cost as much as the longest. Rows that fail are answered one by one,
+changes what a row costs, and never what a row says that has no prefix. Rows that share a run may be
+of any languages, tasks and prefixes; those whose prompts differ much in length do not, for the
+shorter would cost as much as the longest. Rows that fail are answered one by one,
 and a failure is a value, so that one bad row never costs its neighbours their answer.
 
 Two runtimes: on a CPU, without beams, greedy.py; else CTranslate2, which also aligns words. A

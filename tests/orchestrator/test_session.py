@@ -678,7 +678,7 @@ def test_a_session_that_goes_on_from_any_snapshot_asks_the_models_for_the_same()
     scene = Scene(config, parts)
 
     def asked(driver: Driver) -> list[TranscriptRequest]:
-        return [replace(r, id=0) for r in driver.asked if r.kind == "final"]
+        return [replace(r, id=0, draft=()) for r in driver.asked if r.kind == "final"]
 
     undisturbed = Driver(scene.session())
     undisturbed.run(scene.steps([3200]))

@@ -120,8 +120,9 @@ def test_no_draft_changes_what_is_said(own: Whisper, data: st.DataObject) -> Non
     drafts = st.lists(st.one_of(st.sampled_from(said), st.integers(0, 50_256)), max_size=40)
     draft = [*said[:kept], *data.draw(drafts)]
     (drafted,) = transcribed(own, [Row(audio, language="en", draft=draft)])
+    # To the last bit, or on real checkpoints it would decide between words that are nearly as likely.
     assert (drafted.text, drafted.tokens) == (plain.text, plain.tokens)
-    assert drafted.average_logprob == pytest.approx(plain.average_logprob, abs=1e-4)
+    assert drafted.token_logprobs == plain.token_logprobs
 
 
 def test_token_times_are_the_same_by_drafts_and_prefixes_and_near_the_words(own: Whisper) -> None:
