@@ -120,7 +120,7 @@ def test_no_draft_changes_what_is_said(own: Whisper, data: st.DataObject) -> Non
     drafts = st.lists(st.one_of(st.sampled_from(said), st.integers(0, 50_256)), max_size=40)
     draft = [*said[:kept], *data.draw(drafts)]
     (drafted,) = transcribed(own, [Row(audio, language="en", draft=draft)])
-    # To the last bit, or on real checkpoints it would decide between words that are nearly as likely.
+    # To the last bit: less would decide between words that are nearly as likely, on real speech.
     assert (drafted.text, drafted.tokens) == (plain.text, plain.tokens)
     assert drafted.token_logprobs == plain.token_logprobs
 
