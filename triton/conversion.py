@@ -20,6 +20,8 @@ from ctranslate2.converters.utils import fuse_linear
 from ctranslate2.specs import common_spec, whisper_spec
 from safetensors import SafetensorError, safe_open
 
+from dalston.triton.models import ADAPTATION
+
 Array = npt.NDArray[Any]
 
 _EMBEDDING = "model.decoder.embed_tokens.weight"
@@ -39,7 +41,12 @@ class CheckpointError(Exception):
 
 
 def is_hugging_face(folder: Path) -> bool:
-    return (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
+    return (folder / "config.json").exists() and bool(_weights(folder))
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of a checkpoint's weights; a delta for short windows may lie beside any weights."""
+    return [path for path in sorted(folder.glob("*.safetensors")) if path.name != ADAPTATION]
 
 
 def convert(folder: Path, out: Path, quantization: str) -> None:
@@ -93,7 +100,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _tensors(folder: Path) -> dict[str, Array]:
     tensors: dict[str, Array] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in _weights(folder):
         try:
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():

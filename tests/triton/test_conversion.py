@@ -4,6 +4,7 @@ A converted checkpoint computes what its tensors say: compared with Whisper writ
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from recordings import spoken
 
 from dalston.triton.conversion import CheckpointError, convert, is_hugging_face
 from dalston.triton.features import log_mel
+from dalston.triton.models import ADAPTATION
 from dalston.triton.vocabulary import Vocabulary
 from dalston.triton.whisper import Row, Transcript, Whisper
 
@@ -380,3 +382,10 @@ def test_only_a_folder_with_config_and_safetensors_is_one_of_hugging_face(
     assert not is_hugging_face(checkpoint)
     assert not is_hugging_face(tmp_path)
     assert Vocabulary.load(checkpoint)
+
+
+def test_a_delta_beside_the_weights_is_none_of_them(tmp_path: Path, checkpoint: Path):
+    folder = tmp_path / "adapted"
+    shutil.copytree(checkpoint, folder)
+    (folder / ADAPTATION).write_bytes(b"norms")
+    assert not is_hugging_face(folder)
