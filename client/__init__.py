@@ -70,7 +70,6 @@ class Session:
         self._gateways, self._connection = gateways, connection
         self._sent, self._heard = sent, heard
         self._resumes, self._acks = resume, acks
-        self._acknowledges = resume or acks  # the server does
         self._id: str | None = None  # once it has begun
         self._error: Event | None = None  # the last
         self._terminated: Event | None = None  # session.terminated of this connection
@@ -235,7 +234,7 @@ class Session:
     def _patience(self) -> float:
         if self._id is None:
             return BEGIN_S
-        return SILENT_S if self._acknowledges else UNACKNOWLEDGED_S
+        return SILENT_S if self._resumes or self._acks else UNACKNOWLEDGED_S
 
     async def _tell(self, event: Event) -> None:
         while len(self._unread) >= UNREAD:

@@ -68,6 +68,19 @@ class NoJudge(SmallTriton):
             raise Refused(400, "no such model")
 
 
+class SlowWithLong(SmallTriton):
+    """Takes so many seconds for long audio."""
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self._seconds = seconds
+
+    async def infer(self, asked: Asked) -> dict[str, Tensor]:
+        if len(asked.inputs["AUDIO"]) > 6400:
+            await asyncio.sleep(self._seconds)
+        return await super().infer(asked)
+
+
 # --- who is asked ---------------------------------------------------------------------------------
 
 
@@ -415,13 +428,7 @@ async def test_a_final_that_others_overtook_long_ago_is_asked_of_another():
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_final_that_is_only_slower_than_others_is_waited_for():
-    class Slow(SmallTriton):
-        async def infer(self, asked: Asked) -> dict[str, Tensor]:
-            if len(asked.inputs["AUDIO"]) > 6400:
-                await asyncio.sleep(1.0)
-            return await super().infer(asked)
-
-    triton = Slow()
+    triton = SlowWithLong(1.0)
     long = replace(final(), audio=bytes(64_000))
     async with fleet_of(triton) as fleet:
         for lost in (1, 0):  # until it is known how slow that is
@@ -434,14 +441,8 @@ async def test_a_final_that_is_only_slower_than_others_is_waited_for():
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_batch_of_long_finals_that_short_ones_overtake_is_waited_for():
-    class Slow(SmallTriton):
-        async def infer(self, asked: Asked) -> dict[str, Tensor]:
-            if len(asked.inputs["AUDIO"]) > 6400:
-                await asyncio.sleep(1.5)
-            return await super().infer(asked)
-
     long = replace(final(), audio=bytes(64_000))  # 2 s
-    async with fleet_of(Slow()) as fleet:
+    async with fleet_of(SlowWithLong(1.5)) as fleet:
         waiting = [asyncio.create_task(fleet.transcribe(long)) for _ in range(8)]
         while not all(task.done() for task in waiting):
             await fleet.transcribe(final())
