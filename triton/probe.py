@@ -67,19 +67,30 @@ async def probe_all(address: str, lately_s: float = 0.0) -> None:
     """
     async with grpc.aio.insecure_channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        try:
-            # Those that are not ready too: they are the ones that do not answer.
-            index = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=5)
-        except grpc.aio.AioRpcError as error:
-            raise ServerError(f"no Triton at {address}: {error.details()}") from None
-        if not index.models:
-            raise ServerError(f"the Triton at {address} has no models")
-        for model in index.models:
-            if model.state == "UNLOADING" or model.reason == "unloaded":
-                continue
-            if lately_s and await _answered(stub, model.name) > time.time() - lately_s:
-                continue
-            await probe(stub, model.name)
+        for model in await _awake(stub, address):
+            try:
+                if lately_s and await _answered(stub, model) > time.time() - lately_s:
+                    continue
+                await probe(stub, model)
+            except ServerError:
+                # It may have been unloaded after it was listed.
+                if model in await _awake(stub, address):
+                    raise
+
+
+async def _awake(stub: Any, address: str) -> list[str]:
+    """The models that are not unloaded, those that do not answer among them. Raises ServerError."""
+    try:
+        index = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=5)
+    except grpc.aio.AioRpcError as error:
+        raise ServerError(f"no Triton at {address}: {error.details()}") from None
+    if not index.models:
+        raise ServerError(f"the Triton at {address} has no models")
+    return [
+        model.name
+        for model in index.models
+        if model.state != "UNLOADING" and model.reason != "unloaded"
+    ]
 
 
 async def _answered(stub: Any, model: str) -> float:
