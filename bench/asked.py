@@ -4,7 +4,7 @@ What a run asked of the models, and when: written by recorder.py, replayed by ce
 
 from dataclasses import dataclass
 
-from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
+from dalston.orchestrator.transcription.model_requests import SpeechRequest, TranscriptRequest
 
 
 @dataclass(frozen=True)

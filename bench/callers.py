@@ -31,7 +31,7 @@ import flicker
 from recordings import Recording, Sentence, recordings
 
 from dalston import client
-from dalston.orchestrator.agreement import spoken
+from dalston.orchestrator.transcription.agreement import spoken
 
 RATE, CHUNK_S = 16_000, 0.1
 SCRIPTS = 8

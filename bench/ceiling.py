@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from asked import Asked
 
-from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
+from dalston.orchestrator.transcription.model_requests import SpeechRequest, TranscriptRequest
 from dalston.triton.contract import window_seconds
 from dalston.triton.silero import Chunk, Silero
 from dalston.triton.whisper import Row, Whisper

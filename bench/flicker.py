@@ -7,7 +7,7 @@ al. 2020, "Analyzing the quality and stability of a streaming end-to-end on-devi
 recognizer"). Other capitals or marks are no other word, and counted for themselves.
 """
 
-from dalston.orchestrator.agreement import letters, pieces
+from dalston.orchestrator.transcription.agreement import letters, pieces
 
 
 def changed(shown: str, now: str) -> tuple[int, int]:

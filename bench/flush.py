@@ -7,8 +7,8 @@ services measure it: the client hears 200 ms of silence, says `flush`, and waits
 
 CORPUS is a folder with manifest.json: a list of {"file", "kind", "language", "seconds"}, of which
 the English utterances are read, 16 kHz mono. Speech ends where Silero's own iterator says so
-(orchestrator/vad.py has its rules); that is where the clock starts. Callers speak in real time, in
-20 ms pieces, each utterance after the other in one session.
+(orchestrator/transcription/endpointer.py has its rules); that is where the clock starts. Callers
+speak in real time, in 20 ms pieces, each utterance after the other in one session.
 
 Prints a table, and one JSON object last.
 """
@@ -33,7 +33,7 @@ import soundfile
 from dalston import client
 from dalston.cli import up
 from dalston.cli.models import Choice
-from dalston.orchestrator.vad import Endpointer, Thresholds
+from dalston.orchestrator.transcription.endpointer import Endpointer, Thresholds
 from dalston.triton.contract import SAMPLE_RATE, VAD_FRAME
 from dalston.triton.process import free_port
 from dalston.triton.silero import Chunk, Silero

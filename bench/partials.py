@@ -4,11 +4,12 @@ How much partials change their mind, and how soon they know it: sessions without
     python bench/partials.py BUILT_MODEL_REPOSITORY
     python bench/partials.py BUILT_MODEL_REPOSITORY --recordings FOLDER --answers FILE
 
-Each recording is a session of its own (orchestrator/session.py) in this process, whose models
-answer at once: partials come every half second, whatever the machine, and the same command gives
-the same numbers. Audio files of FOLDER (WAV, FLAC) in the order of their names, or the committed
-recordings. --answers keeps what the models said in a file (SQLite), so that a rule of agreement.py
-can be tried again in seconds: only what it asks anew is decoded. --part K/N takes every Nth.
+Each recording is a session of its own (orchestrator/transcription/session.py) in this process,
+whose models answer at once: partials come every half second, whatever the machine, and the same
+command gives the same numbers. Audio files of FOLDER (WAV, FLAC) in the order of their names, or
+the committed recordings. --answers keeps what the models said in a file (SQLite), so that a rule of
+agreement.py can be tried again in seconds: only what it asks anew is decoded. --part K/N takes
+every Nth.
 
 Prints a Markdown table, and one JSON object last.
 """
@@ -33,17 +34,17 @@ import soundfile
 import soxr
 from recordings import Pcm, recordings
 
-from dalston.orchestrator import assembler
-from dalston.orchestrator.agreement import spoken
-from dalston.orchestrator.messages import End, Final, Partial, ServerMessage, SessionConfig
-from dalston.orchestrator.requests import (
+from dalston.orchestrator.protocol.messages import End, Final, Partial, ServerMessage, SessionConfig
+from dalston.orchestrator.transcription import assembler
+from dalston.orchestrator.transcription.agreement import spoken
+from dalston.orchestrator.transcription.model_requests import (
     Cancel,
     Hypothesis,
     SpeechRequest,
     TimedWord,
     TranscriptRequest,
 )
-from dalston.orchestrator.session import Session
+from dalston.orchestrator.transcription.session import Session
 from dalston.triton.contract import SAMPLE_RATE
 from dalston.triton.silero import Chunk, Silero
 from dalston.triton.whisper import Row, Transcript, Whisper

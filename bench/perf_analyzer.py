@@ -54,9 +54,9 @@ from spoken_requests import (
     write,
 )
 
-from dalston.orchestrator.inference import InferenceError, Triton
-from dalston.orchestrator.requests import TranscriptRequest
-from dalston.orchestrator.session import HOP
+from dalston.orchestrator.inference.triton_client import InferenceError, Triton
+from dalston.orchestrator.transcription.model_requests import TranscriptRequest
+from dalston.orchestrator.transcription.session import HOP
 from dalston.triton.contract import (
     SAMPLE_RATE,
     VAD_MODEL,

@@ -16,9 +16,9 @@ from typing import Any
 from asked import Asked
 
 from dalston.cli import main as cli
-from dalston.orchestrator import fleet
-from dalston.orchestrator.inference import Heard, Triton
-from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
+from dalston.orchestrator.inference import fleet
+from dalston.orchestrator.inference.triton_client import Heard, Triton
+from dalston.orchestrator.transcription.model_requests import SpeechRequest, TranscriptRequest
 
 ASKED = Asked([], [])
 

@@ -14,12 +14,16 @@ from typing import Any
 
 import recordings as samples
 
-from dalston.orchestrator.agreement import Agreement
-from dalston.orchestrator.decoding import PARTIAL_EVERY
-from dalston.orchestrator.messages import SessionConfig
-from dalston.orchestrator.requests import Hypothesis, SpeechRequest, TranscriptRequest
-from dalston.orchestrator.session import HOP
-from dalston.orchestrator.vad import PAUSE
+from dalston.orchestrator.protocol.messages import SessionConfig
+from dalston.orchestrator.transcription.agreement import Agreement
+from dalston.orchestrator.transcription.decoding import PARTIAL_EVERY
+from dalston.orchestrator.transcription.endpointer import PAUSE
+from dalston.orchestrator.transcription.model_requests import (
+    Hypothesis,
+    SpeechRequest,
+    TranscriptRequest,
+)
+from dalston.orchestrator.transcription.session import HOP
 from dalston.triton.contract import SAMPLE_RATE, VAD_FRAME, Variant
 
 Step = dict[str, Any]  # of perf_analyzer's input data: the tensors of one request

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from dalston.orchestrator.messages import End, SessionConfig, SpeechEnd
-from dalston.orchestrator.requests import (
+from dalston.orchestrator.protocol.messages import End, SessionConfig, SpeechEnd
+from dalston.orchestrator.transcription.model_requests import (
     Hypothesis,
     SpeechRequest,
     TranscriptRequest,
     TurnRequest,
 )
-from dalston.orchestrator.session import Session, State
+from dalston.orchestrator.transcription.session import Session, State
 from dalston.triton.contract import SAMPLE_RATE
 from dalston.triton.silero import Chunk, Silero
 from dalston.triton.turn import EndOfTurn

@@ -14,8 +14,8 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from dalston.gateway.keys import FileKeys, Key, KeysError, RedisKeys, make
-from dalston.orchestrator.slots import redis_client
+from dalston.gateway.access.keys import FileKeys, Key, KeysError, RedisKeys, make
+from dalston.orchestrator.capacity.slots import redis_client
 
 
 @dataclass(frozen=True)

@@ -380,7 +380,7 @@ def _gateway(_: argparse.Namespace) -> int:
     try:
         from dalston.gateway import app
         from dalston.gateway.settings import GatewaySettings
-        from dalston.orchestrator.settings import SettingsError, from_environment
+        from dalston.orchestrator.worker.settings import SettingsError, from_environment
     except ModuleNotFoundError as error:
         return _missing("gateway", error)
     try:
@@ -393,8 +393,12 @@ def _gateway(_: argparse.Namespace) -> int:
 
 def _worker(_: argparse.Namespace) -> int:
     try:
-        from dalston.orchestrator import worker
-        from dalston.orchestrator.settings import SettingsError, WorkerSettings, from_environment
+        from dalston.orchestrator.worker import worker
+        from dalston.orchestrator.worker.settings import (
+            SettingsError,
+            WorkerSettings,
+            from_environment,
+        )
     except ModuleNotFoundError as error:
         return _missing("worker", error)
     try:

@@ -1,5 +1,5 @@
 """
-The edge: HTTP and WebSocket for clients. Everything live is in connection.py; here are the
+The edge: HTTP and WebSocket for clients. Everything live is in calls/; here are the
 routes, what is done by the clock, and the way out.
 """
 
@@ -21,19 +21,23 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from dalston.gateway import health, metrics
-from dalston.gateway.access import Access, Refused
-from dalston.gateway.connection import Connections
-from dalston.gateway.direct import Direct
-from dalston.gateway.handshake import handshake_within
-from dalston.gateway.keys import KeysError
-from dalston.gateway.request_ids import with_request_ids
+from dalston.gateway.access.access import Access, Refused
+from dalston.gateway.access.keys import KeysError
+from dalston.gateway.calls.connections import Connections
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator import heap, logs, traces
-from dalston.orchestrator.messages import End, Error, serialize
-from dalston.orchestrator.redis_client import UnsupportedRedis, redis_client, refuse_cluster
-from dalston.orchestrator.request_ids import named, request_id
-from dalston.orchestrator.settings import LOOPBACK
-from dalston.orchestrator.slots import LEASE_S, Slots, WorkerRecord
+from dalston.gateway.transport.handshake import handshake_within
+from dalston.gateway.transport.request_ids import with_request_ids
+from dalston.gateway.transport.uvicorn_protocol import Direct
+from dalston.orchestrator.capacity.redis_client import (
+    UnsupportedRedis,
+    redis_client,
+    refuse_cluster,
+)
+from dalston.orchestrator.capacity.slots import LEASE_S, Slots, WorkerRecord
+from dalston.orchestrator.process import heap, logs, traces
+from dalston.orchestrator.process.request_ids import named, request_id
+from dalston.orchestrator.protocol.messages import End, Error, serialize
+from dalston.orchestrator.worker.settings import LOOPBACK
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from dalston.gateway.connection import Connections
-from dalston.orchestrator.slots import Slots, WorkerRecord
+from dalston.gateway.calls.connections import Connections
+from dalston.orchestrator.capacity.slots import Slots, WorkerRecord
 
 _STARTED = time.monotonic()
 

@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dalston.orchestrator.slots import NoCapacity, TooMany, WorkerRecord
+from dalston.orchestrator.capacity.slots import NoCapacity, TooMany, WorkerRecord
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

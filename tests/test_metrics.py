@@ -8,8 +8,8 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from dalston.gateway import metrics as gateway
-from dalston.orchestrator import metrics as worker
-from dalston.orchestrator.slots import WorkerRecord
+from dalston.orchestrator.capacity.slots import WorkerRecord
+from dalston.orchestrator.worker import metrics as worker
 
 DOCS = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 

@@ -46,7 +46,7 @@ def test_the_wheel_holds_all_that_runs(wheel: Path) -> None:
         "dalston/gateway/app.py",
         "dalston/model_repository/silero_vad/config.pbtxt",
         "dalston/model_repository/whisper_accurate/1/model.py",
-        "dalston/orchestrator/lua/acquire.lua",
+        "dalston/orchestrator/capacity/lua/acquire.lua",
         "dalston/triton/models.toml",
         "dalston/triton/whisper.py",
     }

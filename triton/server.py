@@ -8,8 +8,8 @@ unloading and loading its model; what that does not cure, by a new server.
 
 A Whisper model that nobody has used for long can be put to sleep: it is unloaded, and its memory is
 free. Meanwhile it is neither dead nor probed, and Triton has a mark of it, which anybody can take
-away who wants the model (orchestrator/fleet.py). Then it is loaded again, by us: Triton answers
-nobody over HTTP while it loads what it was asked for over HTTP.
+away who wants the model (orchestrator/inference/fleet.py). Then it is loaded again, by us: Triton
+answers nobody over HTTP while it loads what it was asked for over HTTP.
 """
 
 import asyncio

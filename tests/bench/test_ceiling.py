@@ -5,7 +5,7 @@ What of a recorded run is replayed, and in which batches.
 from asked import Asked
 from ceiling import BATCH, rows
 
-from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
+from dalston.orchestrator.transcription.model_requests import SpeechRequest, TranscriptRequest
 from dalston.triton.contract import SAMPLE_RATE, window_seconds
 
 

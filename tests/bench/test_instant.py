@@ -11,8 +11,12 @@ import instant
 import numpy as np
 import pytest
 
-from dalston.orchestrator.inference import InferenceError, Triton, speech_probabilities
-from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
+from dalston.orchestrator.inference.triton_client import (
+    InferenceError,
+    Triton,
+    speech_probabilities,
+)
+from dalston.orchestrator.transcription.model_requests import SpeechRequest, TranscriptRequest
 from dalston.triton.contract import VAD_FRAME
 from dalston.triton.process import free_port
 

@@ -6,7 +6,7 @@ import flicker
 import pytest
 from partials import Result, Told
 
-from dalston.orchestrator.messages import Final, Partial, Word
+from dalston.orchestrator.protocol.messages import Final, Partial, Word
 
 
 @pytest.mark.parametrize(

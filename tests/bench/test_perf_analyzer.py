@@ -9,8 +9,8 @@ import single_triton
 import spoken_requests
 from perf_analyzer_binary import PerfAnalyzerError, find_binary
 
-from dalston.orchestrator.requests import Hypothesis, TranscriptRequest
-from dalston.orchestrator.session import HOP
+from dalston.orchestrator.transcription.model_requests import Hypothesis, TranscriptRequest
+from dalston.orchestrator.transcription.session import HOP
 from dalston.triton.contract import (
     SAMPLE_RATE,
     VAD_FRAME,

@@ -12,7 +12,7 @@ from corpus import recordings as of_corpus
 from recordings import Recording, foreign, recordings
 from sounds import converted
 
-from dalston.orchestrator.messages import Encoding
+from dalston.orchestrator.protocol.messages import Encoding
 from dalston.triton.contract import SAMPLE_RATE
 
 OF_CORPUS = 20  # utterances, at least, spread over it

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from speech import WORDS
 
-from dalston.orchestrator.messages import (
+from dalston.orchestrator.protocol.messages import (
     Clear,
     ClientMessage,
     Commit,
@@ -33,8 +33,8 @@ from dalston.orchestrator.messages import (
     parse_server,
     serialize,
 )
-from dalston.orchestrator.parameters import ParameterError, session_config
-from dalston.orchestrator.requests import (
+from dalston.orchestrator.protocol.parameters import ParameterError, session_config
+from dalston.orchestrator.transcription.model_requests import (
     Cancel,
     Hypothesis,
     SpeechRequest,
@@ -42,7 +42,7 @@ from dalston.orchestrator.requests import (
     TranscriptRequest,
     TurnRequest,
 )
-from dalston.orchestrator.session import Session, State
+from dalston.orchestrator.transcription.session import Session, State
 from dalston.triton.contract import VAD_FRAME
 
 # Scenes of minutes, ten of them: a busy machine takes longer than two minutes for some.

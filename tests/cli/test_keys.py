@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from dalston.gateway.keys import FileKeys, sha256
+from dalston.gateway.access.keys import FileKeys, sha256
 from dalston.triton.process import free_port
 
 

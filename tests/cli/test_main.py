@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dalston.cli import main
-from dalston.orchestrator.settings import WorkerSettings
+from dalston.orchestrator.worker.settings import WorkerSettings
 
 COMMANDS = [
     "up",

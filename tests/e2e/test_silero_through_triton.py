@@ -16,9 +16,9 @@ import pytest_asyncio
 from recordings import Pcm, recordings
 from silero_file import probabilities
 
-from dalston.orchestrator.inference import SequenceLost, Triton, speech_probabilities
-from dalston.orchestrator.local_vad import LocalVad
-from dalston.orchestrator.requests import SpeechRequest
+from dalston.orchestrator.inference.local_vad import LocalVad
+from dalston.orchestrator.inference.triton_client import SequenceLost, Triton, speech_probabilities
+from dalston.orchestrator.transcription.model_requests import SpeechRequest
 from dalston.triton.process import free_port
 from dalston.triton.server import Ports, Server
 

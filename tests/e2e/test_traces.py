@@ -17,7 +17,7 @@ from stack import Stack, start_stack
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from dalston.orchestrator.messages import Final, parse_server
+from dalston.orchestrator.protocol.messages import Final, parse_server
 from dalston.triton.process import free_port
 
 AUDIO = recordings()[0].audio[: 8 * 16_000].tobytes()

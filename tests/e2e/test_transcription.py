@@ -13,7 +13,7 @@ from sounds import converted
 from stack import Stack
 
 from dalston import client
-from dalston.orchestrator.messages import Encoding
+from dalston.orchestrator.protocol.messages import Encoding
 from dalston.triton.contract import STAGES
 
 WORDS_S = 0.1  # how far a word may start from where it was spoken, in the median

@@ -12,8 +12,8 @@ from recordings import recordings
 from stack import Stack
 
 from dalston import client
-from dalston.orchestrator.fleet import Fleet
-from dalston.orchestrator.requests import TurnRequest
+from dalston.orchestrator.inference.fleet import Fleet
+from dalston.orchestrator.transcription.model_requests import TurnRequest
 from dalston.triton.turn import EndOfTurn
 
 SPEECH = recordings()[0]

@@ -22,9 +22,9 @@ from websockets.asyncio.client import connect
 from dalston import client
 from dalston.gateway.app import serve
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator.redis_client import redis_client
-from dalston.orchestrator.settings import WorkerSettings
-from dalston.orchestrator.worker import Worker
+from dalston.orchestrator.capacity.redis_client import redis_client
+from dalston.orchestrator.worker.settings import WorkerSettings
+from dalston.orchestrator.worker.worker import Worker
 from dalston.triton.process import free_port
 
 AUDIO = recordings()[0].audio[: 8 * 16_000].tobytes()

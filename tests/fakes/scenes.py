@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sounds import encoded
 from speech import RATE, WORDS, Step, chunks, say, silence
 
-from dalston.orchestrator.messages import (
+from dalston.orchestrator.protocol.messages import (
     SAMPLE_BYTES,
     Clear,
     ClientMessage,
@@ -31,7 +31,7 @@ from dalston.orchestrator.messages import (
     Stats,
     Withdrawn,
 )
-from dalston.orchestrator.session import Session
+from dalston.orchestrator.transcription.session import Session
 
 CONTROLS: list[ClientMessage] = [
     Flush(),

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dalston.orchestrator.messages import ClientMessage, ServerMessage, Snapshot
-from dalston.orchestrator.requests import (
+from dalston.orchestrator.protocol.messages import ClientMessage, ServerMessage, Snapshot
+from dalston.orchestrator.transcription.model_requests import (
     Cancel,
     Hypothesis,
     SpeechRequest,
@@ -23,7 +23,7 @@ from dalston.orchestrator.requests import (
     TranscriptRequest,
     TurnRequest,
 )
-from dalston.orchestrator.session import Session
+from dalston.orchestrator.transcription.session import Session
 
 RATE = 16_000
 WORDS = [f"w{letter}" for letter in "abcdefghijkl"]

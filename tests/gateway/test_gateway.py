@@ -18,8 +18,8 @@ from websockets.asyncio.server import ServerConnection
 from dalston.gateway import app, metrics
 from dalston.gateway.app import capacity, serve
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator.redis_client import UnsupportedRedis
-from dalston.orchestrator.slots import Slots, WorkerRecord, redis_client
+from dalston.orchestrator.capacity.redis_client import UnsupportedRedis
+from dalston.orchestrator.capacity.slots import Slots, WorkerRecord, redis_client
 from dalston.triton.process import free_port
 
 
@@ -243,7 +243,7 @@ async def test_leases_are_renewed_while_sessions_last(gateway: Gateway) -> None:
         await asyncio.sleep(0.05)
         # What the gateway does every few seconds, done now.
         (record,) = await gateway.slots.sessions()
-        from dalston.orchestrator.slots import Slot
+        from dalston.orchestrator.capacity.slots import Slot
 
         assert await gateway.slots.renew([Slot(record["session_id"], "a", "", 1)]) == set()
         later = await gateway.client.zrange("dalston:realtime:leases", 0, -1, withscores=True)

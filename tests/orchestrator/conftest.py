@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from dalston.orchestrator.redis_client import redis_client
-from dalston.orchestrator.slots import Slots
+from dalston.orchestrator.capacity.redis_client import redis_client
+from dalston.orchestrator.capacity.slots import Slots
 
 
 @pytest.fixture

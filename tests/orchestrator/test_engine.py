@@ -10,8 +10,8 @@ import pytest
 import yaml
 from jsonschema import ValidationError, validate
 
-from dalston.orchestrator.messages import PROTOCOL_VERSION, SessionConfig
-from dalston.orchestrator.settings import WorkerSettings
+from dalston.orchestrator.protocol.messages import PROTOCOL_VERSION, SessionConfig
+from dalston.orchestrator.worker.settings import WorkerSettings
 from dalston.triton.contract import VARIANTS
 
 ENGINE: dict[str, Any] = yaml.safe_load(

@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 
 from dalston.gateway.app import serve
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator.slots import Registration, Slots, redis_client
+from dalston.orchestrator.capacity.slots import Registration, Slots, redis_client
 
 STREAM = "/v1/audio/transcriptions/stream"
 Script = Callable[[ServerConnection], Awaitable[None]]

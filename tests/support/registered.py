@@ -5,14 +5,14 @@ first, and what they need no more.
 
 from typing import Any
 
-from dalston.orchestrator.messages import (
+from dalston.orchestrator.capacity.slots import Registration, Slots
+from dalston.orchestrator.protocol.messages import (
     PROTOCOL_VERSION,
     SessionBegin,
     SessionConfig,
     Snapshot,
     serialize,
 )
-from dalston.orchestrator.slots import Registration, Slots
 
 PREFIX = "dalston:realtime:"
 BEGIN = serialize(

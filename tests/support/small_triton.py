@@ -9,7 +9,7 @@ from typing import Any
 
 from instant import Asked, Instant, Refused, Tensor
 
-from dalston.orchestrator.requests import SpeechRequest, TranscriptRequest
+from dalston.orchestrator.transcription.model_requests import SpeechRequest, TranscriptRequest
 from dalston.triton.contract import VAD_MODEL, VARIANTS, asleep_mark, whisper_model
 
 MODELS = (VAD_MODEL, *map(whisper_model, VARIANTS))

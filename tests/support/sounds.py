@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from dalston.orchestrator import audio
-from dalston.orchestrator.messages import Encoding
+from dalston.orchestrator.protocol.messages import Encoding
+from dalston.orchestrator.transcription import audio
 from dalston.triton.contract import SAMPLE_RATE
 
 

@@ -1,0 +1,1 @@
+"""One call from its first frame to its last, whatever its client speaks."""

@@ -1,0 +1,419 @@
+"""
+One call: a client, the worker that has its session, and the next worker if that one is lost.
+
+        attach              worker lost, or it drains
+   ----------> ATTACHED ---------------------------> attach again, within OUTAGE_SECONDS
+                  | the worker ends the session              | no worker in time
+                  v                                          v
+               closed as the worker did               session.terminated
+
+Knows slots and sockets; what has to be said again, and what the client knows already, knows
+relay.py. A frame is passed on before the next is read, so whoever is slow slows down the other
+side and nobody's memory fills up.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from contextvars import copy_context
+from typing import Literal
+
+from fastapi import WebSocket, WebSocketDisconnect
+from redis.exceptions import RedisError
+
+from dalston.gateway import metrics
+from dalston.gateway.calls.intake import Intake
+from dalston.gateway.calls.record import Record
+from dalston.gateway.calls.relay import Relay
+from dalston.gateway.calls.worker_link import (
+    BEGIN_S,
+    CONNECT_S,
+    GOING_AWAY,
+    INTERNAL,
+    SERVICE_RESTART,
+    WorkerAway,
+    WorkerRefused,
+    begin,
+    lost,
+)
+from dalston.gateway.settings import GatewaySettings
+from dalston.orchestrator.capacity.slots import NoCapacity, Slot, Slots
+from dalston.orchestrator.process import request_ids
+from dalston.orchestrator.protocol.messages import (
+    End,
+    Error,
+    ServerMessage,
+    SessionTerminated,
+    Warn,
+    serialize,
+)
+from dalston.orchestrator.protocol.websocket_peer import ABNORMAL, Gone, Peer
+
+logger = logging.getLogger(__name__)
+
+# To look for a worker that answers, before the client is sent away: the first may be mute.
+FIRST_WORKER_S = 2 * (CONNECT_S + BEGIN_S)
+RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
+LAST_WORDS_S = 2.0  # for a client to take them
+# Workers lost without a snapshot in between: audio that kills whoever hears it is told to no more.
+MOST_LOSSES = 8
+_SLOW_READER = 4011
+_ERROR = '{"type":"error"'
+
+
+class Unreachable(Exception):
+    """No worker could be had in time."""
+
+
+class TakenOver(Exception):
+    """Another gateway has the session now."""
+
+
+async def left(websocket: WebSocket) -> None:
+    """Wait until the caller has left, whose frames are heard elsewhere."""
+    while (await websocket.receive())["type"] != "websocket.disconnect":
+        pass
+
+
+class Call:
+    def __init__(
+        self,
+        websocket: WebSocket,
+        relay: Relay,
+        slots: Slots,
+        slot: Slot,
+        query: Mapping[str, str],
+        record: Mapping[str, str | int],
+        intake: Intake,
+        settings: GatewaySettings,
+    ):
+        self.slot = slot
+        self._websocket, self._caller = websocket, intake.caller
+        self._context = copy_context()  # whose session it is: for log lines
+        self._relay = relay
+        self._slots = slots
+        self._query, self._record = dict(query), record
+        self._outage_s, self._silent_s = settings.outage_seconds, settings.worker_silent_seconds
+        self._secret = settings.worker_secret
+        self._link: Peer | None = None  # that is being listened to
+        self._begun = asyncio.Event()  # and the client was told
+        self._telling = False  # the client has not taken the last message yet
+        self._kept = Record(relay, slots)
+        self._intake = intake
+        self._reader_s = settings.reader_seconds
+        # What the client is told last, and the code to close with, when it is us who end the call.
+        self._leave: asyncio.Future[tuple[ServerMessage, int]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._close_code: int | None = None  # instead of the worker's
+        self._status: Literal["ended", "error"] = (
+            "ended"  # as the register is told; so it is too when the client leaves
+        )
+
+    async def run(self) -> None:
+        """Until either side has ended."""
+        tasks = [
+            asyncio.create_task(work)
+            for work in (
+                left(self._websocket),
+                self._serve(),
+                self._object(),
+                self._kept.keep(self._write),
+            )
+        ]
+        leaving, serving, objecting, saving = tasks
+        asking = [leaving, serving, objecting]
+        try:
+            over = [leaving, serving, self._leave]
+            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+            if self._leave.done():
+                await self._stop(asking)
+                message, code = self._leave.result()
+                await self._write()  # before the client asks for it elsewhere
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LAST_WORDS_S):
+                        await self._websocket.send_text(serialize(request_ids.named(message)))
+                        await self._websocket.close(code)
+            elif serving.done():
+                await serving  # raises what it raised
+        finally:
+            self._intake.end()
+            await self._stop(asking)
+            # Not cancelled: redis-py swallows that at times, and what is half said is to be saved.
+            self._kept.end()
+            # Shielded: a server that stops cancels us, and the slot must come back all the same.
+            await asyncio.shield(self._go(saving))
+
+    async def _object(self) -> None:
+        """To what the caller sends, once the session has begun: no error comes before that."""
+        objection = await self._intake.refused
+        await self._begun.wait()
+        message = Error(code=objection.code, message=objection.sentence, recoverable=False)
+        if objection.at_once:
+            return self._end_with(message, objection.close_code)
+        self._close_code = objection.close_code
+        await self._tell(serialize(request_ids.named(message)))
+        self.end(End("terminated"))
+
+    async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _go(self, saving: asyncio.Task[None]) -> None:
+        await saving
+        await self._release()
+
+    async def _release(self) -> None:
+        try:
+            await self._slots.release(
+                self.slot.session_id, self.slot.epoch, self._status, self._relay.audio_s
+            )
+        except RedisError as error:
+            logger.error("%s: the slot comes back with its lease: %s", self.slot.session_id, error)
+
+    async def _write(self) -> bool:
+        """Whether the register has all there is."""
+        written = await self._kept.write(self.slot)
+        if written == "taken over":
+            self.send_away("taken_over", None)
+        return written != "not yet"
+
+    # What others ask.
+
+    def end(self, message: End) -> None:
+        """Ask for the end of the session, whatever worker has it."""
+        self._intake.say(serialize(message))
+
+    def send_away(self, reason: str, hint: str | None) -> None:
+        """Leave the session to another gateway. Without a hint the client is to forget it."""
+        session = self._relay.session_id
+        message = SessionTerminated(
+            session_id=session, reason=reason, recoverable=hint is not None, recovery_hint=hint
+        )
+        self._end_with(message, GOING_AWAY)
+
+    def _end_with(self, message: ServerMessage, code: int) -> None:
+        if not self._leave.done() and not self._relay.end:  # behind which nothing is told
+            self._leave.set_result((message, code))
+
+    @property
+    def held_bytes(self) -> int:
+        return self._relay.held_bytes
+
+    @property
+    def resumes(self) -> bool:
+        """Whether its client can go on at another gateway."""
+        return self._relay.config.ack
+
+    def save_everything(self) -> None:
+        self._kept.everything()
+
+    def look_after(self, now: float) -> None:
+        """To be called every fifth of worker_silent_seconds: a worker that is quiet for a third of
+        them is asked whether it lives, and has another third to say so."""
+        link, patience_s = self._link, 0.3 * self._silent_s
+        if link is None:
+            return
+        if link.asked is None:
+            if now - link.heard > patience_s:
+                link.ask(now)
+        # While a slow client keeps us from listening the answer cannot come.
+        elif now - link.asked > patience_s and not self._telling:
+            self._context.run(
+                logger.error, "%s: %s is silent", self._relay.session_id, self.slot.worker_id
+            )
+            link.abort()
+
+    # The client's side.
+
+    async def _tell(self, frame: str) -> None:
+        # Errors are counted on the way through ASGI.
+        if not frame.startswith(_ERROR) and self._caller.tell(frame):
+            return
+        self._telling = True
+        try:
+            async with asyncio.timeout(self._reader_s):
+                await self._websocket.send_text(frame)
+        except TimeoutError:
+            # It may still take these words; if not, TCP_USER_TIMEOUT (app.py) ends the connection.
+            sentence = "what is sent is not read"
+            message = Error(code="slow_reader", message=sentence, recoverable=False)
+            self._end_with(message, _SLOW_READER)
+            raise WebSocketDisconnect(_SLOW_READER) from None
+        except WebSocketDisconnect:
+            raise
+        except RuntimeError as error:  # Starlette's word for a socket that closed meanwhile
+            raise WebSocketDisconnect(ABNORMAL, str(error)) from None
+        finally:
+            self._telling = False
+
+    # The worker's side.
+
+    async def _serve(self) -> None:
+        """Attach, listen, and attach again as often as a worker is lost; then close."""
+        relay, slot = self._relay, self.slot
+        within = FIRST_WORKER_S
+        avoid = ""
+        losses, since = 0, relay.snapshot
+        takeover: metrics.Takeover | None = None
+        while True:
+            try:
+                link = await self._attach(slot, avoid, within)
+                if takeover:
+                    takeover.taken()
+            except WorkerRefused as refused:
+                self._status = "error"
+                await self._tell(refused.frame)
+                return await self._websocket.close(refused.code)
+            except TakenOver:
+                return self.send_away("taken_over", None)
+            except Unreachable:
+                if takeover is None:
+                    raise
+                takeover.failed()
+                return await self._give_up()
+            code, last = await self._listen(link)
+            if relay.end or not lost(code, last):
+                self._status = "error" if code == INTERNAL else "ended"
+                code = 1000 if relay.end and code in (ABNORMAL, SERVICE_RESTART) else code
+                return await self._websocket.close(
+                    self._close_code or code, link.close_reason or None
+                )
+            losses = losses + 1 if relay.snapshot is since else 1
+            since = relay.snapshot
+            takeover = metrics.Takeover("drain" if code == SERVICE_RESTART else "lost")
+            if losses > MOST_LOSSES:
+                takeover.failed()
+                return await self._give_up()
+            within, slot, avoid = self._outage_s, None, self.slot.worker_id
+            if code == SERVICE_RESTART:
+                logger.info("%s: %s drains", relay.session_id, avoid)
+            else:
+                logger.error("%s: %s is lost (%s)", relay.session_id, avoid, code)
+                sentence = "the worker was lost; the session goes on with another"
+                await self._tell(serialize(Warn(code="worker_lost", message=sentence)))
+
+    async def _give_up(self) -> None:
+        message = SessionTerminated(
+            session_id=self._relay.session_id,
+            reason="worker_lost",
+            recoverable=True,
+            recovery_hint="connect again with resume_session_id",
+        )
+        self._status = "error"
+        await self._write()
+        await self._tell(serialize(message))
+        await self._websocket.close(INTERNAL)
+
+    async def _attach(self, slot: Slot | None, avoid: str, within: float) -> Peer:
+        """A worker that has begun the session; its slot is ours. Raises Unreachable and
+        WorkerRefused."""
+        loop = asyncio.get_running_loop()
+        deadline, wait = loop.time() + within, RETRY_FIRST_S
+        away = set[str]()
+        while True:
+            if slot:
+                self.slot = slot
+                try:
+                    return await self._reach(slot)
+                except WorkerAway as error:
+                    logger.warning("worker %s at %s: %s", slot.worker_id, slot.endpoint, error)
+                    avoid = slot.worker_id
+                if avoid in away:  # all were asked
+                    await asyncio.sleep(wait)
+                    wait = min(2 * wait, RETRY_LAST_S)
+                away.add(avoid)
+            if loop.time() + wait > deadline:
+                raise Unreachable
+            try:
+                slot = await self._acquire(avoid)
+            except (NoCapacity, RedisError) as error:
+                if isinstance(error, NoCapacity) and error.reason == "taken_over":
+                    raise TakenOver from None
+                # Perhaps the lost one is back before another has room.
+                logger.debug("%s: %r", self._relay.session_id, error)
+                avoid, slot = "", None
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, RETRY_LAST_S)
+
+    async def _acquire(self, avoid: str) -> Slot:
+        """The session's next slot. Cancelled half-way it is ours all the same, to be given back."""
+        acquiring = asyncio.ensure_future(
+            self._slots.acquire(
+                self._relay.session_id,
+                self._relay.config.model,
+                self._record,
+                avoid=avoid,
+                key_id=self.slot.key_id,
+                address=self.slot.address,
+                epoch=self.slot.epoch,
+            )
+        )
+        try:
+            return await asyncio.shield(acquiring)
+        except asyncio.CancelledError:
+            with contextlib.suppress(NoCapacity, RedisError):
+                self.slot = await acquiring
+            raise
+
+    async def _reach(self, slot: Slot) -> Peer:
+        """The worker of the slot, the session begun and the client told."""
+        relay = self._relay
+        link, frame = await begin(slot, relay.stated(), self._query, self._secret)
+        try:
+            missed = relay.missed()
+            told = relay.pass_on(frame)
+            # Whoever is told that it has begun can go on with it elsewhere.
+            if not told or not await self._write():
+                self._kept.more()
+            for known in (told, *missed):
+                if known:
+                    await self._tell(known)
+            self._begun.set()
+        except BaseException:
+            link.abort()
+            raise
+        return link
+
+    async def _listen(self, link: Peer) -> tuple[int, str]:
+        """Pass on what a worker says until it closes: the code, and its last words."""
+        loop, relay = asyncio.get_running_loop(), self._relay
+        self._link, link.heard = link, loop.time()
+        saying = asyncio.create_task(self._say_again(link, self._relay.start_again()))
+        last = ""
+        try:
+            while True:
+                frame = await link.received()
+                link.heard = loop.time()
+                if not isinstance(frame, str):
+                    continue
+                last = frame
+                told = relay.pass_on(frame)
+                if relay.end:
+                    await self._release()  # who sees the end may want the next slot at once
+                if told is not None:
+                    await self._tell(told)
+                if relay.has_unsaved:
+                    self._kept.more()
+                    self._intake.go_on()
+        except Gone:
+            pass
+        finally:
+            self._intake.pass_to(None)
+            self._link = None
+            link.abort()
+            saying.cancel()
+            await asyncio.gather(saying, return_exceptions=True)
+        return link.close_code, last
+
+    async def _say_again(self, link: Peer, number: int) -> None:
+        """Tell a worker everything that is held, then let the client's frames go straight to it."""
+        with contextlib.suppress(Gone):
+            for ping in self._relay.unanswered_pings():
+                await link.say(ping)
+            while (frame := self._relay.frame(number)) is not None:
+                number = max(number, self._relay.first_held) + 1
+                await link.say(frame)
+            self._intake.pass_to(link)

@@ -1,0 +1,127 @@
+"""
+What a caller says: held for the case that its worker is lost, passed on to the one there is, and
+read no faster than it may be sent.
+
+Reading stops while the caller has to slow down, while as much is held as may be, and while the
+worker does not take what it is sent. What was read before that waits here.
+"""
+
+import asyncio
+from collections import deque
+from typing import NamedTuple
+
+from dalston.gateway.calls.pace import Pace, TooFast
+from dalston.gateway.calls.relay import Relay
+from dalston.gateway.transport.read_rounds import Rounds
+from dalston.gateway.transport.uvicorn_protocol import Direct
+from dalston.orchestrator.protocol.messages import ErrorCode
+from dalston.orchestrator.protocol.websocket_peer import Frame, Peer
+
+# The longest pause between two frames of a client that pushes: if it leaves, that is noticed then.
+SLOWED_S = 1.0
+TOO_BIG, TOO_FAST = 1009, 4029
+
+
+class Objection(NamedTuple):
+    """Why nothing more is taken from a caller, and the close code for it."""
+
+    code: ErrorCode
+    sentence: str
+    close_code: int
+
+    @property
+    def at_once(self) -> bool:
+        """Behind a frame that is too long, what was said before it is finished first."""
+        return self.close_code != TOO_BIG
+
+
+class Intake:
+    """longest: bytes of a frame."""
+
+    def __init__(self, caller: Direct, relay: Relay, pace: Pace, rounds: Rounds, longest: int):
+        self.caller, self._relay, self._pace, self._rounds = caller, relay, pace, rounds
+        self._longest = longest
+        self._loop = asyncio.get_running_loop()
+        self._worker: Peer | None = None
+        self._stopped = False  # reading
+        self._waiting = deque[Frame]()  # was read, and is not said yet
+        self._slowed: asyncio.TimerHandle | None = None
+        self.refused: asyncio.Future[Objection] = self._loop.create_future()
+
+    def begin(self) -> None:
+        self.caller.listen(self._hear, self._rounds, self._refuse)
+        if not self._stopped:
+            self.caller.resume()
+
+    def end(self) -> None:
+        """Whatever comes now is not heard."""
+        self.caller.listen(lambda _: None)
+        self._worker = None
+        if self._slowed:
+            self._slowed.cancel()
+
+    def pass_to(self, worker: Peer | None) -> None:
+        """From now on it goes straight to this worker, which has heard all that is held."""
+        self._worker = worker
+        if worker:
+            worker.unblocked = self.go_on
+        self.go_on()
+
+    def say(self, frame: Frame) -> None:
+        """What is said for the caller."""
+        self._relay.hold(frame)
+        if self._worker:
+            self._worker.send(frame)
+
+    def go_on(self) -> None:
+        """Less is held, or the worker is another, or takes more."""
+        if not self._stopped or self._held_up:
+            return
+        self._stopped = False
+        while self._waiting and not self._stopped:
+            self._take(self._waiting.popleft())
+        if not self._stopped:
+            self.caller.resume()
+
+    @property
+    def _held_up(self) -> bool:
+        return (
+            self._slowed is not None
+            or self._relay.full
+            or (self._worker is not None and self._worker.blocked)
+            or self.refused.done()
+        )
+
+    def _hear(self, frame: Frame) -> None:
+        if self._stopped:
+            self._waiting.append(frame)
+        else:
+            self._take(frame)
+
+    def _take(self, frame: Frame) -> None:
+        self._relay.hold(frame)
+        if self._worker:
+            self._worker.send(frame)
+        try:
+            wait = self._pace.receive(frame, self._loop.time())
+        except TooFast as error:
+            self.refused.set_result(Objection("rate_limit", str(error), TOO_FAST))
+        else:
+            if wait:
+                self._slowed = self._loop.call_later(min(wait, SLOWED_S), self._was_slowed)
+        if self._held_up:
+            self._stopped = True
+            self.caller.pause()
+
+    def _refuse(self, size: int) -> None:
+        """Of a frame that is too long."""
+        if not self.refused.done():
+            sentence = f"a frame of {size} bytes; {self._longest} at most"
+            self.refused.set_result(Objection("invalid_message", sentence, TOO_BIG))
+        self._stopped = True
+        self.caller.listen(lambda _: None)
+        self.caller.resume()  # for the rest of it
+
+    def _was_slowed(self) -> None:
+        self._slowed = None
+        self.go_on()

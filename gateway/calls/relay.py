@@ -1,0 +1,379 @@
+"""
+What a session would lose with its worker, and what its client has heard already. No I/O.
+
+The client's frames are held from the last snapshot on, and can be sent again to another worker,
+which says everything behind that snapshot once more: what the client knows already is left out.
+Messages come in the order of the audio and finals depend on nothing but it, so "once more" means
+the same messages in the same order; only partials may differ.
+
+The frames are held as the client sent them, for a worker that decodes and resamples them again
+gets the same samples only from the same bytes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from dalston.orchestrator.protocol.messages import (
+    Ack,
+    Configure,
+    Eager,
+    Error,
+    Final,
+    MessageError,
+    Partial,
+    Ping,
+    Segment,
+    SessionBegin,
+    SessionConfig,
+    Snapshot,
+    Withdrawn,
+    parse,
+    parse_server,
+    serialize,
+)
+from dalston.triton.contract import SAMPLE_RATE
+
+# What the worker writes begins with its type: most messages need not be read any further.
+_BEGIN, _SNAPSHOT = '{"type":"session.begin"', '{"type":"session.snapshot"'
+_FINAL, _PARTIAL = '{"type":"transcript.final"', '{"type":"transcript.partial"'
+_EAGER, _WITHDRAWN = '{"type":"transcript.eager"', '{"type":"transcript.withdrawn"'
+_SPEECH, _ACK, _END = '{"type":"vad.', '{"type":"ack"', '{"type":"session.end"'
+_UPDATED, _PONG, _ERROR = '{"type":"config.updated"', '{"type":"pong"', '{"type":"error"'
+
+# Audio that is held, in seconds of it: an utterance, silence before a snapshot, and being behind.
+HELD_S = 120
+
+
+@dataclass(slots=True)
+class Held:
+    """A frame of the client."""
+
+    frame: str | bytes
+    end: int  # audio bytes of the session up to and with it
+    ordinal: int = 0  # of a text frame, as its worker counts them
+    answered: bool = False  # a config whose config.updated or error was told
+    invalid: bool = False  # no message; held until a worker has said so
+
+
+class Relay:
+    """Audio is counted in bytes of the client since the session began."""
+
+    def __init__(self, session_id: str, config: SessionConfig):
+        self.session_id = session_id
+        self.config = config
+        self._most = HELD_S * config.bytes_per_second  # held at once
+        self.snapshot: Snapshot | None = None  # the last, without segments
+        self.finals: dict[str, str] = {}  # by segment id, as they were told
+        self.end: str | None = None  # session.end, once it was told
+        self._unsaved: dict[str, str] = {}
+        self._last_told = -1  # number of the last final the client has
+        self._held: list[Held] = []
+        self._dropped = 0  # frames that are held no more
+        self._received = 0  # bytes
+        self._needed = 0  # bytes before it are not
+        self._saved_from = 0  # position that a session resumed now begins at
+        self._texts = 0  # frames the worker has counted
+        self._pings = 0  # that were not answered
+        # Since the snapshot, and of these how many a worker that repeats has still to say.
+        self._speech_told = self._speech_due = 0
+        self._updates_due = 0
+        self._begun = self._invalid_told = False
+        self.resume_offset_ms: float | None = None  # of one that was resumed
+        self._partial: str | None = None  # the last that was told, as it is on the wire
+        self._shown: tuple[str, float, str] | None = None  # after a takeover: segment, end, stable
+        self._eager: str | None = None  # segment whose eager final the client takes for good
+        self._acked = 0.0
+
+    @classmethod
+    def resumed(cls, session_id: str, kept: Mapping[str, str], last_segment: int) -> "Relay":
+        """To go on with what was saved of a session, whose client has the finals up to
+        `last_segment`. Raises msgspec.MsgspecError and KeyError if that is not what was saved."""
+        relay = cls(session_id, msgspec.json.decode(kept["config"], type=SessionConfig))
+        relay.finals = {
+            id: kept[id] for id in sorted(kept, key=segment_number) if segment_number(id) >= 0
+        }
+        relay.end = kept.get("end")
+        replay_from = 0
+        if "snapshot" in kept:
+            relay.snapshot = msgspec.json.decode(kept["snapshot"], type=Snapshot)
+            replay_from = relay.snapshot.replay_from
+            relay.config = relay.snapshot.config
+        relay._saved_from = replay_from
+        relay.resume_offset_ms = replay_from / (SAMPLE_RATE // 1000)
+        relay._received = relay.config.frame(replay_from) * relay.config.frame_bytes
+        relay._needed = relay._received
+        relay._last_told = last_segment
+        relay.nothing_is_saved()
+        return relay
+
+    def missed(self) -> list[str]:
+        """What is told before a worker goes on: that an eager final does not hold, for whoever goes
+        on does not know of it; and to one that resumes the finals it does not have, and the end."""
+        eager, self._eager = self._eager, None
+        withdrawn = [serialize(Withdrawn(eager))] if eager else []
+        missed = [
+            final for id, final in self.finals.items() if segment_number(id) > self._last_told
+        ]
+        self._last_told = max([self._last_told, *map(segment_number, self.finals)])
+        return [*withdrawn, *missed, *([self.end] if self.end else [])]
+
+    # From the client.
+
+    def hold(self, frame: str | bytes) -> None:
+        if isinstance(frame, bytes):
+            self._received += len(frame)
+            self._held.append(Held(frame, self._received))
+            return
+        self._texts += 1
+        try:
+            message = parse(frame)
+        except MessageError:
+            self._held.append(Held(frame, self._received, self._texts, invalid=True))
+            return
+        if isinstance(message, Ping):
+            self._pings += 1
+            return
+        self._held.append(Held(frame, self._received, self._texts))
+
+    @property
+    def audio_s(self) -> float:
+        """What the client has sent of its session, in seconds."""
+        return self._received / self.config.bytes_per_second
+
+    @property
+    def held_bytes(self) -> int:
+        return self._received - self._needed
+
+    @property
+    def full(self) -> bool:
+        """Whether the client should wait until less is held."""
+        return self._received - self._needed > self._most
+
+    # To the register.
+
+    def unsaved(self) -> dict[str, str]:
+        """What a gateway that resumes the session needs and was not told yet; it counts as told.
+        With `config` among it, it is all there is."""
+        fields, self._unsaved = self._unsaved, {}
+        return fields
+
+    @property
+    def has_unsaved(self) -> bool:
+        return bool(self._unsaved)
+
+    def saved(self, fields: Mapping[str, str]) -> None:
+        """Another gateway can go on from there: the client may forget what is before."""
+        if "snapshot" in fields:
+            self._saved_from = msgspec.json.decode(fields["snapshot"], type=Snapshot).replay_from
+
+    def not_saved(self, fields: Mapping[str, str]) -> None:
+        """It could not be told after all."""
+        self._unsaved = {**fields, **self._unsaved}
+
+    def nothing_is_saved(self) -> None:
+        """The register has lost it all."""
+        self._unsaved = {**self.finals, "config": msgspec.json.encode(self.config).decode()}
+        if self.snapshot:
+            self._unsaved["snapshot"] = serialize(self.snapshot)
+        if self.end:
+            self._unsaved["end"] = self.end
+
+    # To a worker.
+
+    def stated(self) -> Snapshot | None:
+        """What the next worker is given to begin with, its segments complete."""
+        if self.snapshot is None:
+            return None
+        finals = map(_final, self.finals.values())
+        # A final behind the snapshot is told again, and not yet part of it.
+        segments = [
+            Segment(final.start, final.end, final.text, final.segment_id)
+            for final in finals
+            if segment_number(final.segment_id) < self.snapshot.next_segment
+        ]
+        return msgspec.structs.replace(self.snapshot, segments=segments)
+
+    def start_again(self) -> int:
+        """Another worker gets everything: the number of the first frame, for `frame`."""
+        self._texts = self.snapshot.controls if self.snapshot else 0
+        for held in self._held:
+            if isinstance(held.frame, str):
+                self._texts += 1
+                held.ordinal = self._texts
+        self._speech_due = self._speech_told
+        self._updates_due = sum(held.answered for held in self._held)
+        if self._partial:
+            partial = parse_server(self._partial)
+            assert isinstance(partial, Partial)
+            stable = partial.text[: partial.stable_chars]
+            self._shown, self._partial = (partial.segment_id, partial.end, stable), None
+        return self._dropped
+
+    def frame(self, number: int) -> str | bytes | None:
+        """A frame that is held; of one that is no more, the first that is. None: not there yet."""
+        at = max(0, number - self._dropped)
+        return self._held[at].frame if at < len(self._held) else None
+
+    @property
+    def first_held(self) -> int:
+        return self._dropped
+
+    def unanswered_pings(self) -> list[str]:
+        pings, self._pings = self._pings, 0
+        return [serialize(Ping())] * pings
+
+    # From a worker.
+
+    def pass_on(self, frame: str) -> str | None:
+        """What the client is told when a worker says this; None: nothing, or nothing new."""
+        if frame.startswith(_PARTIAL):
+            if self._shown:
+                return self._pass_partial(frame)
+            self._partial = frame
+            return frame
+        if frame.startswith(_SPEECH):
+            self._speech_told += not self._speech_due
+            self._speech_due, repeated = max(0, self._speech_due - 1), self._speech_due > 0
+            return None if repeated else frame
+        if frame.startswith(_FINAL):
+            return self._pass_final(frame)
+        if frame.startswith(_EAGER):
+            segment = msgspec.json.decode(frame, type=Eager).segment_id
+            if segment_number(segment) <= self._last_told:
+                return None
+            self._eager = segment
+            return frame
+        if frame.startswith(_WITHDRAWN):
+            told, self._eager = self._eager is not None, None
+            return frame if told else None
+        if frame.startswith(_SNAPSHOT):
+            self._state(frame)
+            return None
+        if frame.startswith(_ACK):
+            ack = msgspec.json.decode(frame, type=Ack)
+            if ack.received < self._acked:
+                return None  # another worker has not heard it all yet
+            self._acked = ack.received
+            finalised = min(ack.finalised, self._saved_from / SAMPLE_RATE)
+            return serialize(msgspec.structs.replace(ack, finalised=finalised))
+        if frame.startswith(_BEGIN):
+            return self._pass_begin(frame)
+        if frame.startswith(_PONG):
+            self._pings = max(0, self._pings - 1)
+            return frame
+        if frame.startswith(_UPDATED):
+            return self._pass_answer(frame)
+        if frame.startswith(_ERROR):
+            code = msgspec.json.decode(frame, type=Error).code
+            if code in ("language_unsupported", "invalid_parameter"):
+                return self._pass_answer(frame)
+            if code == "invalid_message":
+                self._drop_invalid()
+            if code == "invalid_audio":
+                told, self._invalid_told = self._invalid_told, True
+                return None if told else frame
+            return frame
+        if frame.startswith(_END):
+            self.end = self._unsaved["end"] = frame
+        return frame
+
+    def _pass_begin(self, frame: str) -> str | None:
+        if self._begun:
+            return None
+        self._begun = True
+        begin = parse_server(frame)
+        assert isinstance(begin, SessionBegin)
+        self.config = begin.config
+        self.nothing_is_saved()
+        if self.resume_offset_ms is None:
+            return frame
+        begin = msgspec.structs.replace(
+            begin, resumed_from=self.session_id, resume_offset_ms=self.resume_offset_ms
+        )
+        return serialize(begin)
+
+    def _pass_final(self, frame: str) -> str | None:
+        segment = _final(frame).segment_id
+        if self._shown and segment_number(segment) >= segment_number(self._shown[0]):
+            self._shown = None
+        self._partial = self._eager = None
+        if segment not in self.finals:
+            self.finals[segment] = self._unsaved[segment] = frame
+        if segment_number(segment) <= self._last_told:
+            return None
+        self._last_told = segment_number(segment)
+        return frame
+
+    def _pass_partial(self, frame: str) -> str | None:
+        """After a takeover: only what goes on from what was shown before."""
+        assert self._shown
+        partial = msgspec.json.decode(frame, type=Partial)
+        segment, end, stable = self._shown
+        if segment_number(partial.segment_id) > segment_number(segment):
+            self._shown, self._partial = None, frame
+            return frame
+        if partial.segment_id != segment:
+            return None
+        if partial.end <= end or not partial.text.startswith(stable):
+            return None
+        if partial.stable_chars < len(stable):
+            partial = msgspec.structs.replace(partial, stable_chars=len(stable))
+        self._shown = segment, partial.end, partial.text[: partial.stable_chars]
+        return serialize(partial)
+
+    def _pass_answer(self, frame: str) -> str | None:
+        if self._updates_due:
+            self._updates_due -= 1
+            return None
+        for held in self._held:
+            if held.invalid or held.answered or isinstance(held.frame, bytes):
+                continue
+            if _is_config(held.frame):
+                held.answered = True
+                break
+        return frame
+
+    def _drop_invalid(self) -> None:
+        """A worker has said so; no other has to."""
+        for at, held in enumerate(self._held):
+            if held.invalid:
+                del self._held[at]
+                self._dropped += 1
+                return
+
+    def _state(self, frame: str) -> None:
+        """Nothing before a snapshot is needed any more."""
+        snapshot = msgspec.json.decode(frame, type=Snapshot)
+        self.snapshot = msgspec.structs.replace(snapshot, segments=[])
+        self._unsaved["snapshot"] = serialize(self.snapshot)
+        self._speech_told = self._speech_due = 0
+        self._partial = None
+        self._needed = needed = self.config.frame(snapshot.replay_from) * self.config.frame_bytes
+        keep = list[Held]()
+        for held in self._held:
+            if isinstance(held.frame, str):
+                if held.ordinal > snapshot.controls:
+                    keep.append(held)
+            elif held.end > needed:
+                first = held.end - len(held.frame)
+                if first < needed:
+                    held.frame = held.frame[needed - first :]
+                keep.append(held)
+        self._dropped += len(self._held) - len(keep)
+        self._held = keep
+
+
+def _final(frame: str) -> Final:
+    return msgspec.json.decode(frame, type=Final)
+
+
+def segment_number(segment_id: str) -> int:
+    """Of seg_0007 it is 7; -1 if that is no segment."""
+    digits = segment_id.removeprefix("seg_")
+    return int(digits) if digits != segment_id and digits.isdecimal() else -1
+
+
+def _is_config(frame: str) -> bool:
+    return isinstance(parse(frame), Configure)

@@ -1,0 +1,82 @@
+"""
+The connection to the worker of a slot: how it begins, and what its end means.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from urllib.parse import urlencode
+
+from picows import WSHandshakeError
+from pydantic import SecretStr
+
+from dalston.orchestrator.capacity.slots import Slot
+from dalston.orchestrator.process import request_ids, traces
+from dalston.orchestrator.protocol.messages import LONGEST_MESSAGE, Snapshot, serialize
+from dalston.orchestrator.protocol.websocket_peer import ABNORMAL, Gone, Peer, connected
+
+CONNECT_S = 1.5  # for a worker to answer; it is on the same network
+BEGIN_S = 3.0  # and to begin the session
+GOING_AWAY, INTERNAL, SERVICE_RESTART, NO_CAPACITY = 1001, 1011, 1012, 1013
+_TERMINATED = '{"type":"session.terminated"'
+_LAST_WORDS = ('{"type":"error"', _TERMINATED)
+
+
+class WorkerAway(Exception):
+    """This worker does not have the session; another may."""
+
+
+class WorkerRefused(Exception):
+    """A worker does not take this session, nor would another: its words, and its close code."""
+
+    def __init__(self, frame: str, code: int):
+        super().__init__(frame)
+        self.frame, self.code = frame, code
+
+
+async def begin(
+    slot: Slot, snapshot: Snapshot | None, query: Mapping[str, str], secret: SecretStr | None
+) -> tuple[Peer, str]:
+    """A connection on which the session has begun, or goes on from the snapshot; the first frame.
+
+    Raises WorkerAway and WorkerRefused.
+    """
+    parameters = {**query, "session_id": slot.session_id, "epoch": str(slot.epoch)}
+    parameters["request_id"] = request_ids.request_id.get()
+    if snapshot:
+        parameters["resume"] = "1"
+    headers = {traces.HEADER: parent} if (parent := traces.header()) else {}
+    if secret:
+        headers["Authorization"] = f"Bearer {secret.get_secret_value()}"
+    try:
+        url = f"{slot.endpoint}/session?{urlencode(parameters)}"
+        link = await connected(url, headers, LONGEST_MESSAGE, CONNECT_S)
+    except (OSError, TimeoutError, WSHandshakeError) as error:
+        raise WorkerAway(repr(error)) from None
+    try:
+        async with asyncio.timeout(BEGIN_S):
+            if snapshot:
+                link.send(serialize(snapshot))
+            frame = await link.received()
+            assert isinstance(frame, str)
+            if frame.startswith(_LAST_WORDS):
+                await link.ended()
+                if link.close_code == NO_CAPACITY:
+                    raise WorkerAway("it takes no more sessions")
+                raise WorkerRefused(frame, link.close_code)
+            return link, frame
+    except (Gone, TimeoutError) as error:
+        link.abort()
+        raise WorkerAway(repr(error)) from None
+    except BaseException:
+        link.abort()
+        raise
+
+
+def lost(code: int, last: str) -> bool:
+    """Whether a worker that closed so, `last` being its last words, has left its session to us."""
+    if last.startswith(_TERMINATED):
+        return False
+    if code in (ABNORMAL, GOING_AWAY, SERVICE_RESTART):
+        return True
+    # Without a word of why it is the library that closed.
+    return code == INTERNAL and not last.startswith(_LAST_WORDS)

@@ -1,0 +1,1 @@
+"""How bytes come from clients and go to them."""

@@ -1,0 +1,1 @@
+"""Slots, leases and the line, in Redis."""

@@ -1,0 +1,405 @@
+"""
+The calls to one Triton: their form on the wire, their deadlines, and whether anybody is there.
+
+Who asks is called with the answer; that costs less than a task that waits for it. A call that
+nobody waits for any more goes on and is dropped: the work is done anyhow, and behind the answer
+its connection is clean.
+
+A server that is slow is not dead: finals take seconds under overload. So while answers are due
+and none comes it is asked whether it lives, which waits for no model. Each call has a connection of
+its own, and one that is dead without a word looks like a model that is slow: until that model
+answers what was asked later.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from functools import cache
+
+import msgspec
+
+from dalston.orchestrator.inference.http import Answer, Call, CallFailed, Code, Wire
+from dalston.orchestrator.worker import metrics
+
+logger = logging.getLogger(__name__)
+
+# Without an answer for so long, the server is asked; it is silent if it leaves so many questions
+# in a row unanswered.
+ASK_AFTER_S, LIVE_DEADLINE_S, UNANSWERED = 1.0, 1.5, 2
+ASK_AGAIN_S = 0.25  # a silent one
+# After the answer to what was asked later a call may take so long, or so many times what the
+# slowest lately took; and as long as the audio takes of all that were overtaken: they may be one
+# batch. A machine that decodes less than four times as fast as people speak serves nobody.
+LOST_S, SLOWER, HALF_LIFE_S = 2.0, 3.0, 60.0
+FASTER_THAN_SPEECH = 4.0
+PROBE_AFTER_S = 2.5  # a model that has answered nobody
+
+
+def _nothing() -> None:
+    pass
+
+
+class BinarySize(msgspec.Struct):
+    binary_data_size: int
+
+
+class Tensor(msgspec.Struct):
+    """https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md"""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: BinarySize
+
+
+class _Told(msgspec.Struct):
+    outputs: list[Tensor] = []
+
+
+class _Refused(msgspec.Struct):
+    error: str
+
+
+Outputs = dict[str, tuple[str, memoryview]]  # by name: datatype and content
+
+_told = msgspec.json.Decoder(_Told).decode
+_refused = msgspec.json.Decoder(_Refused).decode
+
+
+@cache
+def _wanted(outputs: Sequence[str]) -> str:
+    return ",".join(f'{{"name":"{name}","parameters":{{"binary_data":true}}}}' for name in outputs)
+
+
+class Inference:
+    """What is asked of a model, and its outputs: binary tensors behind their names in JSON.
+
+    The JSON is written by hand: names are those of the contract, and an object for each part costs
+    more than the text.
+    """
+
+    def __init__(self, model: str, outputs: tuple[str, ...], **parameters: str | bool):
+        self.model = model
+        self.audio_s = 0.0  # that it takes long to work on
+        self._outputs, self._parameters = outputs, parameters
+        self._inputs = list[str]()
+        self._contents = list[bytes]()
+
+    def add(self, name: str, datatype: str, length: int, content: bytes) -> None:
+        """One row of an input."""
+        self._inputs.append(
+            f'{{"name":"{name}","shape":[1,{length}],"datatype":"{datatype}",'
+            f'"parameters":{{"binary_data_size":{len(content)}}}}}'
+        )
+        self._contents.append(content)
+
+    def request(self, host: str, headers: Sequence[tuple[str, str]]) -> bytes:
+        parameters = b""
+        if self._parameters:
+            parameters = b',"parameters":' + msgspec.json.encode(self._parameters)
+        inputs, outputs = ",".join(self._inputs), _wanted(self._outputs)
+        json = f'{{"inputs":[{inputs}],"outputs":[{outputs}]'.encode() + parameters + b"}"
+        size = len(json) + sum(map(len, self._contents))
+        more = "".join([f"{name}: {value}\r\n" for name, value in headers]) if headers else ""
+        head = (
+            f"POST /v2/models/{self.model}/infer HTTP/1.1\r\nHost: {host}\r\n{more}"
+            f"Inference-Header-Content-Length: {len(json)}\r\nContent-Length: {size}\r\n\r\n"
+        )
+        return b"".join((head.encode(), json, *self._contents))
+
+    @staticmethod
+    def outputs(answer: Answer) -> Outputs:
+        """Raises CallFailed."""
+        check(answer)
+        found, at = Outputs(), 0
+        for tensor in _told(answer.json).outputs:
+            end = at + tensor.parameters.binary_data_size
+            found[tensor.name] = tensor.datatype, answer.binary[at:end]
+            at = end
+        return found
+
+
+def check(answer: Answer) -> None:
+    """Raises CallFailed if it tells of a failure."""
+    if answer.status == 200:
+        return
+    try:
+        sentence = _refused(answer.json).error
+    except msgspec.MsgspecError:
+        sentence = answer.json.decode(errors="replace") or f"HTTP {answer.status}"
+    try:
+        code = Code(answer.status)
+    except ValueError:
+        code = Code.INTERNAL
+    raise CallFailed(code, sentence)
+
+
+@dataclass(eq=False)
+class Due:
+    """What was asked, until it is answered or too late."""
+
+    model: str
+    audio_s: float
+    asked: float
+    tell: Callable[[Answer | CallFailed], None]
+    over: Callable[[], None]
+    call: Call
+    alarm: asyncio.TimerHandle
+    waited: bool = True  # for, by somebody
+    overtaken: float | None = None  # since one of the model that was asked later is answered
+
+    def fail(self, error: CallFailed) -> None:
+        """Whoever waits waits no more."""
+        if self.waited:
+            self.waited = False
+            self.tell(error)
+
+
+class Channel:
+    """url: "host:port" of its HTTP. probe: asks a model something small, whatever it answers."""
+
+    def __init__(self, url: str, probe: Callable[[str], Awaitable[object]]):
+        self.url = url
+        self.silent = False
+        self._probe = probe
+        self._probes: dict[str, asyncio.Task[None]] = {}  # by model
+        self._wire = Wire(url)
+        self._calls = set[Due]()
+        self._due: dict[Due, None] = {}  # of these the ones that may still come; the oldest first
+        self._answers = 0  # so far
+        self._answered: dict[str, float] = {}  # models; when, last
+        self._slowest: dict[str, tuple[float, float]] = {}  # models; seconds to an answer, when
+        self._listening: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        tasks = [*self._probes.values(), *([self._listening] if self._listening else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._wire.abort()
+        while self._calls:
+            await asyncio.sleep(0.001)
+
+    @property
+    def pending(self) -> int:
+        """Inferences under way, with those that nobody waits for any more."""
+        return len(self._calls)
+
+    def mute_s(self, model: str) -> float:
+        """For how long a model has answered nobody, while somebody waits."""
+        due = (d for d in self._due if d.model == model and d.waited)
+        asked = (due.asked for due in due)
+        oldest = next(asked, None)
+        if oldest is None:
+            return 0.0
+        return time.monotonic() - max(oldest, self._answered.get(model, oldest))
+
+    async def get(self, path: str, deadline_s: float = 2.0) -> bytes:
+        """The body of a page. Raises CallFailed."""
+        if self.silent:
+            raise self._silence()
+        answer = await self._get(path, deadline_s)
+        check(answer)
+        return answer.json
+
+    async def post(self, path: str, deadline_s: float = 2.0) -> bytes:
+        """What a page answers to nothing in particular. Raises CallFailed."""
+        if self.silent:
+            raise self._silence()
+        answer = await self._get(path, deadline_s, "POST")
+        check(answer)
+        return answer.json
+
+    async def _get(self, path: str, deadline_s: float, method: str = "GET") -> Answer:
+        length = "Content-Length: 0\r\n" if method == "POST" else ""
+        request = f"{method} {path} HTTP/1.1\r\nHost: {self.url}\r\n{length}\r\n".encode()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        call = self._wire.ask(request, lambda result: _settle(answer, result))
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await answer
+        except TimeoutError:
+            raise _late(deadline_s) from None
+        finally:
+            if not call.over:
+                call.give_up()
+
+    async def infer(
+        self,
+        inference: Inference,
+        deadline_s: float,
+        over: Callable[[], None] = _nothing,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> Outputs:
+        """Raises CallFailed. `over` is called when the server is done with it, or too late."""
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        due = self.ask(inference, deadline_s, lambda result: _settle(answer, result), over, headers)
+        try:
+            return Inference.outputs(await answer)
+        finally:
+            if due:
+                due.waited = False
+
+    def ask(
+        self,
+        inference: Inference,
+        deadline_s: float,
+        tell: Callable[[Answer | CallFailed], None],
+        over: Callable[[], None] = _nothing,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> Due | None:
+        """`tell` is called with the answer or with why there is none: once, and never before this
+        has returned. `over` as in infer()."""
+        loop = asyncio.get_running_loop()
+        if self.silent:
+            over()
+            loop.call_soon(tell, self._silence())
+            return None
+
+        def answered(result: Answer | CallFailed) -> None:
+            if due in self._calls:
+                self._end(due)
+            self._hear(due)
+            if due.waited:
+                due.waited = False
+                tell(result)
+
+        def late() -> None:
+            self._end(due)
+            due.fail(_late(deadline_s))
+
+        call = self._wire.ask(inference.request(self.url, headers), answered)
+        alarm = loop.call_later(deadline_s, late)
+        now = time.monotonic()
+        due = Due(inference.model, inference.audio_s, now, tell, over, call, alarm)
+        self._calls.add(due)
+        self._due[due] = None
+        if self._listening is None or self._listening.done():
+            # It is not about the session that happened to ask: not in its log lines and traces.
+            self._listening = asyncio.create_task(self._listen(), context=Context())
+        return due
+
+    def _end(self, due: Due) -> None:
+        """The server is done with it, or too late."""
+        due.alarm.cancel()
+        self._calls.discard(due)
+        self._due.pop(due, None)
+        due.over()
+
+    def _hear(self, answered: Due) -> None:
+        """A call has its answer, or was refused by the server."""
+        now = time.monotonic()
+        self._answers += 1
+        self._answered[answered.model] = now
+        self._took(answered)
+        for due in self._due:
+            if due.asked >= answered.asked:
+                break
+            if due.model == answered.model and due.overtaken is None:
+                due.overtaken = now
+
+    async def _listen(self) -> None:
+        """While answers are due: does the server live, and do our connections?"""
+        while self._due:
+            heard = self._answers
+            await asyncio.sleep(ASK_AFTER_S)
+            self._drop_lost()
+            asked = 0
+            while self._due and self._answers == heard and not await self._lives():
+                asked += 1
+                if asked == UNANSWERED:
+                    await self._be_silent()
+                    break
+            else:
+                self._probe_mute()
+
+    def _drop_lost(self) -> None:
+        """Models answer nearly in turn. A call that was overtaken long ago is lost: its connection
+        is dead without a word, or the process hangs that had it."""
+        now = time.monotonic()
+        lost = [
+            d for d in self._due if d.overtaken and now - d.overtaken > self._patience_s(d, now)
+        ]
+        if lost:
+            logger.warning("Triton %s: %d calls are lost", self.url, len(lost))
+            self._wire.drop_idle()
+        sentence = f"{self.url} answered what was asked later, and this not"
+        for due in lost:
+            self._took(due)
+            self._end(due)
+            due.call.give_up()
+            due.fail(CallFailed(Code.UNAVAILABLE, sentence))
+
+    def _took(self, due: Due) -> None:
+        now = time.monotonic()
+        took_s = max(now - due.asked, self._slowest_s(due.model, now))
+        self._slowest[due.model] = took_s, now
+
+    def _slowest_s(self, model: str, now: float) -> float:
+        took_s, at = self._slowest.get(model, (0.0, now))
+        return took_s * 0.5 ** ((now - at) / HALF_LIFE_S)
+
+    def _patience_s(self, due: Due, now: float) -> float:
+        """One of several instances may have a batch of long finals. If that is it, it has more time
+        when it is asked again."""
+        batch_s = sum(d.audio_s for d in self._due if d.overtaken and d.model == due.model)
+        slowest_s = max(LOST_S, SLOWER * self._slowest_s(due.model, now))
+        return slowest_s + batch_s / FASTER_THAN_SPEECH
+
+    def _probe_mute(self) -> None:
+        """If a model owes answers for long, what is asked now tells whether those will come."""
+        for model in {due.model for due in self._due}:
+            if self.mute_s(model) > PROBE_AFTER_S and model not in self._probes:
+                self._wire.drop_idle()
+                probe = asyncio.create_task(self._ask_mute(model), context=Context())
+                self._probes[model] = probe
+                probe.add_done_callback(lambda _, model=model: self._probes.pop(model))
+
+    async def _ask_mute(self, model: str) -> None:
+        with contextlib.suppress(Exception):  # whatever it says, it says something
+            await self._probe(model)
+
+    async def _be_silent(self) -> None:
+        """Let everybody go who waits, until the server is heard again."""
+        logger.warning("Triton %s is silent", self.url)
+        metrics.SILENCES.labels(self.url).inc()
+        self.silent = True
+        waiting, self._due = self._due, {}
+        for due in waiting:
+            due.fail(self._silence())
+        # The other end may be gone without a word, and then these never hear of its return.
+        old, self._wire = self._wire, Wire(self.url)
+        old.abort()
+        while not await self._lives(refused=False):
+            await asyncio.sleep(ASK_AGAIN_S)
+        logger.info("Triton %s is heard again", self.url)
+        self.silent = False
+
+    async def _lives(self, refused: bool = True) -> bool:
+        """refused: what to say if there is no server; the calls have heard of that themselves."""
+        self._wire.drop_idle()  # none of them has to be alive
+        try:
+            await self._get("/v2/health/live", LIVE_DEADLINE_S)
+        except CallFailed as error:
+            return refused and error.code is not Code.DEADLINE_EXCEEDED
+        return True
+
+    def _silence(self) -> CallFailed:
+        return CallFailed(Code.UNAVAILABLE, f"{self.url} is silent")
+
+
+def _settle(waiting: asyncio.Future[Answer], result: Answer | CallFailed) -> None:
+    if waiting.done():
+        return
+    if isinstance(result, CallFailed):
+        waiting.set_exception(result)
+    else:
+        waiting.set_result(result)
+
+
+def _late(deadline_s: float) -> CallFailed:
+    return CallFailed(Code.DEADLINE_EXCEEDED, f"no answer within {deadline_s:g} s")

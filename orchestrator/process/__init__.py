@@ -1,0 +1,1 @@
+"""What every process has, whatever it does: logs, traces, request ids, memory."""

@@ -1,0 +1,687 @@
+"""
+The life of one transcription, without I/O.
+
+                receive End, or finish()         last final is told
+    LISTENING ----------------------------> ENDING ----------------> DONE
+
+After each receive_*() collect requests(), to be sent to the models, and messages(), to be sent to
+the client. A session opens no socket, starts no task and reads no clock: the same audio, messages
+and answers give the same messages, however the audio was cut into pieces.
+
+How that holds. Audio and client messages wait in one line, in the order they came. A cursor walks
+along it in frames of 32 ms, one request for speech probabilities at a time, and everything is
+decided at the cursor: where utterances begin and end, what audio a final is made of. At each end
+of an utterance, each cut and every 20 s of silence the session restarts at the cursor, with a new
+VAD sequence and a new resampler, and states itself in a Snapshot: so another session that goes on
+from there has the same inputs as this one. Finals are asked for as soon as possible and told in
+the order of the audio.
+
+With endpointing=smart a model is asked at each pause whether the turn sounds over. Its answer
+counts from a fixed place in the audio on (endpointer.py), and the cursor waits there for it: so
+endpoints depend on the answer and not on when it came. If none comes at all, which whoever asks
+decides, silence ends the utterance; that alone can differ when it is heard again.
+
+Partials are the exception: they show what is known at the moment, and depend on when answers came.
+So do eager finals: whether one is told depends on whether its answer came within the pause.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import msgspec
+
+from dalston.orchestrator.protocol.messages import (
+    PROTOCOL_VERSION,
+    Clear,
+    ClientMessage,
+    Commit,
+    ConfigUpdated,
+    Configure,
+    End,
+    EndReason,
+    Error,
+    Flush,
+    Notice,
+    Ping,
+    Pong,
+    ServerMessage,
+    SessionBegin,
+    SessionConfig,
+    SessionEnd,
+    Snapshot,
+    SpeechEnd,
+    SpeechStart,
+    Stats,
+    Warn,
+)
+from dalston.orchestrator.protocol.parameters import objection
+from dalston.orchestrator.transcription import assembler
+from dalston.orchestrator.transcription.audio import AudioStream
+from dalston.orchestrator.transcription.decoding import PARTIAL_EVERY, Decoding, Ended, Utterance
+from dalston.orchestrator.transcription.endpointer import (
+    PAUSE,
+    QUICK_PAUSE,
+    Endpointer,
+    Event,
+    Thresholds,
+    TurnRules,
+)
+from dalston.orchestrator.transcription.model_requests import (
+    Hypothesis,
+    Request,
+    SpeechRequest,
+    TranscriptRequest,
+    TurnRequest,
+)
+from dalston.orchestrator.transcription.outbox import Outbox
+from dalston.triton.contract import SAMPLE_RATE, TURN_AUDIO, VAD_FRAME, Variant
+
+# All lengths are samples at 16 kHz.
+# What is asked of the VAD at once: each question costs as much as hearing ten times the audio, so
+# no more of them than decisions wait for. When the session has to catch up, up to the last.
+HOP, LONG_HOP, LONGEST_HOP = 3 * VAD_FRAME, 8 * VAD_FRAME, 32 * VAD_FRAME  # 96 ms, 256 ms, 1 s
+SILENCE_BETWEEN_SNAPSHOTS = 20 * SAMPLE_RATE
+# An utterance that is too long is cut where it is quietest, in this much of its end (or a third
+# of it). The first side's audio goes on behind the cut, the second's begins before it, so that a
+# word at the cut is whole in one of them.
+CUT_SEARCH = 5 * SAMPLE_RATE
+CUT_BEHIND, CUT_BEFORE = SAMPLE_RATE // 2, SAMPLE_RATE
+CUT_WIDTH = 3 * VAD_FRAME
+_OF_LANGUAGE = {"language", "languages", "language_detection"}
+
+
+class State(Enum):
+    LISTENING = auto()
+    ENDING = auto()
+    DONE = auto()
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A client message in the line of audio."""
+
+    message: Configure | Flush | Clear | End
+    frame: int  # the client's frame that it came before
+    ordinal: int  # among the text frames of the session
+    reason: EndReason = "client_end"
+
+
+class Session:
+    def __init__(
+        self,
+        session_id: str,
+        config: SessionConfig,
+        variant: Variant,
+        *,
+        languages: Collection[str],
+        translates: bool = False,
+        epoch: int = 1,
+        warnings: list[Notice] | None = None,
+        snapshot: Snapshot | None = None,
+        partial_every: int = PARTIAL_EVERY,
+    ):
+        self.id, self.epoch = session_id, epoch
+        # What the variant can do.
+        self._languages, self._translates = languages, translates
+        self.state = State.LISTENING
+        self._config = snapshot.config if snapshot else config
+        self._config_to_come = self._config  # once every message in the line has taken effect
+        self._rules = thresholds(self._config)
+        self._outbox = Outbox()
+        self._decoding = Decoding(variant, self._outbox, snapshot, partial_every)
+        self._requests: list[Request] = []
+
+        # The line of input, and how far it is decided.
+        start = snapshot.replay_from if snapshot else 0
+        c = self._config
+        self._audio = AudioStream(c.encoding, c.sample_rate, c.channels, start)
+        self._markers: deque[Marker] = deque()
+        self._text_frames = self._controls = snapshot.controls if snapshot else 0
+        self._cursor = snapshot.position if snapshot else 0
+        self._heard = self._cursor  # the furthest it has been
+        self._origin = self._cursor  # of the last restart
+        self._floor = start  # no utterance begins before it
+        self._told_invalid = self._told_late = False
+        self._said_end = False  # the client, that is: it knows that nothing may follow
+
+        # The VAD: one request at a time, in a new sequence after each restart.
+        self._sequence = 0
+        self._fed = self._cursor  # audio before it was sent in this sequence
+        self._waiting = False
+        self._undecided = deque[float]()  # probabilities that came, of frames behind the cursor
+        self._turns_asked = 0  # the last is the one whose answer counts
+        self._told_unjudged = False
+        self._enough = 0  # frames of the client: with less nothing more can be asked
+        self._endpointer = Endpointer()
+        self._open: Utterance | None = None
+        self._dropped: tuple[Utterance, int] | None = None  # and the cursor when that was decided
+
+        self._next_segment = snapshot.next_segment if snapshot else 0
+        self._segments_stated = len(self._decoding.segments)
+        self._speech = snapshot.speech_samples if snapshot else 0
+        # There is more to do than the models can: of partials only the first of each utterance.
+        self.sparing = False
+
+        self._outbox.say(
+            SessionBegin(
+                session_id=session_id,
+                protocol_version=PROTOCOL_VERSION,
+                config=self._config,
+                warnings=warnings or [],
+            )
+        )
+        if snapshot and snapshot.continues:
+            self._continue_speech()
+
+    # What goes out.
+
+    def requests(self) -> list[Request]:
+        requests = self._requests + self._decoding.requests
+        self._requests, self._decoding.requests = [], []
+        return requests
+
+    def messages(self) -> list[ServerMessage]:
+        return self._outbox.take()
+
+    @property
+    def received(self) -> int:
+        """Samples of audio received since the session began."""
+        return self._audio.received
+
+    @property
+    def decided(self) -> int:
+        """How many of them the cursor has passed."""
+        return self._cursor
+
+    @property
+    def heard(self) -> int:
+        """How many were searched for speech. (A cut takes the cursor back.)"""
+        return self._heard
+
+    @property
+    def processed(self) -> int:
+        """Before it nothing waits any more: it is decided, and every final due there is told."""
+        overdue = self._decoding.overdue
+        return self._heard if overdue is None else overdue
+
+    @property
+    def messages_waiting(self) -> int:
+        """How many client messages wait in the line for a model to answer."""
+        return len(self._markers) if self._waiting or self._undecided else 0
+
+    @property
+    def config(self) -> SessionConfig:
+        return self._config
+
+    @property
+    def stats(self) -> Stats:
+        return self._decoding.stats
+
+    def final_due(self) -> int:
+        """Where the final told next was due: the audio was searched for speech up to there when
+        its utterance was known to be over. To be asked once for each."""
+        return self._decoding.dues.popleft() if self._decoding.dues else self._heard
+
+    @property
+    def last_transcript(self) -> float | None:
+        """Where the last final that was told ends, in seconds."""
+        segments = self._decoding.segments
+        return segments[-1].end if segments else None
+
+    # What comes in.
+
+    def receive_audio(self, data: bytes) -> bool:
+        """Some more bytes of the client's audio, cut anywhere. False: nothing came of it, so there
+        is nothing to collect."""
+        if self.state is State.LISTENING:
+            self._audio.receive(data)
+            if self._audio.received_frames < self._enough:
+                return False
+            self._advance()
+        elif self.state is State.ENDING and self._said_end and not self._told_late:
+            self._told_late = True
+            self._refuse("audio after the end of the session")
+        return True
+
+    def receive_message(self, message: ClientMessage) -> None:
+        self._text_frames += 1
+        match self.state, message:
+            case State.DONE, _:
+                pass
+            case _, Ping():
+                # Out of line: it asks whether the connection lives.
+                self._outbox.say_at_once(Pong())
+            case State.LISTENING, Configure():
+                self._configure(message)
+            case State.LISTENING, Flush() | Commit():
+                self._mark(Flush())
+                self._advance()
+            case State.LISTENING, Clear():
+                self._mark(message)
+                self._advance()
+            case State.LISTENING, End():
+                self.finish(message.reason)
+            case State.ENDING, _ if self._said_end:
+                name = type(message).__struct_config__.tag
+                self._refuse(f"{name} after the end of the session")
+            case _:
+                pass
+
+    def receive_invalid(self, sentence: str) -> None:
+        """A text frame that is no message, or one that cannot be followed."""
+        self._text_frames += 1
+        if self.state is not State.DONE:
+            self._refuse(sentence)
+
+    def finish(self, reason: EndReason) -> None:
+        """No more audio: finish what was said, then end."""
+        if self.state is State.LISTENING:
+            self._mark(End(), reason)
+            self.state = State.ENDING
+            self._said_end = reason == "client_end"
+            self._advance()
+
+    def abandon(self) -> None:
+        """The client is gone: nothing more will be told. The VAD still learns that it is over."""
+        self.state = State.DONE
+        self._end_sequence()
+
+    def receive_probabilities(self, probabilities: list[float]) -> None:
+        """The answer to the SpeechRequest asked last."""
+        assert self._waiting, "probabilities nobody asked for"
+        self._waiting = False
+        self._undecided.extend(probabilities)
+        self._go_on()
+
+    def receive_turn(self, id: int, probability: float | None) -> None:
+        """The answer to a TurnRequest; None: there is none, and silence decides."""
+        if probability is None and not self._told_unjudged:
+            self._told_unjudged = True
+            sentence = "whether turns are over cannot be told at the moment; silence ends them"
+            self._outbox.say_at_once(Warn(code="turns_not_judged", message=sentence))
+        if id == self._turns_asked:
+            self._endpointer.judge(probability)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Decide what is known, up to a frame that has to wait for another answer."""
+        while self._undecided:
+            end = self._fed + VAD_FRAME
+            if end > self._cursor and self._endpointer.undecided(end, self._rules):
+                break
+            probability = self._undecided.popleft()
+            start, self._fed = self._fed, end
+            if end <= self._cursor:
+                continue  # decided before: the new sequence only had to hear it
+            self._cursor = end
+            self._heard = max(self._heard, self._cursor)
+            if self._decide(probability, start):
+                self._undecided.clear()  # restarted: asked again, in a new sequence
+        self._advance()
+
+    def receive_speech_lost(self) -> None:
+        """The SpeechRequest failed, and its sequence with it: it is heard again from its start."""
+        assert self._waiting, "the failure of nothing"
+        self._waiting = False
+        self._sequence += 1
+        self._fed = self._origin
+        self._advance()
+
+    def receive_hypothesis(self, id: int, hypothesis: Hypothesis, elapsed_ms: int = 0) -> None:
+        """The answer to a TranscriptRequest; ignored if it was cancelled meanwhile."""
+        self._decoding.receive_hypothesis(id, hypothesis, elapsed_ms)
+        if self._open and self._endpointer.silence is not None:
+            end = self._endpointer.silence
+            self._decoding.show_speculation(self._open, id, self._config, end)
+        self._ask_partial()
+
+    def receive_failure(self, id: int, sentence: str) -> None:
+        """A TranscriptRequest that cannot be answered."""
+        self._decoding.receive_failure(id, sentence)
+
+    def _configure(self, change: Configure) -> None:
+        """Accepted or refused at once, in force where it stands among the audio."""
+        to_come = configured(self._config_to_come, change)
+        if wrong := objection(to_come, self._languages, self._translates):
+            code, sentence = wrong
+            return self._outbox.say_at_once(Error(code=code, message=sentence, recoverable=True))
+        self._mark(change)
+        self._config_to_come = to_come
+        self._outbox.say_at_once(ConfigUpdated(to_come))
+        self._advance()
+
+    def _refuse(self, sentence: str) -> None:
+        self._outbox.say_at_once(Error(code="invalid_message", message=sentence, recoverable=True))
+
+    # The line of input.
+
+    def _mark(
+        self, message: Configure | Flush | Clear | End, reason: EndReason = "client_end"
+    ) -> None:
+        frame = self._audio.received_frames
+        last = self._markers[-1] if self._markers else None
+        if last and last.frame == frame and isinstance(message, Configure):
+            # Two at the same place are one: however many come, they take no room.
+            if isinstance(last.message, Configure):
+                message = merged(last.message, message)
+                self._markers.pop()
+        self._markers.append(Marker(message, frame, self._text_frames, reason))
+
+    def _advance(self) -> None:
+        """Ask for the next probabilities, or let a message take effect, as far as it goes."""
+        self._enough = 0
+        while not (self._waiting or self._undecided) and self.state is not State.DONE:
+            marker = self._markers[0] if self._markers else None
+            # Audio behind a message that ends something belongs to what comes after it.
+            ending = next((m for m in self._markers if not isinstance(m.message, Configure)), None)
+            frame = ending.frame if ending else self._audio.received_frames
+            end = self._audio.produce(self._fed + LONGEST_HOP, frame)
+            # A restart goes back to a cut and its overlap at most.
+            self._audio.forget_raw(self._cursor - CUT_SEARCH - CUT_BEFORE - SAMPLE_RATE)
+            if marker and marker is not ending:
+                end = min(end, self._audio.position(marker.frame))
+            whole = min(end - self._fed, LONGEST_HOP) // VAD_FRAME * VAD_FRAME
+            hop = VAD_FRAME if marker or self._fed < self._cursor else self._hop()
+            if whole >= hop:
+                self._ask_speech(whole)
+            elif marker is None:
+                self._enough = self._audio.frame(self._fed + hop)
+                break
+            elif marker is ending:
+                end = self._audio.drain(marker.frame)
+                if end - self._fed < VAD_FRAME:
+                    self._markers.popleft()
+                    self._cursor = end
+                    self._heard = max(self._heard, end)
+                    self._take_effect(marker)
+            elif self._audio.position(marker.frame) - self._fed >= VAD_FRAME:
+                if ending is None:
+                    break  # the resampler holds the audio before it, until more comes
+                self._audio.drain(ending.frame)
+            else:
+                self._markers.popleft()
+                self._take_effect(marker)
+        if self._waiting or self._undecided:
+            self._enough = sys.maxsize
+        if self._audio.invalid_samples and not self._told_invalid:
+            self._told_invalid = True
+            sentence = "some values in the audio are no numbers; they are heard as silence"
+            self._outbox.say_at_once(
+                Error(code="invalid_audio", message=sentence, recoverable=True)
+            )
+
+    def _take_effect(self, marker: Marker) -> None:
+        """At the cursor."""
+        self._controls = marker.ordinal
+        utterance = self._open
+        match marker.message:
+            case Configure():
+                self._config = configured(self._config, marker.message)
+                self._rules = thresholds(self._config)
+                if _OF_LANGUAGE & changes(marker.message).keys():
+                    self._decoding.generation += 1
+                return
+            case Clear():
+                if utterance:
+                    self._forget(utterance)
+            case Flush() | End():
+                if utterance:
+                    self._confirm(utterance)  # however short: the client says it was something
+                    silence = self._endpointer.silence
+                    end = self._cursor if silence is None else silence
+                    self._close(utterance, end, min(end + self._rules.pause, self._cursor))
+        if isinstance(marker.message, End):
+            self._end_sequence()
+            self._outbox.later(lambda: self._end(marker.reason))
+        else:
+            self._restart(self._cursor)
+
+    def _end(self, reason: EndReason) -> list[ServerMessage]:
+        self.state = State.DONE
+        duration = assembler.seconds(self._cursor)
+        return [
+            SessionEnd(
+                session_id=self.id,
+                reason=reason,
+                total_duration=duration,
+                total_audio_seconds=duration,
+                total_speech_duration=assembler.seconds(self._speech),
+                transcript=assembler.transcript(self._decoding.segments),
+                segments=self._decoding.segments,
+                stats=self._decoding.stats,
+            )
+        ]
+
+    def _restart(
+        self, position: int, *, replay_from: int | None = None, continues: bool = False
+    ) -> None:
+        """Go on from `position` as a session does that is given the snapshot stated here."""
+        if replay_from is None:
+            replay_from = max(position - self._lookback, self._floor)
+        self._end_sequence()
+        self._sequence += 1
+        self._floor = replay_from
+        self._audio.restart(replay_from)
+        self._origin = self._cursor = self._fed = position
+        self._endpointer, self._dropped = Endpointer(), None
+        snapshot = Snapshot(
+            session_id=self.id,
+            epoch=self.epoch,
+            position=position,
+            replay_from=replay_from,
+            controls=self._controls,
+            config=self._config,
+            detected_language=None,
+            next_segment=self._next_segment,
+            speech_samples=self._speech,
+            segments=[],
+            continues=continues,
+        )
+        generation = self._decoding.generation
+        self._outbox.later(lambda: [self._stated(snapshot, generation)])
+
+    def _stated(self, snapshot: Snapshot, generation: int) -> Snapshot:
+        """The snapshot, now that the finals before it are known."""
+        segments = self._decoding.segments[self._segments_stated :]
+        self._segments_stated += len(segments)
+        return msgspec.structs.replace(
+            snapshot,
+            detected_language=self._decoding.detected(generation),
+            prompt_cut_told=self._decoding.prompt_cut_told(snapshot.config),
+            segments=segments,
+            overlap_words=self._decoding.overlap_words,
+        )
+
+    # Speech and silence.
+
+    @property
+    def _lookback(self) -> int:
+        return self._config.prefix_padding_ms * SAMPLE_RATE // 1000
+
+    @property
+    def _sequence_id(self) -> str:
+        return f"{self.id}.{self.epoch}.{self._sequence}"
+
+    def _hop(self) -> int:
+        """How much audio to wait for: up to where something can be decided, if that is soon."""
+        decision = self._endpointer.earliest(self._fed, self._rules)
+        if self._open and self._open.next_partial > self._fed:
+            decision = min(decision, self._open.next_partial)
+        frames = -((self._fed - decision) // VAD_FRAME)
+        # In a pause somebody waits for what comes of it: not a frame longer than that takes.
+        shortest = HOP if self._endpointer.silence is None else VAD_FRAME
+        return max(shortest, min(frames * VAD_FRAME, LONG_HOP))
+
+    def _ask_speech(self, length: int) -> None:
+        self._waiting = True
+        audio = self._audio.read(self._fed, self._fed + length)
+        start = self._fed == self._origin
+        self._requests.append(SpeechRequest(self._sequence_id, audio, start=start))
+
+    def _end_sequence(self) -> None:
+        if self._fed > self._origin:
+            self._requests.append(SpeechRequest(self._sequence_id, b"", end=True))
+            self._origin = self._fed
+
+    def _decide(self, probability: float, start: int) -> bool:
+        """What the frame [start, cursor) means. True: the session has restarted."""
+        event = self._endpointer.receive(probability, start, self._cursor, self._rules)
+        silence = self._endpointer.silence
+        utterance = self._open
+        if utterance is None:
+            if event is Event.ONSET:
+                first, onset = max(start - self._lookback, self._floor), start
+                if self._dropped and first < self._dropped[1]:
+                    # What was too short to be speech is followed by more: it was its beginning.
+                    first, onset = self._dropped[0].start, self._dropped[0].onset
+                due = start + self._decoding.partial_every
+                self._open = Utterance(first, onset, next_partial=due)
+            elif self._cursor - self._origin >= SILENCE_BETWEEN_SNAPSHOTS:
+                self._restart(self._cursor)
+                return True
+            return False
+        match event:
+            case Event.DROPPED:
+                self._open, self._dropped = None, (utterance, self._cursor)
+                self._endpointer = Endpointer()
+                return False
+            case Event.ENDPOINT if silence is not None:
+                self._close(utterance, silence, min(silence + self._rules.pause, self._cursor))
+                self._restart(self._cursor)
+                return True
+            case Event.CONFIRMED:
+                self._confirm(utterance)
+            case Event.PAUSE if silence is not None:
+                last = silence + self._rules.pause
+                audio = self._audio.read(utterance.start, last)
+                self._decoding.speculate(utterance, audio, silence, last, self._config)
+                if self._rules.turns:
+                    self._turns_asked += 1
+                    self._requests.append(TurnRequest(self._turns_asked, audio[-2 * TURN_AUDIO :]))
+            case Event.RESUMED:
+                self._decoding.resume(utterance)
+            case _:
+                pass
+        longest = int(self._config.max_utterance_duration * SAMPLE_RATE)
+        if self._cursor - utterance.start >= longest:
+            self._cut(utterance, longest)
+            return True
+        self._ask_partial()
+        return False
+
+    def _ask_partial(self) -> None:
+        utterance = self._open
+        if (
+            utterance is not None
+            and utterance.number >= 0
+            and self._config.interim_results
+            and self._endpointer.silence is None  # else nothing new was said
+            and not (self.sparing and utterance.shown)
+            and self._decoding.partial_due(utterance, self._cursor)
+        ):
+            audio = self._audio.read(utterance.shown_from, self._cursor)
+            self._decoding.ask_partial(
+                utterance, audio, self._cursor, self._config, self._newest_partial
+            )
+
+    def _newest_partial(self) -> TranscriptRequest:
+        """What to ask instead of a partial that had to wait."""
+        assert self._open, "a partial is called off with its utterance"
+        audio = self._audio.read(self._open.shown_from, self._cursor)
+        return self._decoding.newest_partial(audio, self._cursor, self._config)
+
+    def _confirm(self, utterance: Utterance) -> None:
+        if utterance.number < 0:
+            utterance.number = self._next_segment
+            self._next_segment += 1
+            if self._config.enable_vad:
+                self._outbox.say(SpeechStart(assembler.seconds(utterance.onset)))
+
+    def _tell_end(self, utterance: Utterance, position: int) -> None:
+        self._speech += position - utterance.onset
+        if self._config.enable_vad:
+            self._outbox.say(SpeechEnd(assembler.seconds(position)))
+
+    def _close(self, utterance: Utterance, end: int, last: int, cut: bool = False) -> None:
+        """Its speech ended at `end`; its final is made of the audio up to `last`."""
+        # The second side of a cut may be silent from its first frame on; it still takes time.
+        end = max(end, min(utterance.onset + VAD_FRAME, self._cursor))
+        self._tell_end(utterance, end)
+        self._decoding.close(
+            Ended(
+                utterance,
+                end,
+                last,
+                self._heard,
+                self._audio.read(utterance.start, last),
+                self._config,
+                self._decoding.generation,
+                cut,
+                void=not self._endpointer.heard,
+            )
+        )
+        self._open = None
+        self._floor = last
+
+    def _forget(self, utterance: Utterance) -> None:
+        """The client takes it back: no final."""
+        if utterance.number >= 0:
+            self._tell_end(utterance, self._cursor)
+        self._decoding.resume(utterance)
+        self._decoding.abandon()
+        self._open = None
+        self._floor = self._cursor
+
+    def _cut(self, utterance: Utterance, longest: int) -> None:
+        """End it at its quietest recent point, and go on with another from there."""
+        behind = min(CUT_BEHIND, longest // 12)
+        search = min(CUT_SEARCH, longest // 3)
+        cut = self._audio.quietest(self._cursor - search, self._cursor - behind, CUT_WIDTH)
+        self._close(utterance, cut, cut + behind, cut=True)
+        self._restart(cut, replay_from=max(cut - CUT_BEFORE, utterance.start), continues=True)
+        self._continue_speech()
+
+    def _continue_speech(self) -> None:
+        """Behind a cut the next utterance begins where the last ended."""
+        self._open = Utterance(
+            start=self._floor,
+            onset=self._cursor,
+            continues=True,
+            next_partial=self._cursor + self._decoding.partial_every,
+        )
+        self._endpointer.resume_speech(self._cursor)
+        self._confirm(self._open)
+
+
+def thresholds(config: SessionConfig) -> Thresholds:
+    turns = None
+    if config.endpointing == "smart":
+        shortest = config.turn_silence_ms * SAMPLE_RATE // 1000
+        longest = config.max_silence_duration_ms * SAMPLE_RATE // 1000
+        turns = TurnRules(config.turn_threshold, shortest, max(shortest, longest))
+    return Thresholds(
+        threshold=config.vad_threshold,
+        min_speech=config.min_speech_duration_ms * SAMPLE_RATE // 1000,
+        min_silence=config.min_silence_duration_ms * SAMPLE_RATE // 1000,
+        manual=config.endpointing == "manual",
+        turns=turns,
+        pause=QUICK_PAUSE if config.endpointing == "manual" else PAUSE,
+    )
+
+
+def configured(config: SessionConfig, change: Configure) -> SessionConfig:
+    return msgspec.structs.replace(config, **changes(change))
+
+
+def merged(first: Configure, then: Configure) -> Configure:
+    return msgspec.structs.replace(first, **changes(then))
+
+
+def changes(change: Configure) -> dict[str, Any]:
+    return {
+        name: value for name, value in msgspec.structs.asdict(change).items() if value is not None
+    }

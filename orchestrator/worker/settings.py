@@ -1,0 +1,100 @@
+"""
+The worker's settings: environment variables, read once.
+
+Ours are prefixed DALSTON_; names that the deployment documents give have none.
+"""
+
+import socket
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from dalston.orchestrator.capacity.slots import HEARTBEAT_S
+from dalston.orchestrator.process.logs import Format
+from dalston.orchestrator.protocol.messages import LONGEST_FRAME, LONGEST_MESSAGE, LONGEST_TEXT
+
+
+class SettingsError(Exception):
+    """Names every variable that is missing or wrong, a line each."""
+
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def from_environment(kind: type[S]) -> S:
+    """Read the settings of one role. Raises SettingsError."""
+    try:
+        return kind()
+    except ValidationError as error:
+        lines = [
+            f"{problem['loc'][0]}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        ]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def _presentable(secret: SecretStr) -> SecretStr:
+    value = secret.get_secret_value()
+    if not value or not all("!" <= letter <= "~" for letter in value):
+        raise ValueError("a secret is of ASCII letters, digits and signs, and not empty")
+    return secret
+
+
+# Addresses that nobody outside this machine reaches.
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# Goes into a header. An empty one would be no secret at all.
+HeaderSecret = Annotated[SecretStr, AfterValidator(_presentable)]
+
+
+class WorkerSettings(BaseSettings):
+    model_config = SettingsConfigDict(populate_by_name=True)
+
+    redis_url: str = Field(alias="REDIS_URL")
+    worker_id: str = Field(alias="WORKER_ID", min_length=1)
+    port: int = Field(9000, alias="WORKER_PORT", ge=0, le=65_535)
+    # Where gateways reach this worker: never localhost by itself.
+    endpoint: str | None = Field(None, alias="WORKER_ENDPOINT", pattern="^wss?://")
+    host: str = Field("127.0.0.1", alias="DALSTON_HOST")  # the address to listen at
+    max_sessions: int = Field(4, alias="MAX_SESSIONS", ge=1)
+    # HTTP addresses, comma separated. A session stays with one.
+    triton_urls: Annotated[list[str], NoDecode] = Field(["127.0.0.1:8000"], alias="TRITON_URLS")
+    # Where Triton tells its GPU memory; without a GPU there is nothing to tell.
+    triton_metrics_url: str | None = Field(None, alias="TRITON_METRICS_URL")
+    vad: Literal["triton", "worker"] = Field("triton", alias="DALSTON_VAD")
+    vad_model: Path | None = Field(None, alias="DALSTON_VAD_MODEL")  # for vad=worker
+    # Of speech, between partials; under load they come less often by themselves.
+    partial_seconds: float = Field(0.5, alias="DALSTON_PARTIAL_SECONDS", ge=0.1, le=10)
+    heartbeat_seconds: float = Field(HEARTBEAT_S, alias="DALSTON_HEARTBEAT_SECONDS", gt=0, le=20)
+    idle_seconds: float = Field(30.0, alias="DALSTON_IDLE_SECONDS", gt=0)
+    session_seconds: float = Field(4 * 3600.0, alias="DALSTON_SESSION_SECONDS", gt=0)
+    # So far behind a session is warned; so far, for so long, it ends.
+    lag_warning_seconds: float = Field(3.0, alias="DALSTON_LAG_WARNING_SECONDS", gt=0)
+    lag_limit_seconds: float = Field(5.0, alias="DALSTON_LAG_LIMIT_SECONDS", gt=0)
+    lag_held_seconds: float = Field(2.0, alias="DALSTON_LAG_HELD_SECONDS", ge=0)
+    # Longer frames of audio are refused with a sentence; the largest of all closes the connection.
+    frame_bytes: int = Field(
+        LONGEST_FRAME, alias="DALSTON_FRAME_BYTES", ge=LONGEST_TEXT, le=LONGEST_MESSAGE
+    )
+    # A message may be so long on its way to a client that does not read.
+    reader_seconds: float = Field(15.0, alias="DALSTON_READER_SECONDS", gt=0)
+    # For the opening handshake, and for the snapshot of a session that goes on here.
+    handshake_seconds: float = Field(10.0, alias="DALSTON_HANDSHAKE_SECONDS", gt=0)
+    outage_seconds: float = Field(30.0, alias="OUTAGE_SECONDS", gt=0)
+    drain_seconds: float = Field(30.0, alias="DRAIN_SECONDS", ge=0)
+    # What gateways show before a session; without it whoever reaches the port may have one.
+    secret: HeaderSecret | None = Field(None, alias="DALSTON_WORKER_SECRET")
+    # Who collects traces, OTLP over HTTP. OpenTelemetry reads the rest of its OTEL_... by itself.
+    otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
+    log_format: Format = Field("text", alias="DALSTON_LOG_FORMAT")
+
+    @field_validator("triton_urls", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [url.strip() for url in value.split(",")] if isinstance(value, str) else value
+
+    def advertised(self, port: int) -> str:
+        """The endpoint to register, the worker listening at `port`."""
+        return self.endpoint or f"ws://{socket.gethostname()}:{port}"

@@ -1,0 +1,80 @@
+"""
+What is measured of the waiting for finals, without a clock: the tests say what time it is.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from dalston.orchestrator.protocol.messages import Final, Partial
+from dalston.orchestrator.worker import metrics
+from dalston.orchestrator.worker.stage_times import Spans
+
+FINAL = Final(
+    segment_id="seg_0000",
+    text="so",
+    start=0.0,
+    end=0.5,
+    confidence=1.0,
+    language="en",
+    processing_ms=1,
+)
+
+
+@dataclass
+class Position:
+    """Of a session: the only thing that spans ask of one."""
+
+    heard: int = 0
+    processed: int = 0
+    received: int = 0
+    dues: list[int] = field(default_factory=list[int])
+
+    def final_due(self) -> int:
+        return self.dues.pop(0)
+
+
+def value(name: str) -> float:
+    page = metrics.page(metrics.State(1, True, False, 0, {}), metrics.Sessions()).decode()
+    return next(float(line.split()[1]) for line in page.splitlines() if line.startswith(f"{name} "))
+
+
+def waited(spans: Spans, session: Position, now: float) -> float:
+    before = value("dalston_worker_final_seconds_sum")
+    spans.told(FINAL, cast(Any, session), now)
+    return value("dalston_worker_final_seconds_sum") - before
+
+
+def test_a_final_is_waited_for_from_where_its_end_was_heard() -> None:
+    spans, session = Spans(), Position()
+    for sample in (1536, 3072, 4608):
+        session.heard = sample
+        session.processed = min(sample, 3072)
+        spans.heard(cast(Any, session), sample / 16_000)
+    session.dues = [3072]
+    assert waited(spans, session, 1.0) == pytest.approx(1.0 - 3072 / 16_000)
+
+
+def test_an_end_that_a_client_asks_for_is_waited_for_from_then() -> None:
+    spans, session = Spans(), Position(heard=1536, processed=1536)
+    spans.heard(cast(Any, session), 0.1)
+    spans.heard(cast(Any, session), 5.0, message=True)
+    session.dues = [1536]
+    assert waited(spans, session, 5.2) == pytest.approx(0.2)
+
+
+def test_what_a_cut_makes_to_be_heard_again_does_not_begin_the_waiting_anew() -> None:
+    spans, session = Spans(), Position(heard=4608, processed=4608)
+    spans.heard(cast(Any, session), 1.0)
+    spans.heard(cast(Any, session), 1.5)  # the cursor went back; no more is heard than before
+    session.dues = [4608]
+    assert waited(spans, session, 2.0) == pytest.approx(1.0)
+
+
+def test_only_the_first_partial_of_a_segment_is_one() -> None:
+    spans, session = Spans(), Position(received=16_000)
+    before = value("dalston_worker_first_partial_seconds_count")
+    for segment in ("seg_0000", "seg_0000", "seg_0001"):
+        spans.told(Partial(segment, "so", 0, 0.25, 1.0), cast(Any, session), 0.0)
+    assert value("dalston_worker_first_partial_seconds_count") - before == 2
