@@ -9,7 +9,6 @@ import pickle
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,21 @@ from asked import Asked
 
 from dalston.cli import main as cli
 from dalston.orchestrator.inference import fleet
-from dalston.orchestrator.inference.triton_client import Heard, Triton
+from dalston.orchestrator.inference.triton_client import SequenceLost, SpeechAnswer, Triton
 from dalston.orchestrator.transcription.model_requests import SpeechRequest, TranscriptRequest
 
 ASKED = Asked([], [])
 
 
 class RecordingTriton(Triton):
-    def hear(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
+    def request_speech(
+        self,
+        request: SpeechRequest,
+        on_answer: Callable[[SpeechAnswer], None],
+        on_lost: Callable[[SequenceLost], None] = lambda _: None,
+    ) -> None:
         ASKED.speech.append((time.monotonic(), request))
-        super().hear(request, tell)
+        super().request_speech(request, on_answer, on_lost)
 
     async def _whisper(
         self,
@@ -35,9 +39,7 @@ class RecordingTriton(Triton):
         full_window: bool = False,
         over: Callable[[], None] = lambda: None,
     ) -> Any:
-        # Without what points back into the session.
-        plain = replace(request, newest=None)
-        ASKED.transcripts.append((time.monotonic(), plain, full_window))
+        ASKED.transcripts.append((time.monotonic(), request, full_window))
         return await super()._whisper(request, deadline_s, full_window, over)
 
 

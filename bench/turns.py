@@ -26,10 +26,10 @@ import soundfile
 
 from dalston.orchestrator.protocol.messages import End, SessionConfig, SpeechEnd
 from dalston.orchestrator.transcription.model_requests import (
+    EndOfTurnRequest,
     Hypothesis,
     SpeechRequest,
     TranscriptRequest,
-    TurnRequest,
 )
 from dalston.orchestrator.transcription.session import Session, State
 from dalston.triton.contract import SAMPLE_RATE
@@ -75,7 +75,7 @@ class Models:
         self._turn = EndOfTurn(repository / "end_of_turn" / "1" / "end_of_turn.onnx")
         self._judged: dict[bytes, float] = {}  # settings share many pauses
 
-    def turn_over(self, audio: bytes) -> float:
+    def end_of_turn(self, audio: bytes) -> float:
         if audio not in self._judged:
             self._judged[audio] = self._turn.probability(np.frombuffer(audio, np.int16))
         return self._judged[audio]
@@ -132,8 +132,8 @@ def endpoints(models: Models, audio: bytes, settings: dict[str, Any]) -> list[tu
                             raise heard
                         if not request.end:
                             session.receive_probabilities(heard.tolist())
-                    case TurnRequest():
-                        session.receive_turn(request.id, models.turn_over(request.audio))
+                    case EndOfTurnRequest():
+                        session.receive_end_of_turn(request.id, models.end_of_turn(request.audio))
                     case TranscriptRequest():
                         session.receive_hypothesis(request.id, Hypothesis("something"))
                     case _:

@@ -378,9 +378,9 @@ def _keys_revoke(args: argparse.Namespace) -> int:
 
 def _gateway(_: argparse.Namespace) -> int:
     try:
-        from dalston.gateway import app
+        from dalston.gateway import server
         from dalston.gateway.settings import GatewaySettings
-        from dalston.orchestrator.worker.settings import SettingsError, from_environment
+        from dalston.orchestrator.process.environment import SettingsError, from_environment
     except ModuleNotFoundError as error:
         return _missing("gateway", error)
     try:
@@ -388,17 +388,14 @@ def _gateway(_: argparse.Namespace) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    return app.main(settings)
+    return server.main(settings)
 
 
 def _worker(_: argparse.Namespace) -> int:
     try:
+        from dalston.orchestrator.process.environment import SettingsError, from_environment
         from dalston.orchestrator.worker import worker
-        from dalston.orchestrator.worker.settings import (
-            SettingsError,
-            WorkerSettings,
-            from_environment,
-        )
+        from dalston.orchestrator.worker.settings import WorkerSettings
     except ModuleNotFoundError as error:
         return _missing("worker", error)
     try:

@@ -8,36 +8,36 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from dalston.gateway.calls.connections import Connections
+from dalston.gateway.calls.connections import Calls
 from dalston.orchestrator.capacity.slots import Slots, WorkerRecord
 
 _STARTED = time.monotonic()
 
 
-def verdict(connections: Connections, workers: list[WorkerRecord] | RedisError) -> dict[str, str]:
+def verdict(calls: Calls, workers: list[WorkerRecord] | RedisError) -> dict[str, str]:
     """The status, and the reason if it is not healthy."""
     if isinstance(workers, RedisError):
         return {"status": "unhealthy", "reason": f"Redis: {workers}"}
-    if connections.draining:
+    if calls.draining:
         return {"status": "draining"}
     if not any(worker.status in ("ready", "busy") for worker in workers):
         return {"status": "unhealthy", "reason": "no worker is ready"}
     return {"status": "healthy"}
 
 
-async def health(slots: Slots, connections: Connections) -> tuple[dict[str, Any], int]:
+async def health(slots: Slots, calls: Calls) -> tuple[dict[str, Any], int]:
     """For load balancers: the body, and 200 only if a new session would work."""
     try:
         workers = await slots.workers()
     except RedisError as error:
         workers = error
-    body: dict[str, Any] = dict(verdict(connections, workers))
+    body: dict[str, Any] = dict(verdict(calls, workers))
     if body["status"] != "healthy":
         return body, 503
-    return body | {"active_sessions": len(connections)}, 200
+    return body | {"active_sessions": len(calls)}, 200
 
 
-async def extended_health(slots: Slots, connections: Connections) -> tuple[dict[str, Any], int]:
+async def extended_health(slots: Slots, calls: Calls) -> tuple[dict[str, Any], int]:
     """For people: the same, and all that it depends on."""
     began = time.perf_counter()
     found: dict[str, Any] = {}
@@ -62,14 +62,14 @@ async def extended_health(slots: Slots, connections: Connections) -> tuple[dict[
     except RedisError as error:
         workers = error
         found = {"redis": {"reachable": False, "error": str(error)}}
-    state = verdict(connections, workers)
+    state = verdict(calls, workers)
     body: dict[str, Any] = {
         **state,
         "version": version("dalston"),
         "uptime_seconds": round(time.monotonic() - _STARTED, 1),
-        "draining": connections.draining,
-        "connections": len(connections),
-        "active_sessions": connections.sessions,
+        "draining": calls.draining,
+        "connections": len(calls),
+        "active_sessions": calls.sessions,
         **found,
     }
     return body, 200 if state["status"] == "healthy" else 503

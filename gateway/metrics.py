@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-import msgspec
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -199,12 +198,8 @@ def page(state: State) -> bytes:
     return generate_latest(_EVENTS) + generate_latest(_Now(state))
 
 
-class _Coded(msgspec.Struct):
-    code: str
-
-
 def with_metrics(app: ASGIApp) -> ASGIApp:
-    """Counts how connections end and what errors their clients are told, whoever says them."""
+    """Counts how connections end."""
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "websocket":
@@ -215,8 +210,6 @@ def with_metrics(app: ASGIApp) -> ASGIApp:
             nonlocal closed
             if message["type"] == "websocket.close":
                 closed = str(message.get("code", 1000))
-            elif (text := message.get("text")) and text.startswith('{"type":"error"'):
-                ERRORS.labels(msgspec.json.decode(text, type=_Coded).code).inc()
             await send(message)
 
         try:

@@ -8,11 +8,10 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from dalston.gateway.protocols.protocol import Overflow
+from dalston.orchestrator.process.environment import HeaderSecret
 from dalston.orchestrator.process.logs import Format
 from dalston.orchestrator.protocol.messages import LONGEST_FRAME, LONGEST_MESSAGE, LONGEST_TEXT
-from dalston.orchestrator.worker.settings import HeaderSecret
-
-Overflow = Literal["reject", "queue", "degrade"]
 
 
 class GatewaySettings(BaseSettings):

@@ -23,7 +23,8 @@ from packaging.utils import canonicalize_name
 
 from dalston.cli import main
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator.worker.settings import WorkerSettings, from_environment
+from dalston.orchestrator.process.environment import from_environment
+from dalston.orchestrator.worker.settings import WorkerSettings
 from dalston.triton import models
 
 ROOT = Path(__file__).parents[1]

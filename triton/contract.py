@@ -85,49 +85,103 @@ class Tensor:
     shape: tuple[int, ...]  # of one request, -1 is any
 
 
-VAD_INPUTS = (Tensor("AUDIO", "INT16", (-1,)),)
-VAD_OUTPUTS = (Tensor("PROBABILITY", "FP32", (-1,)),)
+class Input:
+    """Names of tensors that go to models."""
 
-TURN_INPUTS = (Tensor("AUDIO", "INT16", (-1,)),)
-TURN_OUTPUTS = (Tensor("PROBABILITY", "FP32", (1,)),)  # that the turn is over
+    AUDIO = "AUDIO"
+    LANGUAGE = "LANGUAGE"
+    TASK = "TASK"
+    PROMPT = "PROMPT"
+    KEYWORDS = "KEYWORDS"
+    PREFIX = "PREFIX"
+    DRAFT = "DRAFT"
+    WORDS = "WORDS"
+    FULL_WINDOW = "FULL_WINDOW"
+
+
+class Output:
+    """Names of tensors that come from models."""
+
+    PROBABILITY = "PROBABILITY"
+    TEXT = "TEXT"
+    TOKENS = "TOKENS"
+    TOKEN_ENDS = "TOKEN_ENDS"
+    TOKEN_TIMES = "TOKEN_TIMES"
+    TOKEN_LOGPROBS = "TOKEN_LOGPROBS"
+    LANGUAGE = "LANGUAGE"
+    LANGUAGE_PROBABILITY = "LANGUAGE_PROBABILITY"
+    AVERAGE_LOGPROB = "AVERAGE_LOGPROB"
+    NO_SPEECH_PROBABILITY = "NO_SPEECH_PROBABILITY"
+    SUSPECT = "SUSPECT"
+    PROMPT_CUT = "PROMPT_CUT"
+    WORD = "WORD"
+    WORD_START = "WORD_START"
+    WORD_END = "WORD_END"
+    WORD_PROBABILITY = "WORD_PROBABILITY"
+    STAGE_SECONDS = "STAGE_SECONDS"
+    WINDOW_SECONDS = "WINDOW_SECONDS"
+
+
+VAD_INPUTS = (Tensor(Input.AUDIO, "INT16", (-1,)),)
+VAD_OUTPUTS = (Tensor(Output.PROBABILITY, "FP32", (-1,)),)
+
+TURN_INPUTS = (Tensor(Input.AUDIO, "INT16", (-1,)),)
+TURN_OUTPUTS = (Tensor(Output.PROBABILITY, "FP32", (1,)),)  # that the turn is over
 
 WHISPER_INPUTS = (
-    Tensor("AUDIO", "INT16", (-1,)),
+    Tensor(Input.AUDIO, "INT16", (-1,)),
     # ISO 639-1, or "auto", or several codes with spaces between them, of which one is spoken.
-    Tensor("LANGUAGE", "STRING", (1,)),
-    Tensor("TASK", "STRING", (1,)),
-    Tensor("PROMPT", "STRING", (1,)),  # text that goes before what is said; empty for none
-    Tensor("KEYWORDS", "STRING", (1,)),  # names and terms that may be said, one a line
-    Tensor("PREFIX", "INT32", (-1,)),  # tokens that the transcript is made to begin with
+    Tensor(Input.LANGUAGE, "STRING", (1,)),
+    Tensor(Input.TASK, "STRING", (1,)),
+    Tensor(Input.PROMPT, "STRING", (1,)),  # text that goes before what is said; empty for none
+    Tensor(Input.KEYWORDS, "STRING", (1,)),  # names and terms that may be said, one a line
+    Tensor(Input.PREFIX, "INT32", (-1,)),  # tokens that the transcript is made to begin with
     # Those that probably follow. It changes what the row costs, never what it says.
-    Tensor("DRAFT", "INT32", (-1,)),
-    Tensor("WORDS", "BOOL", (1,)),  # whether word times are wanted
-    Tensor("FULL_WINDOW", "BOOL", (1,)),  # 30 s whatever the length: the second try of a SUSPECT
+    Tensor(Input.DRAFT, "INT32", (-1,)),
+    Tensor(Input.WORDS, "BOOL", (1,)),  # whether word times are wanted
+    Tensor(
+        Input.FULL_WINDOW, "BOOL", (1,)
+    ),  # 30 s whatever the length: the second try of a SUSPECT
 )
 # Where the time of a row went. Rows that are answered together share these times.
 STAGES = ("features", "encode", "decode", "align")
 # Of all models an output without elements is left out of the answer.
 WHISPER_OUTPUTS = (
-    Tensor("TEXT", "STRING", (1,)),
-    Tensor("TOKENS", "INT32", (-1,)),
-    Tensor("TOKEN_ENDS", "INT32", (-1,)),  # characters of TEXT up to the end of each token
+    Tensor(Output.TEXT, "STRING", (1,)),
+    Tensor(Output.TOKENS, "INT32", (-1,)),
+    Tensor(Output.TOKEN_ENDS, "INT32", (-1,)),  # characters of TEXT up to the end of each token
     # Seconds from the start of AUDIO: where in it the decoder was when it chose each token, by its
     # attention; of marks where the token before them is. They may jump back. Left out where the
     # runtime or the checkpoint does not tell.
-    Tensor("TOKEN_TIMES", "FP32", (-1,)),
+    Tensor(Output.TOKEN_TIMES, "FP32", (-1,)),
     # How likely each token was when it was chosen; 0 for those of PREFIX, which nobody chose. Left
     # out where the runtime does not tell.
-    Tensor("TOKEN_LOGPROBS", "FP32", (-1,)),
-    Tensor("LANGUAGE", "STRING", (1,)),  # the one asked for, or the one detected
-    Tensor("LANGUAGE_PROBABILITY", "FP32", (1,)),
-    Tensor("AVERAGE_LOGPROB", "FP32", (1,)),  # of the tokens behind PREFIX, and of the end
-    Tensor("NO_SPEECH_PROBABILITY", "FP32", (1,)),
-    Tensor("SUSPECT", "BOOL", (1,)),  # the scores look bad, and FULL_WINDOW may do better
-    Tensor("PROMPT_CUT", "INT32", (-1,)),  # one: tokens of PROMPT and KEYWORDS beyond PROMPT_TOKENS
-    Tensor("WORD", "STRING", (-1,)),
-    Tensor("WORD_START", "FP32", (-1,)),  # seconds from the start of AUDIO
-    Tensor("WORD_END", "FP32", (-1,)),
-    Tensor("WORD_PROBABILITY", "FP32", (-1,)),
-    Tensor("STAGE_SECONDS", "FP32", (len(STAGES),)),
-    Tensor("WINDOW_SECONDS", "FP32", (1,)),  # what the encoder saw: AUDIO and the zeros behind it
+    Tensor(Output.TOKEN_LOGPROBS, "FP32", (-1,)),
+    Tensor(Output.LANGUAGE, "STRING", (1,)),  # the one asked for, or the one detected
+    Tensor(Output.LANGUAGE_PROBABILITY, "FP32", (1,)),
+    Tensor(Output.AVERAGE_LOGPROB, "FP32", (1,)),  # of the tokens behind PREFIX, and of the end
+    Tensor(Output.NO_SPEECH_PROBABILITY, "FP32", (1,)),
+    Tensor(Output.SUSPECT, "BOOL", (1,)),  # the scores look bad, and FULL_WINDOW may do better
+    Tensor(
+        Output.PROMPT_CUT, "INT32", (-1,)
+    ),  # one: tokens of PROMPT and KEYWORDS beyond PROMPT_TOKENS
+    Tensor(Output.WORD, "STRING", (-1,)),
+    Tensor(Output.WORD_START, "FP32", (-1,)),  # seconds from the start of AUDIO
+    Tensor(Output.WORD_END, "FP32", (-1,)),
+    Tensor(Output.WORD_PROBABILITY, "FP32", (-1,)),
+    Tensor(Output.STAGE_SECONDS, "FP32", (len(STAGES),)),
+    Tensor(
+        Output.WINDOW_SECONDS, "FP32", (1,)
+    ),  # what the encoder saw: AUDIO and the zeros behind it
+)
+# Of these, what a partial needs; a final also wants words and scores.
+PARTIAL_OUTPUTS = (
+    Output.TEXT,
+    Output.TOKENS,
+    Output.TOKEN_ENDS,
+    Output.TOKEN_TIMES,
+    Output.TOKEN_LOGPROBS,
+    Output.LANGUAGE,
+    Output.LANGUAGE_PROBABILITY,
+    Output.WINDOW_SECONDS,
 )

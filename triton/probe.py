@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from dalston.triton.contract import TURN_MODEL, VAD_MODEL, WHISPER_INPUTS
+from dalston.triton.contract import TURN_MODEL, VAD_MODEL, WHISPER_INPUTS, Input
 from dalston.triton.installation import ServerError
 
 DEADLINE_S = 30.0  # behind a queue of finals
@@ -33,18 +33,18 @@ async def probe(stub: Any, model: str, deadline_s: float = DEADLINE_S) -> None:
         request.parameters["sequence_id"].string_param = f"probe.{os.getpid()}.{time.time_ns()}"
         request.parameters["sequence_start"].bool_param = True
         request.parameters["sequence_end"].bool_param = True
-        add("AUDIO", "INT16", [1, samples], bytes(2 * samples))
+        add(Input.AUDIO, "INT16", [1, samples], bytes(2 * samples))
     elif model == TURN_MODEL:
-        add("AUDIO", "INT16", [1, samples], bytes(2 * samples))
+        add(Input.AUDIO, "INT16", [1, samples], bytes(2 * samples))
     else:
         values = {
-            "AUDIO": bytes(2 * samples),
-            "PREFIX": b"",
-            "DRAFT": b"",
-            "LANGUAGE": "en",
-            "TASK": "transcribe",
-            "PROMPT": "",
-            "KEYWORDS": "",
+            Input.AUDIO: bytes(2 * samples),
+            Input.PREFIX: b"",
+            Input.DRAFT: b"",
+            Input.LANGUAGE: "en",
+            Input.TASK: "transcribe",
+            Input.PROMPT: "",
+            Input.KEYWORDS: "",
         }
         for tensor in WHISPER_INPUTS:
             value = values.get(tensor.name, b"\0")

@@ -7,7 +7,7 @@ everybody is let in, which is why everything listens on the loopback interface b
 
 import hmac
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,23 +19,25 @@ from dalston.gateway.settings import GatewaySettings
 
 logger = logging.getLogger(__name__)
 
-# A browser cannot set headers on a WebSocket; it offers these two, and is answered the first.
-SUBPROTOCOL, SUBPROTOCOL_KEY = "dalston", "dalston.api-key."
+# A browser cannot set headers on a WebSocket: it offers its key as a subprotocol, which is never
+# the one that it is answered.
+SUBPROTOCOL_KEY = "dalston.api-key."
 
 
 @dataclass(frozen=True)
-class Caller:
+class KeyHolder:
+    """Who calls, as far as their key says."""
+
     key_id: str = ""  # the name of its key
     max_sessions: int = 0  # at the same time; 0: no limit
 
 
-class Refused(Exception):
-    """Somebody who may not do what he asks for; says why."""
+class AccessDenied(Exception):
+    """Somebody may not do what they ask for; says why."""
 
     def __init__(self, code: Literal["unauthorized", "forbidden", "no_capacity"], sentence: str):
         super().__init__(sentence)
         self.code: Literal["unauthorized", "forbidden", "no_capacity"] = code
-        self.close_code = {"unauthorized": 4001, "forbidden": 4003, "no_capacity": 1013}[code]
         self.status = {"unauthorized": 401, "forbidden": 403, "no_capacity": 503}[code]  # HTTP's
 
 
@@ -55,13 +57,13 @@ class Access:
         """Whether everybody is let in."""
         return self._keys is None
 
-    async def caller(self, headers: Mapping[str, str], query: Mapping[str, str]) -> Caller:
-        """Whose key it is. Header names are in lower case. Raises Refused."""
+    async def holder(self, headers: Mapping[str, str], query: Mapping[str, str]) -> KeyHolder:
+        """Whose key it is. Header names are in lower case. Raises AccessDenied."""
         if self._keys is None:
-            return Caller()
+            return KeyHolder()
         shown = _shown(headers, query)
         if not shown:
-            raise Refused(
+            raise AccessDenied(
                 "unauthorized", "an API key is needed: Authorization: Bearer KEY, or api_key=KEY"
             )
         digest = sha256(shown)
@@ -71,10 +73,10 @@ class Access:
             # Nobody can say whether the key is right: not the caller's fault, and worth a retry.
             logger.error("keys: %s", error)
             sentence = "API keys cannot be checked at the moment. Try again later."
-            raise Refused("no_capacity", sentence) from None
+            raise AccessDenied("no_capacity", sentence) from None
         if key is None or not hmac.compare_digest(key.sha256, digest):
-            raise Refused("unauthorized", "the API key is not known here")
-        return Caller(key.name, key.sessions)
+            raise AccessDenied("unauthorized", "the API key is not known here")
+        return KeyHolder(key.name, key.sessions)
 
 
 def _shown(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
@@ -96,12 +98,7 @@ def _shown(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
     return next(filter(None, places), "")
 
 
-def chosen_subprotocol(offered: Sequence[str]) -> str | None:
-    """What a WebSocket is accepted with: never the one with the key in it."""
-    return SUBPROTOCOL if SUBPROTOCOL in offered else None
-
-
-def check_resume(caller: Caller, key_id: str) -> None:
-    """A session is gone on with by the key it began with. Raises Refused."""
-    if caller.key_id != key_id:
-        raise Refused("forbidden", "this session belongs to another API key")
+def check_resume(holder: KeyHolder, key_id: str) -> None:
+    """A session is gone on with by the key it began with. Raises AccessDenied."""
+    if holder.key_id != key_id:
+        raise AccessDenied("forbidden", "this session belongs to another API key")

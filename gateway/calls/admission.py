@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from dalston.gateway.settings import Overflow
+from dalston.gateway.protocols.protocol import Overflow
 from dalston.orchestrator.capacity.slots import NoCapacity, Slot, Slots, TooMany
 from dalston.orchestrator.protocol.messages import Queued
 

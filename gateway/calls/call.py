@@ -19,27 +19,26 @@ from collections.abc import Mapping
 from contextvars import copy_context
 from typing import Literal
 
-from fastapi import WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
 
 from dalston.gateway import metrics
+from dalston.gateway.calls.caller import Caller
 from dalston.gateway.calls.intake import Intake
 from dalston.gateway.calls.record import Record
 from dalston.gateway.calls.relay import Relay
 from dalston.gateway.calls.worker_link import (
     BEGIN_S,
     CONNECT_S,
-    GOING_AWAY,
-    INTERNAL,
-    SERVICE_RESTART,
+    SessionRefused,
     WorkerAway,
-    WorkerRefused,
     begin,
     lost,
 )
 from dalston.gateway.settings import GatewaySettings
+from dalston.gateway.transport.transport import Disconnected
 from dalston.orchestrator.capacity.slots import NoCapacity, Slot, Slots
-from dalston.orchestrator.process import request_ids
+from dalston.orchestrator.process.request_ids import named
+from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import (
     End,
     Error,
@@ -48,7 +47,7 @@ from dalston.orchestrator.protocol.messages import (
     Warn,
     serialize,
 )
-from dalston.orchestrator.protocol.websocket_peer import ABNORMAL, Gone, Peer
+from dalston.orchestrator.protocol.websocket_peer import Gone, Peer
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +57,6 @@ RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
 LAST_WORDS_S = 2.0  # for a client to take them
 # Workers lost without a snapshot in between: audio that kills whoever hears it is told to no more.
 MOST_LOSSES = 8
-_SLOW_READER = 4011
-_ERROR = '{"type":"error"'
 
 
 class Unreachable(Exception):
@@ -70,30 +67,23 @@ class TakenOver(Exception):
     """Another gateway has the session now."""
 
 
-async def left(websocket: WebSocket) -> None:
-    """Wait until the caller has left, whose frames are heard elsewhere."""
-    while (await websocket.receive())["type"] != "websocket.disconnect":
-        pass
-
-
 class Call:
     def __init__(
         self,
-        websocket: WebSocket,
+        caller: Caller,
         relay: Relay,
         slots: Slots,
         slot: Slot,
-        query: Mapping[str, str],
         record: Mapping[str, str | int],
         intake: Intake,
         settings: GatewaySettings,
     ):
         self.slot = slot
-        self._websocket, self._caller = websocket, intake.caller
+        self._caller = caller
         self._context = copy_context()  # whose session it is: for log lines
         self._relay = relay
         self._slots = slots
-        self._query, self._record = dict(query), record
+        self._record = record
         self._outage_s, self._silent_s = settings.outage_seconds, settings.worker_silent_seconds
         self._secret = settings.worker_secret
         self._link: Peer | None = None  # that is being listened to
@@ -103,10 +93,10 @@ class Call:
         self._intake = intake
         self._reader_s = settings.reader_seconds
         # What the client is told last, and the code to close with, when it is us who end the call.
-        self._leave: asyncio.Future[tuple[ServerMessage, int]] = (
+        self._leave: asyncio.Future[tuple[ServerMessage, CloseCode]] = (
             asyncio.get_running_loop().create_future()
         )
-        self._close_code: int | None = None  # instead of the worker's
+        self._close_code: CloseCode | None = None  # instead of the worker's
         self._status: Literal["ended", "error"] = (
             "ended"  # as the register is told; so it is too when the client leaves
         )
@@ -116,9 +106,9 @@ class Call:
         tasks = [
             asyncio.create_task(work)
             for work in (
-                left(self._websocket),
+                self._caller.until_disconnected(),
                 self._serve(),
-                self._object(),
+                self._report_objection(),
                 self._kept.keep(self._write),
             )
         ]
@@ -133,8 +123,8 @@ class Call:
                 await self._write()  # before the client asks for it elsewhere
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LAST_WORDS_S):
-                        await self._websocket.send_text(serialize(request_ids.named(message)))
-                        await self._websocket.close(code)
+                        await self._caller.tell(message)
+                        await self._caller.close(code)
             elif serving.done():
                 await serving  # raises what it raised
         finally:
@@ -145,15 +135,15 @@ class Call:
             # Shielded: a server that stops cancels us, and the slot must come back all the same.
             await asyncio.shield(self._go(saving))
 
-    async def _object(self) -> None:
-        """To what the caller sends, once the session has begun: no error comes before that."""
+    async def _report_objection(self) -> None:
+        """Object to what the caller sends, once the session has begun: no error comes before."""
         objection = await self._intake.refused
         await self._begun.wait()
         message = Error(code=objection.code, message=objection.sentence, recoverable=False)
         if objection.at_once:
             return self._end_with(message, objection.close_code)
         self._close_code = objection.close_code
-        await self._tell(serialize(request_ids.named(message)))
+        await self._tell(serialize(named(message)))
         self.end(End("terminated"))
 
     async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
@@ -192,9 +182,9 @@ class Call:
         message = SessionTerminated(
             session_id=session, reason=reason, recoverable=hint is not None, recovery_hint=hint
         )
-        self._end_with(message, GOING_AWAY)
+        self._end_with(message, CloseCode.GOING_AWAY)
 
-    def _end_with(self, message: ServerMessage, code: int) -> None:
+    def _end_with(self, message: ServerMessage, code: CloseCode) -> None:
         if not self._leave.done() and not self._relay.end:  # behind which nothing is told
             self._leave.set_result((message, code))
 
@@ -218,7 +208,7 @@ class Call:
             return
         if link.asked is None:
             if now - link.heard > patience_s:
-                link.ask(now)
+                link.ping(now)
         # While a slow client keeps us from listening the answer cannot come.
         elif now - link.asked > patience_s and not self._telling:
             self._context.run(
@@ -228,24 +218,20 @@ class Call:
 
     # The client's side.
 
-    async def _tell(self, frame: str) -> None:
-        # Errors are counted on the way through ASGI.
-        if not frame.startswith(_ERROR) and self._caller.tell(frame):
+    async def _tell(self, message: str) -> None:
+        if not (waiting := self._caller.say(message)):
             return
         self._telling = True
         try:
             async with asyncio.timeout(self._reader_s):
-                await self._websocket.send_text(frame)
+                await self._caller.send(waiting)
         except TimeoutError:
-            # It may still take these words; if not, TCP_USER_TIMEOUT (app.py) ends the connection.
+            # It may still take these words; if not, TCP_USER_TIMEOUT (server.py) ends the
+            # connection.
             sentence = "what is sent is not read"
-            message = Error(code="slow_reader", message=sentence, recoverable=False)
-            self._end_with(message, _SLOW_READER)
-            raise WebSocketDisconnect(_SLOW_READER) from None
-        except WebSocketDisconnect:
-            raise
-        except RuntimeError as error:  # Starlette's word for a socket that closed meanwhile
-            raise WebSocketDisconnect(ABNORMAL, str(error)) from None
+            error = Error(code="slow_reader", message=sentence, recoverable=False)
+            self._end_with(error, CloseCode.SLOW_READER)
+            raise Disconnected(sentence) from None
         finally:
             self._telling = False
 
@@ -263,10 +249,10 @@ class Call:
                 link = await self._attach(slot, avoid, within)
                 if takeover:
                     takeover.taken()
-            except WorkerRefused as refused:
+            except SessionRefused as refused:
                 self._status = "error"
                 await self._tell(refused.frame)
-                return await self._websocket.close(refused.code)
+                return await self._caller.close(refused.code)
             except TakenOver:
                 return self.send_away("taken_over", None)
             except Unreachable:
@@ -276,19 +262,18 @@ class Call:
                 return await self._give_up()
             code, last = await self._listen(link)
             if relay.end or not lost(code, last):
-                self._status = "error" if code == INTERNAL else "ended"
-                code = 1000 if relay.end and code in (ABNORMAL, SERVICE_RESTART) else code
-                return await self._websocket.close(
-                    self._close_code or code, link.close_reason or None
-                )
+                self._status = "error" if code == CloseCode.INTERNAL else "ended"
+                if relay.end and code in (CloseCode.ABNORMAL, CloseCode.SERVICE_RESTART):
+                    code = CloseCode.NORMAL
+                return await self._caller.close(self._close_code or code, link.close_reason)
             losses = losses + 1 if relay.snapshot is since else 1
             since = relay.snapshot
-            takeover = metrics.Takeover("drain" if code == SERVICE_RESTART else "lost")
+            takeover = metrics.Takeover("drain" if code == CloseCode.SERVICE_RESTART else "lost")
             if losses > MOST_LOSSES:
                 takeover.failed()
                 return await self._give_up()
             within, slot, avoid = self._outage_s, None, self.slot.worker_id
-            if code == SERVICE_RESTART:
+            if code == CloseCode.SERVICE_RESTART:
                 logger.info("%s: %s drains", relay.session_id, avoid)
             else:
                 logger.error("%s: %s is lost (%s)", relay.session_id, avoid, code)
@@ -305,11 +290,11 @@ class Call:
         self._status = "error"
         await self._write()
         await self._tell(serialize(message))
-        await self._websocket.close(INTERNAL)
+        await self._caller.close(CloseCode.INTERNAL)
 
     async def _attach(self, slot: Slot | None, avoid: str, within: float) -> Peer:
         """A worker that has begun the session; its slot is ours. Raises Unreachable and
-        WorkerRefused."""
+        SessionRefused."""
         loop = asyncio.get_running_loop()
         deadline, wait = loop.time() + within, RETRY_FIRST_S
         away = set[str]()
@@ -361,7 +346,7 @@ class Call:
     async def _reach(self, slot: Slot) -> Peer:
         """The worker of the slot, the session begun and the client told."""
         relay = self._relay
-        link, frame = await begin(slot, relay.stated(), self._query, self._secret)
+        link, frame = await begin(slot, relay.stated(), self._secret)
         try:
             missed = relay.missed()
             told = relay.pass_on(frame)

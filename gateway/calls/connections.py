@@ -1,68 +1,57 @@
 """
-The callers of this gateway: what each asks for is checked, a slot taken, and its call (call.py)
-looked after until the slot is given back.
+The calls of this gateway: what each caller asks for is checked, a slot taken, and its call
+(call.py) looked after until the slot is given back.
 """
 
 import asyncio
 import logging
-import re
 import secrets
-from collections.abc import Mapping
-from typing import get_args
 
 import msgspec
-from fastapi import WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
 
 from dalston.gateway import metrics
-from dalston.gateway.access.access import Access, Caller, Refused, check_resume, chosen_subprotocol
+from dalston.gateway.access.access import Access, AccessDenied, KeyHolder, check_resume
 from dalston.gateway.calls.admission import Admission, admit
-from dalston.gateway.calls.call import Call, Unreachable, left
+from dalston.gateway.calls.call import Call, Unreachable
+from dalston.gateway.calls.caller import Caller, CallRefused
 from dalston.gateway.calls.intake import Intake
 from dalston.gateway.calls.pace import Pace, PaceLimits
 from dalston.gateway.calls.record import Away
-from dalston.gateway.calls.relay import HELD_S, Relay, segment_number
-from dalston.gateway.settings import GatewaySettings, Overflow
-from dalston.gateway.transport.read_rounds import Rounds
-from dalston.gateway.transport.uvicorn_protocol import Direct
+from dalston.gateway.calls.relay import HELD_S, Relay
+from dalston.gateway.protocols.protocol import Asked, Resume
+from dalston.gateway.settings import GatewaySettings
+from dalston.gateway.transport.transport import Disconnected
 from dalston.orchestrator.capacity.slots import NoCapacity, Slot, Slots, TooMany
 from dalston.orchestrator.process import request_ids, traces
+from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import (
     PROTOCOL_VERSION,
     End,
     Error,
-    ErrorCode,
     Queued,
-    ServerMessage,
     SessionBegin,
     serialize,
 )
-from dalston.orchestrator.protocol.parameters import OTHER, ParameterError, session_config
+from dalston.orchestrator.protocol.parameters import ParameterError
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 5  # what a caller without a slot is told to wait
-_NO_CAPACITY, _BAD_PARAMETER, _TOO_MANY = 1013, 4400, 4429
-
-_SESSION = re.compile(r"sess_[0-9a-f]{24}")
 
 _WHY_NOT = {
     "no_workers": "No realtime workers available. Try again later.",
     "draining": "All realtime workers are being restarted. Try again later.",
     "full": "All realtime workers are busy. Try again later.",
 }
+_DENIED = {
+    "unauthorized": CloseCode.UNAUTHORIZED,
+    "forbidden": CloseCode.FORBIDDEN,
+    "no_capacity": CloseCode.NO_CAPACITY,
+}
 
 
-class Refusal(Exception):
-    """A caller is sent away: the error's code, a sentence, the close code."""
-
-    def __init__(self, code: ErrorCode, sentence: str, close_code: int):
-        super().__init__(sentence)
-        self.code: ErrorCode = code
-        self.close_code = close_code
-
-
-class Connections:
+class Calls:
     """The calls of this gateway, so that leases can be renewed, and a way to end them."""
 
     def __init__(self, slots: Slots, access: Access, settings: GatewaySettings):
@@ -75,7 +64,6 @@ class Connections:
         self._away = Away(slots)
         self._asking: set[asyncio.Task[Slot]] = set()  # for slots, some of them in line
         self._count = 0
-        self._rounds = Rounds()
 
     def __len__(self) -> int:
         return self._count
@@ -130,84 +118,53 @@ class Connections:
             else:
                 await self.end(session_id, End("server_drain"))
 
-    async def serve(self, websocket: WebSocket) -> None:
+    async def serve(self, caller: Caller) -> None:
         """One caller, from its first frame to the last."""
-        await websocket.accept(chosen_subprotocol(websocket.scope["subprotocols"]))
         self._count += 1
         try:
-            await self._serve(websocket, Direct.of(websocket.scope))
-        except (Refusal, Refused) as refusal:
-            await _refuse(websocket, refusal)
-        except (WebSocketDisconnect, RuntimeError) as gone:
-            # Starlette raises RuntimeError when we write to a socket that closed meanwhile.
+            await caller.accept()
+            await self._serve(caller)
+        except AccessDenied as denied:
+            await _refuse(caller, CallRefused(denied.code, str(denied), _DENIED[denied.code]))
+        except CallRefused as refused:
+            await _refuse(caller, refused)
+        except Disconnected as gone:
             logger.debug("a caller left: %r", gone)
         finally:
             self._count -= 1
 
-    async def _serve(self, websocket: WebSocket, direct: Direct) -> None:
-        query = dict(websocket.query_params)
-        caller = await self._access.caller(websocket.headers, query)
-        try:
-            config, _ = session_config(query)
-        except ParameterError as error:
-            raise Refusal(error.code, str(error), _BAD_PARAMETER) from None
+    async def _serve(self, caller: Caller) -> None:
+        opening = caller.opening
+        holder = await self._access.holder(opening.headers, dict(opening.query))
+        asked = await self._asked(caller)
         if self.draining:
             metrics.ALLOCATION_FAILURES.labels("draining").inc()
-            raise Refusal("no_capacity", _WHY_NOT["draining"], _NO_CAPACITY)
-
-        if "resume_session_id" in query:
-            relay = await self._resumed(query, caller)
+            raise _no_capacity(_WHY_NOT["draining"])
+        if asked.resume:
+            relay = await self._resumed(asked, asked.resume, holder)
             if relay.end:
-                return await _tell_the_end(websocket, relay)
+                return await _tell_the_end(caller, relay)
         else:
-            relay = Relay(f"sess_{secrets.token_hex(12)}", config)
+            relay = Relay(f"sess_{secrets.token_hex(12)}", asked.config, asked.warnings)
         request_ids.session_id.set(relay.session_id)
-        admission = Admission(
-            relay.session_id,
-            relay.config.model,
-            {
-                "language": relay.config.language,
-                "model": relay.config.model,
-                "client_ip": websocket.client.host if websocket.client else "",
-                "enhance_on_end": "false",
-                "gateway": self._id,
-            },
-            key_id=caller.key_id,
-            key_limit=caller.max_sessions,
-            address=websocket.client.host if websocket.client else "",
-            address_limit=self._settings.sessions_per_address,
-            strategy=self._overflow(query),
-            timeout_s=self._settings.queue_seconds,
-        )
-        intake = Intake(
-            direct,
-            relay,
-            self._pace(relay),
-            self._rounds,
-            self._settings.frame_bytes,
-        )
+        admission = self._admission(caller, relay, asked, holder)
+        intake = Intake(caller, relay, self._pace(relay), self._settings.frame_bytes)
         intake.begin()
         try:
-            slot = await self._admit(websocket, intake, admission)
+            slot = await self._admit(caller, intake, admission)
         except BaseException:
             intake.end()
             raise
-        call = Call(
-            websocket,
-            relay,
-            self.slots,
-            slot,
-            # Keys are not for workers, and what only a gateway may say is not for clients.
-            {name: value for name, value in query.items() if name not in OTHER},
-            admission.record,
-            intake,
-            self._settings,
-        )
+        call = Call(caller, relay, self.slots, slot, admission.record, intake, self._settings)
+        await self._run(call, relay, caller)
+
+    async def _run(self, call: Call, relay: Relay, caller: Caller) -> None:
+        """A call that has a slot, until it has none."""
         if before := self._calls.get(relay.session_id):
             before.send_away("taken_over", None)
         self._calls[relay.session_id] = call
         metrics.SESSIONS.inc()
-        parent = websocket.headers.get(traces.HEADER, "")
+        parent = caller.opening.headers.get(traces.HEADER, "")
         about = {
             "dalston.session_id": relay.session_id,
             "dalston.request_id": request_ids.request_id.get(),
@@ -217,22 +174,45 @@ class Connections:
                 await call.run()
         except Unreachable:
             metrics.ALLOCATION_FAILURES.labels("unreachable").inc()
-            sentence = "No realtime worker answers. Try again later."
-            raise Refusal("no_capacity", sentence, _NO_CAPACITY) from None
+            raise _no_capacity("No realtime worker answers. Try again later.") from None
         finally:
             if self._calls.get(relay.session_id) is call:
                 del self._calls[relay.session_id]
             if not relay.end:
                 self._away.leave(call.slot, relay)
 
-    def _overflow(self, query: Mapping[str, str]) -> Overflow:
-        asked = query.get("overflow", self._settings.overflow)
+    async def _asked(self, caller: Caller) -> Asked:
+        """What the caller asks for, once it has said so."""
+        patience_s = self._settings.handshake_seconds
         try:
-            return msgspec.convert(asked, Overflow)
-        except msgspec.ValidationError:
-            allowed = ", ".join(get_args(Overflow))
-            sentence = f"overflow={asked!r} is not allowed; it may be {allowed}"
-            raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER) from None
+            return await caller.asked(patience_s)
+        except ParameterError as error:
+            raise CallRefused(error.code, str(error), CloseCode.INVALID_PARAMETER) from None
+        except TimeoutError:
+            sentence = f"no settings came for {patience_s:g} s"
+            raise CallRefused("session_timeout", sentence, CloseCode.TIMEOUT) from None
+
+    def _admission(
+        self, caller: Caller, relay: Relay, asked: Asked, holder: KeyHolder
+    ) -> Admission:
+        config = relay.config
+        return Admission(
+            relay.session_id,
+            config.model,
+            {
+                "language": config.language,
+                "model": config.model,
+                "client_ip": caller.address,
+                "enhance_on_end": "false",
+                "gateway": self._id,
+            },
+            key_id=holder.key_id,
+            key_limit=holder.max_sessions,
+            address=caller.address,
+            address_limit=self._settings.sessions_per_address,
+            strategy=asked.overflow or self._settings.overflow,
+            timeout_s=self._settings.queue_seconds,
+        )
 
     def _pace(self, relay: Relay) -> Pace:
         settings = self._settings
@@ -247,11 +227,11 @@ class Connections:
             pace.exempt(HELD_S)
         return pace
 
-    async def _admit(self, websocket: WebSocket, intake: Intake, admission: Admission) -> Slot:
+    async def _admit(self, caller: Caller, intake: Intake, admission: Admission) -> Slot:
         """A slot, perhaps after a wait in line, which ends when the caller vanishes or we have to
-        go. What he says meanwhile is held."""
-        asking = asyncio.create_task(self._ask(websocket, admission))
-        leaving = asyncio.create_task(left(websocket))
+        go. What they say meanwhile is held."""
+        asking = asyncio.create_task(self._ask(caller, admission))
+        leaving = asyncio.create_task(caller.until_disconnected())
         self._asking.add(asking)
         try:
             await asyncio.wait(
@@ -260,12 +240,12 @@ class Connections:
             if intake.refused.done():
                 objection = intake.refused.result()
                 if objection.at_once:
-                    raise Refusal(*objection)
+                    raise CallRefused(objection.code, objection.sentence, objection.close_code)
                 await asyncio.wait([asking, leaving], return_when=asyncio.FIRST_COMPLETED)
             if asking.cancelled():
-                raise Refusal("no_capacity", _WHY_NOT["draining"], _NO_CAPACITY)
+                raise _no_capacity(_WHY_NOT["draining"])
             if not asking.done():
-                raise WebSocketDisconnect
+                raise Disconnected
             return await asking
         finally:
             self._asking.discard(asking)
@@ -273,38 +253,29 @@ class Connections:
                 task.cancel()
             await asyncio.gather(asking, leaving, return_exceptions=True)
 
-    async def _ask(self, websocket: WebSocket, admission: Admission) -> Slot:
+    async def _ask(self, caller: Caller, admission: Admission) -> Slot:
         allocation = metrics.Allocation()
 
         async def tell(position: Queued) -> None:
             allocation.waits()
-            await websocket.send_text(serialize(position))
+            await caller.tell(position)
 
         try:
             with allocation:
                 return await admit(self.slots, admission, tell)
         except TooMany as error:
             sentence = f"this {error.of} has as many sessions as it may; end one first"
-            raise Refusal("rate_limit", sentence, _TOO_MANY) from None
+            raise CallRefused("rate_limit", sentence, CloseCode.TOO_MANY_SESSIONS) from None
         except NoCapacity as error:
-            raise Refusal("no_capacity", _WHY_NOT[error.reason], _NO_CAPACITY) from None
+            raise _no_capacity(_WHY_NOT[error.reason]) from None
         except RedisError as error:
             logger.error("Redis: %s", error)
             sentence = "The register of workers cannot be reached. Try again later."
-            raise Refusal("no_capacity", sentence, _NO_CAPACITY) from None
+            raise _no_capacity(sentence) from None
 
-    async def _resumed(self, query: Mapping[str, str], caller: Caller) -> Relay:
+    async def _resumed(self, asked: Asked, resume: Resume, holder: KeyHolder) -> Relay:
         """The session the caller wants to go on with."""
-        session_id, last = query["resume_session_id"], query.get("last_segment_id", "")
-        if not _SESSION.fullmatch(session_id):  # it becomes part of a key
-            sentence = f"resume_session_id={session_id!r} is no session"
-            raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER)
-        number = -1
-        if last:
-            number = segment_number(last)
-            if number < 0:
-                sentence = f"last_segment_id={last!r} is no segment, such as seg_0007"
-                raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER)
+        session_id = resume.session_id
         try:
             kept = await self.slots.kept(session_id)
             while kept is None and await self.slots.may_come_back():
@@ -313,22 +284,26 @@ class Connections:
         except RedisError as error:
             logger.error("Redis: %s", error)
             sentence = "The register of sessions cannot be reached. Try again later."
-            raise Refusal("no_capacity", sentence, _NO_CAPACITY) from None
+            raise _no_capacity(sentence) from None
         if kept is None:
             sentence = f"nothing is kept of session {session_id!r}; begin a new one"
-            raise Refusal("invalid_parameter", sentence, _BAD_PARAMETER)
-        check_resume(caller, kept.get("key_id", ""))
+            raise CallRefused("invalid_parameter", sentence, CloseCode.INVALID_PARAMETER)
+        check_resume(holder, kept.get("key_id", ""))
         try:
-            relay = Relay.resumed(session_id, kept, number)
+            relay = Relay.resumed(session_id, kept, resume.last_segment, asked.warnings)
         except (KeyError, msgspec.MsgspecError) as error:
             logger.error("%s cannot be resumed: %r", session_id, error)
             sentence = f"what was kept of session {session_id!r} cannot be read; begin a new one"
-            raise Refusal("internal_error", sentence, 1011) from None
+            raise CallRefused("internal_error", sentence, CloseCode.INTERNAL) from None
         metrics.RESUMED.inc()
         return relay
 
 
-async def _tell_the_end(websocket: WebSocket, relay: Relay) -> None:
+def _no_capacity(sentence: str) -> CallRefused:
+    return CallRefused("no_capacity", sentence, CloseCode.NO_CAPACITY)
+
+
+async def _tell_the_end(caller: Caller, relay: Relay) -> None:
     """The session had ended, and its client may not know how."""
     begin = SessionBegin(
         session_id=relay.session_id,
@@ -338,25 +313,21 @@ async def _tell_the_end(websocket: WebSocket, relay: Relay) -> None:
         resumed_from=relay.session_id,
         resume_offset_ms=relay.resume_offset_ms,
     )
-    for frame in (serialize(begin), *relay.missed()):
-        await websocket.send_text(frame)
-    await websocket.close(1000)
+    for message in (serialize(begin), *relay.missed()):
+        await caller.send(caller.say(message))
+    await caller.close(CloseCode.NORMAL)
 
 
-async def _send(websocket: WebSocket, message: ServerMessage) -> None:
-    await websocket.send_text(serialize(request_ids.named(message)))
-
-
-async def _refuse(websocket: WebSocket, refusal: Refusal | Refused) -> None:
-    no_capacity = refusal.code == "no_capacity"
+async def _refuse(caller: Caller, refused: CallRefused) -> None:
+    no_capacity = refused.code == "no_capacity"
     error = Error(
-        code=refusal.code,
-        message=str(refusal),
+        code=refused.code,
+        message=str(refused),
         recoverable=no_capacity,
         retry_after=RETRY_AFTER_S if no_capacity else None,
     )
     try:
-        await _send(websocket, error)
-        await websocket.close(refusal.close_code)
-    except (WebSocketDisconnect, RuntimeError) as gone:
+        await caller.tell(error)
+        await caller.close(refused.close_code)
+    except Disconnected as gone:
         logger.debug("a caller left: %r", gone)

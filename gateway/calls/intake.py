@@ -10,16 +10,15 @@ import asyncio
 from collections import deque
 from typing import NamedTuple
 
+from dalston.gateway.calls.caller import Caller
 from dalston.gateway.calls.pace import Pace, TooFast
 from dalston.gateway.calls.relay import Relay
-from dalston.gateway.transport.read_rounds import Rounds
-from dalston.gateway.transport.uvicorn_protocol import Direct
-from dalston.orchestrator.protocol.messages import ErrorCode
-from dalston.orchestrator.protocol.websocket_peer import Frame, Peer
+from dalston.orchestrator.protocol.close_codes import CloseCode
+from dalston.orchestrator.protocol.messages import ErrorCode, Frame
+from dalston.orchestrator.protocol.websocket_peer import Peer
 
 # The longest pause between two frames of a client that pushes: if it leaves, that is noticed then.
 SLOWED_S = 1.0
-TOO_BIG, TOO_FAST = 1009, 4029
 
 
 class Objection(NamedTuple):
@@ -27,20 +26,14 @@ class Objection(NamedTuple):
 
     code: ErrorCode
     sentence: str
-    close_code: int
-
-    @property
-    def at_once(self) -> bool:
-        """Behind a frame that is too long, what was said before it is finished first."""
-        return self.close_code != TOO_BIG
+    close_code: CloseCode
+    at_once: bool  # else what was said before is finished first
 
 
 class Intake:
-    """longest: bytes of a frame."""
-
-    def __init__(self, caller: Direct, relay: Relay, pace: Pace, rounds: Rounds, longest: int):
-        self.caller, self._relay, self._pace, self._rounds = caller, relay, pace, rounds
-        self._longest = longest
+    def __init__(self, caller: Caller, relay: Relay, pace: Pace, longest: int):
+        """longest: bytes of a frame."""
+        self._caller, self._relay, self._pace, self._longest = caller, relay, pace, longest
         self._loop = asyncio.get_running_loop()
         self._worker: Peer | None = None
         self._stopped = False  # reading
@@ -49,13 +42,13 @@ class Intake:
         self.refused: asyncio.Future[Objection] = self._loop.create_future()
 
     def begin(self) -> None:
-        self.caller.listen(self._hear, self._rounds, self._refuse)
+        self._caller.listen(self._hear, self._refuse)
         if not self._stopped:
-            self.caller.resume()
+            self._caller.resume()
 
     def end(self) -> None:
         """Whatever comes now is not heard."""
-        self.caller.listen(lambda _: None)
+        self._caller.ignore()
         self._worker = None
         if self._slowed:
             self._slowed.cancel()
@@ -81,7 +74,7 @@ class Intake:
         while self._waiting and not self._stopped:
             self._take(self._waiting.popleft())
         if not self._stopped:
-            self.caller.resume()
+            self._caller.resume()
 
     @property
     def _held_up(self) -> bool:
@@ -105,22 +98,23 @@ class Intake:
         try:
             wait = self._pace.receive(frame, self._loop.time())
         except TooFast as error:
-            self.refused.set_result(Objection("rate_limit", str(error), TOO_FAST))
+            self.refused.set_result(Objection("rate_limit", str(error), CloseCode.TOO_FAST, True))
         else:
             if wait:
                 self._slowed = self._loop.call_later(min(wait, SLOWED_S), self._was_slowed)
         if self._held_up:
             self._stopped = True
-            self.caller.pause()
+            self._caller.pause()
 
     def _refuse(self, size: int) -> None:
         """Of a frame that is too long."""
         if not self.refused.done():
             sentence = f"a frame of {size} bytes; {self._longest} at most"
-            self.refused.set_result(Objection("invalid_message", sentence, TOO_BIG))
+            objection = Objection("invalid_message", sentence, CloseCode.TOO_BIG, False)
+            self.refused.set_result(objection)
         self._stopped = True
-        self.caller.listen(lambda _: None)
-        self.caller.resume()  # for the rest of it
+        self._caller.ignore()
+        self._caller.resume()  # for the rest of it
 
     def _was_slowed(self) -> None:
         self._slowed = None

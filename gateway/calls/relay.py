@@ -10,37 +10,45 @@ The frames are held as the client sent them, for a worker that decodes and resam
 gets the same samples only from the same bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from dalston.orchestrator.protocol.messages import (
     Ack,
+    ConfigUpdated,
     Configure,
     Eager,
     Error,
     Final,
+    Frame,
     MessageError,
+    Notice,
     Partial,
     Ping,
+    Pong,
     Segment,
     SessionBegin,
     SessionConfig,
+    SessionEnd,
     Snapshot,
+    SpeechEnd,
+    SpeechStart,
     Withdrawn,
     parse,
     parse_server,
+    prefix,
+    segment_number,
     serialize,
 )
 from dalston.triton.contract import SAMPLE_RATE
 
-# What the worker writes begins with its type: most messages need not be read any further.
-_BEGIN, _SNAPSHOT = '{"type":"session.begin"', '{"type":"session.snapshot"'
-_FINAL, _PARTIAL = '{"type":"transcript.final"', '{"type":"transcript.partial"'
-_EAGER, _WITHDRAWN = '{"type":"transcript.eager"', '{"type":"transcript.withdrawn"'
-_SPEECH, _ACK, _END = '{"type":"vad.', '{"type":"ack"', '{"type":"session.end"'
-_UPDATED, _PONG, _ERROR = '{"type":"config.updated"', '{"type":"pong"', '{"type":"error"'
+_BEGIN, _SNAPSHOT, _END = prefix(SessionBegin), prefix(Snapshot), prefix(SessionEnd)
+_FINAL, _PARTIAL = prefix(Final), prefix(Partial)
+_EAGER, _WITHDRAWN = prefix(Eager), prefix(Withdrawn)
+_SPEECH, _ACK = (prefix(SpeechStart), prefix(SpeechEnd)), prefix(Ack)
+_UPDATED, _PONG, _ERROR = prefix(ConfigUpdated), prefix(Pong), prefix(Error)
 
 # Audio that is held, in seconds of it: an utterance, silence before a snapshot, and being behind.
 HELD_S = 120
@@ -50,7 +58,7 @@ HELD_S = 120
 class Held:
     """A frame of the client."""
 
-    frame: str | bytes
+    frame: Frame
     end: int  # audio bytes of the session up to and with it
     ordinal: int = 0  # of a text frame, as its worker counts them
     answered: bool = False  # a config whose config.updated or error was told
@@ -60,9 +68,11 @@ class Held:
 class Relay:
     """Audio is counted in bytes of the client since the session began."""
 
-    def __init__(self, session_id: str, config: SessionConfig):
+    def __init__(self, session_id: str, config: SessionConfig, warnings: Sequence[Notice] = ()):
+        """warnings: what the client is told when the session begins, besides what its worker
+        says."""
         self.session_id = session_id
-        self.config = config
+        self.config, self._warnings = config, warnings
         self._most = HELD_S * config.bytes_per_second  # held at once
         self.snapshot: Snapshot | None = None  # the last, without segments
         self.finals: dict[str, str] = {}  # by segment id, as they were told
@@ -87,10 +97,17 @@ class Relay:
         self._acked = 0.0
 
     @classmethod
-    def resumed(cls, session_id: str, kept: Mapping[str, str], last_segment: int) -> "Relay":
+    def resumed(
+        cls,
+        session_id: str,
+        kept: Mapping[str, str],
+        last_segment: int,
+        warnings: Sequence[Notice] = (),
+    ) -> "Relay":
         """To go on with what was saved of a session, whose client has the finals up to
         `last_segment`. Raises msgspec.MsgspecError and KeyError if that is not what was saved."""
-        relay = cls(session_id, msgspec.json.decode(kept["config"], type=SessionConfig))
+        config = msgspec.json.decode(kept["config"], type=SessionConfig)
+        relay = cls(session_id, config, warnings)
         relay.finals = {
             id: kept[id] for id in sorted(kept, key=segment_number) if segment_number(id) >= 0
         }
@@ -121,7 +138,7 @@ class Relay:
 
     # From the client.
 
-    def hold(self, frame: str | bytes) -> None:
+    def hold(self, frame: Frame) -> None:
         if isinstance(frame, bytes):
             self._received += len(frame)
             self._held.append(Held(frame, self._received))
@@ -182,10 +199,11 @@ class Relay:
 
     # To a worker.
 
-    def stated(self) -> Snapshot | None:
-        """What the next worker is given to begin with, its segments complete."""
+    def stated(self) -> SessionConfig | Snapshot:
+        """What the next worker is given to begin with: the settings, or the snapshot there is, its
+        segments complete."""
         if self.snapshot is None:
-            return None
+            return self.config
         finals = map(_final, self.finals.values())
         # A final behind the snapshot is told again, and not yet part of it.
         segments = [
@@ -211,7 +229,7 @@ class Relay:
             self._shown, self._partial = (partial.segment_id, partial.end, stable), None
         return self._dropped
 
-    def frame(self, number: int) -> str | bytes | None:
+    def frame(self, number: int) -> Frame | None:
         """A frame that is held; of one that is no more, the first that is. None: not there yet."""
         at = max(0, number - self._dropped)
         return self._held[at].frame if at < len(self._held) else None
@@ -287,10 +305,14 @@ class Relay:
         assert isinstance(begin, SessionBegin)
         self.config = begin.config
         self.nothing_is_saved()
-        if self.resume_offset_ms is None:
+        resumed = self.resume_offset_ms is not None
+        if not (resumed or self._warnings):
             return frame
         begin = msgspec.structs.replace(
-            begin, resumed_from=self.session_id, resume_offset_ms=self.resume_offset_ms
+            begin,
+            warnings=[*self._warnings, *begin.warnings],
+            resumed_from=self.session_id if resumed else None,
+            resume_offset_ms=self.resume_offset_ms,
         )
         return serialize(begin)
 
@@ -367,12 +389,6 @@ class Relay:
 
 def _final(frame: str) -> Final:
     return msgspec.json.decode(frame, type=Final)
-
-
-def segment_number(segment_id: str) -> int:
-    """Of seg_0007 it is 7; -1 if that is no segment."""
-    digits = segment_id.removeprefix("seg_")
-    return int(digits) if digits != segment_id and digits.isdecimal() else -1
 
 
 def _is_config(frame: str) -> bool:

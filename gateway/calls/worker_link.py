@@ -3,29 +3,37 @@ The connection to the worker of a slot: how it begins, and what its end means.
 """
 
 import asyncio
-from collections.abc import Mapping
 from urllib.parse import urlencode
 
+import msgspec
 from picows import WSHandshakeError
 from pydantic import SecretStr
 
 from dalston.orchestrator.capacity.slots import Slot
 from dalston.orchestrator.process import request_ids, traces
-from dalston.orchestrator.protocol.messages import LONGEST_MESSAGE, Snapshot, serialize
-from dalston.orchestrator.protocol.websocket_peer import ABNORMAL, Gone, Peer, connected
+from dalston.orchestrator.protocol.close_codes import CloseCode
+from dalston.orchestrator.protocol.messages import (
+    LONGEST_MESSAGE,
+    Error,
+    SessionConfig,
+    SessionTerminated,
+    Snapshot,
+    prefix,
+    serialize,
+)
+from dalston.orchestrator.protocol.websocket_peer import Gone, Peer, connected
 
 CONNECT_S = 1.5  # for a worker to answer; it is on the same network
 BEGIN_S = 3.0  # and to begin the session
-GOING_AWAY, INTERNAL, SERVICE_RESTART, NO_CAPACITY = 1001, 1011, 1012, 1013
-_TERMINATED = '{"type":"session.terminated"'
-_LAST_WORDS = ('{"type":"error"', _TERMINATED)
+_TERMINATED = prefix(SessionTerminated)
+_LAST_WORDS = (prefix(Error), _TERMINATED)
 
 
 class WorkerAway(Exception):
     """This worker does not have the session; another may."""
 
 
-class WorkerRefused(Exception):
+class SessionRefused(Exception):
     """A worker does not take this session, nor would another: its words, and its close code."""
 
     def __init__(self, frame: str, code: int):
@@ -34,16 +42,22 @@ class WorkerRefused(Exception):
 
 
 async def begin(
-    slot: Slot, snapshot: Snapshot | None, query: Mapping[str, str], secret: SecretStr | None
+    slot: Slot, how: SessionConfig | Snapshot, secret: SecretStr | None
 ) -> tuple[Peer, str]:
-    """A connection on which the session has begun, or goes on from the snapshot; the first frame.
+    """A connection on which a session of these settings has begun, or goes on from the snapshot;
+    the first frame.
 
-    Raises WorkerAway and WorkerRefused.
+    Raises WorkerAway and SessionRefused.
     """
-    parameters = {**query, "session_id": slot.session_id, "epoch": str(slot.epoch)}
-    parameters["request_id"] = request_ids.request_id.get()
-    if snapshot:
+    parameters = {
+        "session_id": slot.session_id,
+        "epoch": str(slot.epoch),
+        "request_id": request_ids.request_id.get(),
+    }
+    if isinstance(how, Snapshot):
         parameters["resume"] = "1"
+    else:
+        parameters["config"] = msgspec.json.encode(how).decode()
     headers = {traces.HEADER: parent} if (parent := traces.header()) else {}
     if secret:
         headers["Authorization"] = f"Bearer {secret.get_secret_value()}"
@@ -54,15 +68,15 @@ async def begin(
         raise WorkerAway(repr(error)) from None
     try:
         async with asyncio.timeout(BEGIN_S):
-            if snapshot:
-                link.send(serialize(snapshot))
+            if isinstance(how, Snapshot):
+                link.send(serialize(how))
             frame = await link.received()
             assert isinstance(frame, str)
             if frame.startswith(_LAST_WORDS):
                 await link.ended()
-                if link.close_code == NO_CAPACITY:
+                if link.close_code == CloseCode.NO_CAPACITY:
                     raise WorkerAway("it takes no more sessions")
-                raise WorkerRefused(frame, link.close_code)
+                raise SessionRefused(frame, link.close_code)
             return link, frame
     except (Gone, TimeoutError) as error:
         link.abort()
@@ -76,7 +90,7 @@ def lost(code: int, last: str) -> bool:
     """Whether a worker that closed so, `last` being its last words, has left its session to us."""
     if last.startswith(_TERMINATED):
         return False
-    if code in (ABNORMAL, GOING_AWAY, SERVICE_RESTART):
+    if code in (CloseCode.ABNORMAL, CloseCode.GOING_AWAY, CloseCode.SERVICE_RESTART):
         return True
     # Without a word of why it is the library that closed.
-    return code == INTERNAL and not last.startswith(_LAST_WORDS)
+    return code == CloseCode.INTERNAL and not last.startswith(_LAST_WORDS)

@@ -19,7 +19,7 @@ from websockets.http11 import Request
 from websockets.protocol import State
 
 from dalston.gateway.transport.read_rounds import Rounds
-from dalston.orchestrator.protocol.websocket_peer import Frame
+from dalston.orchestrator.protocol.messages import Frame
 
 _NAME = "dalston.direct"  # in a connection's scope
 _BINARY = 0x82  # a whole message of bytes: final, no extension
@@ -97,7 +97,7 @@ def payload(frame: bytes) -> bytes | None:
     return apply_mask(frame[mask + 4 :], frame[mask : mask + 4])
 
 
-class Direct(WebSocketsSansIOProtocol):
+class DirectProtocol(WebSocketsSansIOProtocol):
     """To be given to uvicorn as its protocol for WebSockets."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -111,7 +111,7 @@ class Direct(WebSocketsSansIOProtocol):
         self._socket = -1
 
     @classmethod
-    def of(cls, scope: Scope) -> "Direct":
+    def of(cls, scope: Scope) -> "DirectProtocol":
         """The protocol of a connection, which is in its scope no longer: together they would stay
         in memory until Python's collector finds them."""
         return scope.pop(_NAME)
@@ -143,13 +143,16 @@ class Direct(WebSocketsSansIOProtocol):
             else:
                 self.queue.put_nowait(message)
 
-    def tell(self, text: str) -> bool:
+    def send_now(self, frame: Frame) -> bool:
         """Send it at once. False: it was not, since the client does not read, or is leaving; then
         ASGI's way is the one to take."""
         open = self.conn.state is State.OPEN and not self.disconnected
         if not (open and self.writable.is_set()):
             return False
-        self.conn.send_text(text.encode())
+        if isinstance(frame, str):
+            self.conn.send_text(frame.encode())
+        else:
+            self.conn.send_binary(frame)
         self.transport.write(b"".join(self.conn.data_to_send()))
         return True
 

@@ -13,26 +13,27 @@ One of several Tritons does, until it is busy.
 
 import asyncio
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 
+from dalston.orchestrator.inference import metrics
 from dalston.orchestrator.inference.http import Code
 from dalston.orchestrator.inference.triton_client import (
-    Heard,
     InferenceError,
     LoadedVariant,
     SequenceLost,
+    SpeechAnswer,
     Triton,
 )
 from dalston.orchestrator.transcription.model_requests import (
+    EndOfTurnRequest,
     Hypothesis,
     SpeechRequest,
     TranscriptRequest,
-    TurnRequest,
 )
-from dalston.orchestrator.worker import memory_limit, metrics
 from dalston.triton.contract import TURN_MODEL, VAD_MODEL, VARIANTS, whisper_model
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,14 @@ MUTE_S = 4.0
 REFUSALS, REFUSED_S = 2, 1.5
 # Of the VAD, in good order: it was started again, or nobody used the sequence for long.
 _FORGOTTEN = (Code.NOT_FOUND, Code.INVALID_ARGUMENT)
+
+# Of CUDA, cuBLAS and cuDNN, and ONNX Runtime.
+_RAN_OUT = re.compile(r"out of memory|STATUS_ALLOC_FAILED|failed to allocate memory", re.IGNORECASE)
+
+
+def ran_out_of_memory(sentence: str) -> bool:
+    """Whether a model's error says that there was no memory."""
+    return _RAN_OUT.search(sentence) is not None
 
 
 def _nothing() -> None:
@@ -232,42 +241,47 @@ class Fleet:
             served = {**member.variants, **served}
         return served
 
-    def hear(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
-        """`tell` is called with the probability of each whole frame, or with why there is none."""
+    def request_speech(
+        self, request: SpeechRequest, on_answer: Callable[[SpeechAnswer], None]
+    ) -> None:
+        """`on_answer` is called with the probability of each whole frame, or with why there is
+        none."""
         if request.start and all(VAD_MODEL in member.doubted for member in self._members):
-            starting = asyncio.create_task(self._hear_later(request, tell))
+            starting = asyncio.create_task(self._request_speech_later(request, on_answer))
             self._starting.add(starting)
             starting.add_done_callback(self._starting.discard)
         else:
-            self._hear(request, tell)
+            self._request_speech(request, on_answer)
 
-    async def _hear_later(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
+    async def _request_speech_later(
+        self, request: SpeechRequest, on_answer: Callable[[SpeechAnswer], None]
+    ) -> None:
         await self._returned(VAD_MODEL, self._members)
-        self._hear(request, tell)
+        self._request_speech(request, on_answer)
 
-    def _hear(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
+    def _request_speech(
+        self, request: SpeechRequest, on_answer: Callable[[SpeechAnswer], None]
+    ) -> None:
         if request.start:
             self._sequences[request.sequence] = self._for_sequence()
         member = self._sequences.get(request.sequence)
         if member is None:
             lost = SequenceLost(f"the sequence {request.sequence} was not started")
-            asyncio.get_running_loop().call_soon(tell, lost)
+            asyncio.get_running_loop().call_soon(on_answer, lost)
             return
         if request.end:
             del self._sequences[request.sequence]
 
-        def told(heard: Heard) -> None:
-            if isinstance(heard, SequenceLost):
-                self._sequences.pop(request.sequence, None)
-                if memory_limit.ran_out(str(heard)):
-                    self._out_of_memory()
-                if heard.code not in _FORGOTTEN:
-                    member.doubt(VAD_MODEL)
-            tell(heard)
+        def on_lost(lost: SequenceLost) -> None:
+            self._sequences.pop(request.sequence, None)
+            if ran_out_of_memory(str(lost)):
+                self._out_of_memory()
+            if lost.code not in _FORGOTTEN:
+                member.doubt(VAD_MODEL)
 
-        member.triton.hear(request, told)
+        member.triton.request_speech(request, on_answer, on_lost)
 
-    async def turn_over(self, request: TurnRequest) -> float:
+    async def end_of_turn(self, request: EndOfTurnRequest) -> float:
         """How likely it is that the turn is over. Asked once, of the least busy that answers: for
         another try there is no time. Raises InferenceError."""
         answering = [
@@ -279,18 +293,23 @@ class Fleet:
             raise InferenceError(f"no Triton has {TURN_MODEL} that answers", retryable=True)
         member = min(answering, key=lambda member: member.triton.pending)
         try:
-            return await member.triton.turn_over(request)
+            return await member.triton.end_of_turn(request)
         except InferenceError:
             member.doubt(TURN_MODEL)
             raise
 
-    async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
-        """For a variant of `variants`. Raises InferenceError."""
+    async def transcribe(
+        self,
+        request: TranscriptRequest,
+        on_turn: Callable[[], TranscriptRequest] | None = None,
+    ) -> Hypothesis:
+        """For a variant of `variants`. on_turn: called if the request had to wait for its turn:
+        what to ask instead. Raises InferenceError."""
         model = whisper_model(request.variant)
         member, tried, refusals = await self._for_transcript(model), list[_Member](), 0
         while True:
             try:
-                hypothesis = await member.triton.transcribe(request)
+                hypothesis = await member.triton.transcribe(request, on_turn)
             except InferenceError as error:
                 failure = error
             else:
@@ -299,7 +318,7 @@ class Fleet:
             if await member.fell_asleep(model, failure):
                 member = await self._for_transcript(model)
                 continue
-            no_memory = memory_limit.ran_out(str(failure))
+            no_memory = ran_out_of_memory(str(failure))
             if no_memory:
                 self._out_of_memory()
             if request.kind == "partial":  # another is due soon, and that it was late is no wonder

@@ -18,12 +18,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from functools import cache
 
-import msgspec
-
+from dalston.orchestrator.inference import kserve, metrics
 from dalston.orchestrator.inference.http import Answer, Call, CallFailed, Code, Wire
-from dalston.orchestrator.worker import metrics
+from dalston.orchestrator.inference.kserve import InferRequest, Outputs
 
 logger = logging.getLogger(__name__)
 
@@ -41,101 +39,6 @@ PROBE_AFTER_S = 2.5  # a model that has answered nobody
 
 def _nothing() -> None:
     pass
-
-
-class BinarySize(msgspec.Struct):
-    binary_data_size: int
-
-
-class Tensor(msgspec.Struct):
-    """https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md"""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    parameters: BinarySize
-
-
-class _Told(msgspec.Struct):
-    outputs: list[Tensor] = []
-
-
-class _Refused(msgspec.Struct):
-    error: str
-
-
-Outputs = dict[str, tuple[str, memoryview]]  # by name: datatype and content
-
-_told = msgspec.json.Decoder(_Told).decode
-_refused = msgspec.json.Decoder(_Refused).decode
-
-
-@cache
-def _wanted(outputs: Sequence[str]) -> str:
-    return ",".join(f'{{"name":"{name}","parameters":{{"binary_data":true}}}}' for name in outputs)
-
-
-class Inference:
-    """What is asked of a model, and its outputs: binary tensors behind their names in JSON.
-
-    The JSON is written by hand: names are those of the contract, and an object for each part costs
-    more than the text.
-    """
-
-    def __init__(self, model: str, outputs: tuple[str, ...], **parameters: str | bool):
-        self.model = model
-        self.audio_s = 0.0  # that it takes long to work on
-        self._outputs, self._parameters = outputs, parameters
-        self._inputs = list[str]()
-        self._contents = list[bytes]()
-
-    def add(self, name: str, datatype: str, length: int, content: bytes) -> None:
-        """One row of an input."""
-        self._inputs.append(
-            f'{{"name":"{name}","shape":[1,{length}],"datatype":"{datatype}",'
-            f'"parameters":{{"binary_data_size":{len(content)}}}}}'
-        )
-        self._contents.append(content)
-
-    def request(self, host: str, headers: Sequence[tuple[str, str]]) -> bytes:
-        parameters = b""
-        if self._parameters:
-            parameters = b',"parameters":' + msgspec.json.encode(self._parameters)
-        inputs, outputs = ",".join(self._inputs), _wanted(self._outputs)
-        json = f'{{"inputs":[{inputs}],"outputs":[{outputs}]'.encode() + parameters + b"}"
-        size = len(json) + sum(map(len, self._contents))
-        more = "".join([f"{name}: {value}\r\n" for name, value in headers]) if headers else ""
-        head = (
-            f"POST /v2/models/{self.model}/infer HTTP/1.1\r\nHost: {host}\r\n{more}"
-            f"Inference-Header-Content-Length: {len(json)}\r\nContent-Length: {size}\r\n\r\n"
-        )
-        return b"".join((head.encode(), json, *self._contents))
-
-    @staticmethod
-    def outputs(answer: Answer) -> Outputs:
-        """Raises CallFailed."""
-        check(answer)
-        found, at = Outputs(), 0
-        for tensor in _told(answer.json).outputs:
-            end = at + tensor.parameters.binary_data_size
-            found[tensor.name] = tensor.datatype, answer.binary[at:end]
-            at = end
-        return found
-
-
-def check(answer: Answer) -> None:
-    """Raises CallFailed if it tells of a failure."""
-    if answer.status == 200:
-        return
-    try:
-        sentence = _refused(answer.json).error
-    except msgspec.MsgspecError:
-        sentence = answer.json.decode(errors="replace") or f"HTTP {answer.status}"
-    try:
-        code = Code(answer.status)
-    except ValueError:
-        code = Code.INTERNAL
-    raise CallFailed(code, sentence)
 
 
 @dataclass(eq=False)
@@ -203,7 +106,7 @@ class Channel:
         if self.silent:
             raise self._silence()
         answer = await self._get(path, deadline_s)
-        check(answer)
+        kserve.check(answer)
         return answer.json
 
     async def post(self, path: str, deadline_s: float = 2.0) -> bytes:
@@ -211,7 +114,7 @@ class Channel:
         if self.silent:
             raise self._silence()
         answer = await self._get(path, deadline_s, "POST")
-        check(answer)
+        kserve.check(answer)
         return answer.json
 
     async def _get(self, path: str, deadline_s: float, method: str = "GET") -> Answer:
@@ -230,7 +133,7 @@ class Channel:
 
     async def infer(
         self,
-        inference: Inference,
+        inference: InferRequest,
         deadline_s: float,
         over: Callable[[], None] = _nothing,
         headers: Sequence[tuple[str, str]] = (),
@@ -239,14 +142,14 @@ class Channel:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         due = self.ask(inference, deadline_s, lambda result: _settle(answer, result), over, headers)
         try:
-            return Inference.outputs(await answer)
+            return kserve.outputs(await answer)
         finally:
             if due:
                 due.waited = False
 
     def ask(
         self,
-        inference: Inference,
+        inference: InferRequest,
         deadline_s: float,
         tell: Callable[[Answer | CallFailed], None],
         over: Callable[[], None] = _nothing,
@@ -272,7 +175,7 @@ class Channel:
             self._end(due)
             due.fail(_late(deadline_s))
 
-        call = self._wire.ask(inference.request(self.url, headers), answered)
+        call = self._wire.ask(inference.wire_form(self.url, headers), answered)
         alarm = loop.call_later(deadline_s, late)
         now = time.monotonic()
         due = Due(inference.model, inference.audio_s, now, tell, over, call, alarm)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dalston.orchestrator.inference.triton_client import Heard, SequenceLost
+from dalston.orchestrator.inference.triton_client import SequenceLost, SpeechAnswer
 from dalston.orchestrator.transcription.model_requests import SpeechRequest
 from dalston.triton.silero import Chunk, Silero
 
@@ -23,13 +23,16 @@ class LocalVad:
         # Not in the event loop; and one thread, since the states are not locked.
         self._thread = ThreadPoolExecutor(1, "vad")
 
-    def hear(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
-        """`tell` is called with the probability of each whole frame, or with why there is none."""
+    def request_speech(
+        self, request: SpeechRequest, on_answer: Callable[[SpeechAnswer], None]
+    ) -> None:
+        """`on_answer` is called with the probability of each whole frame, or with why there is
+        none."""
         audio = np.frombuffer(request.audio, np.int16)
         chunk = Chunk(request.sequence, audio, request.start, request.end)
-        hearing = asyncio.get_running_loop().run_in_executor(self._thread, self._one, chunk)
-        hearing.add_done_callback(lambda heard: tell(heard.result()))
+        answer = asyncio.get_running_loop().run_in_executor(self._thread, self._answer, chunk)
+        answer.add_done_callback(lambda done: on_answer(done.result()))
 
-    def _one(self, chunk: Chunk) -> Heard:
+    def _answer(self, chunk: Chunk) -> SpeechAnswer:
         (result,) = self._silero.probabilities([chunk], 0.0)
         return SequenceLost(str(result)) if isinstance(result, Exception) else result.tolist()

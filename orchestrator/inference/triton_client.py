@@ -19,24 +19,29 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from dalston.orchestrator.inference.health_channel import Channel, Inference
+from dalston.orchestrator.inference import kserve
+from dalston.orchestrator.inference.health_channel import Channel
 from dalston.orchestrator.inference.http import Answer, CallFailed, Code
 from dalston.orchestrator.inference.turns import Turns
 from dalston.orchestrator.process import traces
 from dalston.orchestrator.transcription.model_requests import (
+    EndOfTurnRequest,
     Hypothesis,
     SpeechRequest,
     TimedWord,
     TranscriptRequest,
-    TurnRequest,
 )
 from dalston.triton.contract import (
+    PARTIAL_OUTPUTS,
     SAMPLE_RATE,
     STAGES,
     TURN_MODEL,
     VAD_MODEL,
     VARIANTS,
+    WHISPER_OUTPUTS,
     WINDOWS,
+    Input,
+    Output,
     asleep_mark,
     whisper_model,
 )
@@ -57,30 +62,7 @@ LOADING_S = 600.0  # large checkpoints take minutes
 LOOK_EVERY_S = 0.2  # whether it is there
 _SILENCE = bytes(2 * 1600)  # 0.1 s
 
-# The outputs a partial needs; a final also wants words and scores.
-_PARTIAL_OUTPUTS = (
-    "TEXT",
-    "TOKENS",
-    "TOKEN_ENDS",
-    "TOKEN_TIMES",
-    "TOKEN_LOGPROBS",
-    "LANGUAGE",
-    "LANGUAGE_PROBABILITY",
-    "WINDOW_SECONDS",
-)
-_FINAL_OUTPUTS = (
-    *_PARTIAL_OUTPUTS,
-    "AVERAGE_LOGPROB",
-    "NO_SPEECH_PROBABILITY",
-    "SUSPECT",
-    "PROMPT_CUT",
-    "WORD",
-    "WORD_START",
-    "WORD_END",
-    "WORD_PROBABILITY",
-    "STAGE_SECONDS",
-)
-_DTYPES = {"INT32": np.dtype("<i4"), "FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
+_FINAL_OUTPUTS = tuple(tensor.name for tensor in WHISPER_OUTPUTS)
 
 
 class InferenceError(Exception):
@@ -101,19 +83,21 @@ class SequenceLost(Exception):
 
 
 # What the VAD makes of a request: the probability of each whole frame, or why there is none.
-Heard = list[float] | SequenceLost
+SpeechAnswer = list[float] | SequenceLost
 # Asks the VAD. The second argument is called with the answer: once, and later.
-Hear = Callable[[SpeechRequest, Callable[[Heard], None]], None]
+RequestSpeech = Callable[[SpeechRequest, Callable[[SpeechAnswer], None]], None]
 
 
-async def speech_probabilities(hear: Hear, request: SpeechRequest) -> list[float]:
-    """For who would rather wait. Raises SequenceLost."""
-    answer: asyncio.Future[Heard] = asyncio.get_running_loop().create_future()
-    hear(request, lambda heard: None if answer.done() else answer.set_result(heard))
-    heard = await answer
-    if isinstance(heard, SequenceLost):
-        raise heard
-    return heard
+async def speech_probabilities(
+    request_speech: RequestSpeech, request: SpeechRequest
+) -> list[float]:
+    """For whoever would rather wait. Raises SequenceLost."""
+    waiting: asyncio.Future[SpeechAnswer] = asyncio.get_running_loop().create_future()
+    request_speech(request, lambda a: None if waiting.done() else waiting.set_result(a))
+    answer = await waiting
+    if isinstance(answer, SequenceLost):
+        raise answer
+    return answer
 
 
 @dataclass(frozen=True)
@@ -126,12 +110,18 @@ class LoadedVariant:
     partials_in_flight: int  # at most, of one worker
 
 
+def _ignore(_: SequenceLost) -> None:
+    pass
+
+
 class Triton:
     """The models behind one server's URL, "host:port" of its HTTP."""
 
     def __init__(self, url: str):
         self._channel = Channel(url, self.probe)
-        self._speech = list[tuple[Inference, Callable[[Answer | CallFailed], None]]]()  # to leave
+        self._speech = list[
+            tuple[kserve.InferRequest, Callable[[Answer | CallFailed], None]]
+        ]()  # to leave
         self._speech_left = -math.inf  # loop time, the last
         self._speech_leaves: asyncio.TimerHandle | None = None
         self.judges_turns = False  # whether it has the model for that; of `variants`
@@ -177,11 +167,11 @@ class Triton:
                     continue
                 self.asleep.discard(whisper_model(variant))
                 page = await self._channel.get(f"/v2/models/{whisper_model(variant)}/config")
-                config = _config(page)
+                config = kserve.read_config(page)
                 loaded[variant] = LoadedVariant(
-                    config.parameters["checkpoint_id"].string_value,
-                    tuple(config.parameters["languages"].string_value.split()),
-                    config.parameters.get("translates", _NO).string_value == "yes",
+                    config.parameter("checkpoint_id"),
+                    tuple(config.parameter("languages").split()),
+                    config.parameter("translates") == "yes",
                     config.partials_in_flight,
                 )
                 self._seen[variant] = loaded[variant]
@@ -204,7 +194,9 @@ class Triton:
         elif await self._is_marked(model):
             asleep = True
         else:
-            index = await self._ask(self._channel.post("/v2/repository/index"), _index, [])
+            index = await self._ask(
+                self._channel.post("/v2/repository/index"), kserve.read_index, []
+            )
             asleep = any(one.name == model and one.asleep for one in index)
         (self.asleep.add if asleep else self.asleep.discard)(model)
         return asleep
@@ -235,7 +227,9 @@ class Triton:
 
     async def _is_marked(self, model: str) -> bool:
         """Whether its supervisor has put a model to sleep, and nobody has wanted it since."""
-        regions = await self._ask(self._channel.get("/v2/systemsharedmemory/status"), _regions, [])
+        regions = await self._ask(
+            self._channel.get("/v2/systemsharedmemory/status"), kserve.read_regions, []
+        )
         return any(region.name == asleep_mark(model) for region in regions)
 
     async def _ask(self, page: Awaitable[bytes], read: Callable[[bytes], T], without: T) -> T:
@@ -251,14 +245,16 @@ class Triton:
         """By a model, to anybody, since it was loaded; None: it does not tell."""
         try:
             page = await self._channel.get(f"/v2/models/{model}/stats")
-            return sum(one.inference_stats.success.count for one in _stats(page).model_stats)
+            return sum(
+                one.inference_stats.success.count for one in kserve.read_stats(page).model_stats
+            )
         except (CallFailed, msgspec.MsgspecError):
             return None
 
     async def probe(self, model: str) -> None:
         """Whether a model works, by asking it something small. Raises InferenceError."""
         if model == TURN_MODEL:
-            await self.turn_over(TurnRequest(0, _SILENCE), PROBE_DEADLINE_S)
+            await self.end_of_turn(EndOfTurnRequest(0, _SILENCE), PROBE_DEADLINE_S)
             return
         if model != VAD_MODEL:
             (variant,) = (name for name in VARIANTS if whisper_model(name) == model)
@@ -271,59 +267,74 @@ class Triton:
                 SpeechRequest(sequence, bytes(1024), start=True),
                 SpeechRequest(sequence, b"", end=True),
             ):
-                await speech_probabilities(self.hear, request)
+                await speech_probabilities(self.request_speech, request)
         except SequenceLost as error:
             raise InferenceError(str(error), retryable=True, code=error.code) from None
 
-    def hear(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
-        """`tell` is called with the probability of each whole frame, or with why there is none."""
-        call = Inference(
+    def request_speech(
+        self,
+        request: SpeechRequest,
+        on_answer: Callable[[SpeechAnswer], None],
+        on_lost: Callable[[SequenceLost], None] = _ignore,
+    ) -> None:
+        """`on_answer` is called with the probability of each whole frame, or with why there is
+        none; in that case `on_lost` is called before."""
+        call = kserve.InferRequest(
             VAD_MODEL,
-            ("PROBABILITY",),
+            (Output.PROBABILITY,),
             sequence_id=request.sequence,
             sequence_start=request.start,
             sequence_end=request.end,
         )
-        call.add("AUDIO", "INT16", len(request.audio) // 2, request.audio)
+        call.add(Input.AUDIO, "INT16", len(request.audio) // 2, request.audio)
 
-        def answered(result: Answer | CallFailed) -> None:
+        def on_result(result: Answer | CallFailed) -> None:
             try:
                 if isinstance(result, CallFailed):
                     raise result
-                _, content = Inference.outputs(result).get("PROBABILITY", ("FP32", b""))
+                _, content = kserve.outputs(result).get(Output.PROBABILITY, ("FP32", b""))
             except CallFailed as error:
                 # Whatever it was, this part of the audio was or was not heard: nobody knows.
-                return tell(SequenceLost(_sentence(error), error.code))
-            tell(list(struct.unpack(f"<{len(content) // 4}f", content)))
+                lost = SequenceLost(_sentence(error), error.code)
+                on_lost(lost)
+                return on_answer(lost)
+            on_answer(list(struct.unpack(f"<{len(content) // 4}f", content)))
 
-        self._speech.append((call, answered))
+        self._speech.append((call, on_result))
         if self._speech_leaves:
             return
         loop = asyncio.get_running_loop()
         wait = self._speech_left + SPEECH_EVERY_S - loop.time()
         # Not at once: frames come in rounds (gateway/transport/read_rounds.py), and others may be
         # read already.
-        self._speech_leaves = loop.call_later(max(wait, 0), self._ask_speech)
+        self._speech_leaves = loop.call_later(max(wait, 0), self._send_speech)
 
-    def _ask_speech(self) -> None:
+    def _send_speech(self) -> None:
         self._speech_leaves = None
         self._speech_left = asyncio.get_running_loop().time()
         asked, self._speech = self._speech, []
-        for call, answered in asked:
-            self._channel.ask(call, SPEECH_DEADLINE_S, answered)
+        for call, on_result in asked:
+            self._channel.ask(call, SPEECH_DEADLINE_S, on_result)
 
-    async def turn_over(self, request: TurnRequest, deadline_s: float = TURN_DEADLINE_S) -> float:
+    async def end_of_turn(
+        self, request: EndOfTurnRequest, deadline_s: float = TURN_DEADLINE_S
+    ) -> float:
         """How likely it is that the turn is over. Raises InferenceError."""
-        call = Inference(TURN_MODEL, ("PROBABILITY",))
-        call.add("AUDIO", "INT16", len(request.audio) // 2, request.audio)
+        call = kserve.InferRequest(TURN_MODEL, (Output.PROBABILITY,))
+        call.add(Input.AUDIO, "INT16", len(request.audio) // 2, request.audio)
         try:
             outputs = await self._channel.infer(call, deadline_s)
         except CallFailed as error:
             raise InferenceError(_sentence(error), retryable=True, code=error.code) from None
-        return float(_value(*outputs["PROBABILITY"])[0])
+        return float(kserve.value(*outputs[Output.PROBABILITY])[0])
 
-    async def transcribe(self, request: TranscriptRequest) -> Hypothesis:
-        """For a variant of `variants`. Raises InferenceError."""
+    async def transcribe(
+        self,
+        request: TranscriptRequest,
+        on_turn: Callable[[], TranscriptRequest] | None = None,
+    ) -> Hypothesis:
+        """For a variant of `variants`. on_turn: called if the request had to wait for its turn:
+        what to ask instead. Raises InferenceError."""
         if request.kind == "partial":
             turns = self._turns[request.variant]
             if request.urgent and not turns.crowded:
@@ -334,17 +345,17 @@ class Triton:
                     await turns.take()
                 finally:
                     self._waiting -= 1
-                request = request.newest() if request.newest else request
+                request = on_turn() if on_turn else request
             outputs = await self._whisper(request, PARTIAL_DEADLINE_S, over=turns.give_back)
             return _hypothesis(outputs, {})
         asked = time.perf_counter()
         outputs = await self._final(request)
-        spent, window = outputs["STAGE_SECONDS"], float(outputs["WINDOW_SECONDS"][0])
-        if bool(outputs["SUSPECT"][0]):
+        spent, window = outputs[Output.STAGE_SECONDS], float(outputs[Output.WINDOW_SECONDS][0])
+        if bool(outputs[Output.SUSPECT][0]):
             # Right-sized windows can harm a stock checkpoint: once more as it was trained.
             outputs = await self._final(request, full_window=True)
-            spent = spent + outputs["STAGE_SECONDS"]
-            window += float(outputs["WINDOW_SECONDS"][0])
+            spent = spent + outputs[Output.STAGE_SECONDS]
+            window += float(outputs[Output.WINDOW_SECONDS][0])
         elsewhere = time.perf_counter() - asked - float(spent.sum())
         stages = dict(zip(STAGES, spent.tolist(), strict=True), queue=elsewhere)
         return replace(_hypothesis(outputs, stages), window_seconds=window)
@@ -363,147 +374,55 @@ class Triton:
         full_window: bool = False,
         over: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        wanted = _FINAL_OUTPUTS if request.kind == "final" else _PARTIAL_OUTPUTS
-        call = Inference(whisper_model(request.variant), wanted)
+        wanted = _FINAL_OUTPUTS if request.kind == "final" else PARTIAL_OUTPUTS
+        call = kserve.InferRequest(whisper_model(request.variant), wanted)
         prefix = np.array(request.prefix, "<i4").tobytes()
         draft = np.array(request.draft, "<i4").tobytes()
         samples = len(request.audio) // 2
         call.audio_s = WINDOWS[-1] if full_window else samples / SAMPLE_RATE
-        call.add("AUDIO", "INT16", samples, request.audio)
-        call.add("LANGUAGE", "BYTES", 1, _string(request.language))
-        call.add("TASK", "BYTES", 1, _string(request.task))
-        call.add("PROMPT", "BYTES", 1, _string(request.prompt))
-        call.add("KEYWORDS", "BYTES", 1, _string("\n".join(request.keywords)))
-        call.add("PREFIX", "INT32", len(request.prefix), prefix)
-        call.add("DRAFT", "INT32", len(request.draft), draft)
-        call.add("WORDS", "BOOL", 1, bytes([request.words]))
-        call.add("FULL_WINDOW", "BOOL", 1, bytes([full_window]))
+        call.add(Input.AUDIO, "INT16", samples, request.audio)
+        call.add(Input.LANGUAGE, "BYTES", 1, kserve.string(request.language))
+        call.add(Input.TASK, "BYTES", 1, kserve.string(request.task))
+        call.add(Input.PROMPT, "BYTES", 1, kserve.string(request.prompt))
+        call.add(Input.KEYWORDS, "BYTES", 1, kserve.string("\n".join(request.keywords)))
+        call.add(Input.PREFIX, "INT32", len(request.prefix), prefix)
+        call.add(Input.DRAFT, "INT32", len(request.draft), draft)
+        call.add(Input.WORDS, "BOOL", 1, bytes([request.words]))
+        call.add(Input.FULL_WINDOW, "BOOL", 1, bytes([full_window]))
         try:
             headers = traces.headers() if request.kind == "final" else ()
             outputs = await self._channel.infer(call, deadline_s, over, headers)
         except CallFailed as error:
             retryable = error.code not in (Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED)
             raise InferenceError(_sentence(error), retryable, error.code) from None
-        return {name: _value(*output) for name, output in outputs.items()}
-
-
-class _Group(msgspec.Struct):
-    count: int
-    kind: str
-
-
-class _Parameter(msgspec.Struct):
-    string_value: str
-
-
-_NO = _Parameter("no")
-
-
-class _Config(msgspec.Struct):
-    """What we need of https://github.com/triton-inference-server/common, ModelConfig."""
-
-    max_batch_size: int
-    instance_group: list[_Group]
-    parameters: dict[str, _Parameter]
-
-    @property
-    def partials_in_flight(self) -> int:
-        """Enough to keep every instance busy, and batches as large as finals can wait for: on a
-        CPU a row in a batch of three costs two thirds of one alone."""
-        (group,) = self.instance_group
-        rows = self.max_batch_size if group.kind == "KIND_GPU" else 3
-        return rows * group.count
-
-
-class _Indexed(msgspec.Struct):
-    """A model of the repository.
-
-    https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_repository.md
-    """
-
-    name: str
-    state: str = ""
-    reason: str = ""
-
-    @property
-    def asleep(self) -> bool:
-        return self.state in ("UNLOADING", "LOADING") or self.reason == "unloaded"
-
-
-class _Region(msgspec.Struct):
-    """https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_shared_memory.md"""
-
-    name: str
-
-
-class _Count(msgspec.Struct):
-    count: int
-
-
-class _Outcomes(msgspec.Struct):
-    success: _Count
-
-
-class _ModelStats(msgspec.Struct):
-    inference_stats: _Outcomes
-
-
-class _Stats(msgspec.Struct):
-    """What we need of
-    https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md
-    """
-
-    model_stats: list[_ModelStats]
-
-
-_config = msgspec.json.Decoder(_Config).decode
-_index = msgspec.json.Decoder(list[_Indexed]).decode
-_regions = msgspec.json.Decoder(list[_Region]).decode
-_stats = msgspec.json.Decoder(_Stats).decode
-
-
-def _string(text: str) -> bytes:
-    """Triton's form of one string: its length, then its bytes."""
-    data = text.encode()
-    return struct.pack("<I", len(data)) + data
-
-
-def _value(datatype: str, content: memoryview) -> Any:
-    if datatype != "BYTES":
-        return np.frombuffer(content, _DTYPES[datatype])
-    strings, at = list[str](), 0
-    while at < len(content):
-        (length,) = struct.unpack_from("<I", content, at)
-        strings.append(str(content[at + 4 : at + 4 + length], "utf-8"))
-        at += 4 + length
-    return strings
+        return {name: kserve.value(*output) for name, output in outputs.items()}
 
 
 def _hypothesis(outputs: dict[str, Any], stages: Mapping[str, float]) -> Hypothesis:
     """Of the outputs that were asked for and have elements."""
     words = zip(
-        outputs.get("WORD", ()),
-        outputs.get("WORD_START", ()),
-        outputs.get("WORD_END", ()),
-        outputs.get("WORD_PROBABILITY", ()),
+        outputs.get(Output.WORD, ()),
+        outputs.get(Output.WORD_START, ()),
+        outputs.get(Output.WORD_END, ()),
+        outputs.get(Output.WORD_PROBABILITY, ()),
         strict=True,
     )
     return Hypothesis(
-        text=outputs["TEXT"][0],
-        tokens=tuple(map(int, outputs.get("TOKENS", ()))),
-        token_ends=tuple(map(int, outputs.get("TOKEN_ENDS", ()))),
-        token_times=tuple(map(float, outputs.get("TOKEN_TIMES", ()))),
-        token_logprobs=tuple(map(float, outputs.get("TOKEN_LOGPROBS", ()))),
-        language=outputs["LANGUAGE"][0],
-        language_probability=float(outputs["LANGUAGE_PROBABILITY"][0]),
-        average_logprob=float(outputs["AVERAGE_LOGPROB"][0])
-        if "AVERAGE_LOGPROB" in outputs
+        text=outputs[Output.TEXT][0],
+        tokens=tuple(map(int, outputs.get(Output.TOKENS, ()))),
+        token_ends=tuple(map(int, outputs.get(Output.TOKEN_ENDS, ()))),
+        token_times=tuple(map(float, outputs.get(Output.TOKEN_TIMES, ()))),
+        token_logprobs=tuple(map(float, outputs.get(Output.TOKEN_LOGPROBS, ()))),
+        language=outputs[Output.LANGUAGE][0],
+        language_probability=float(outputs[Output.LANGUAGE_PROBABILITY][0]),
+        average_logprob=float(outputs[Output.AVERAGE_LOGPROB][0])
+        if Output.AVERAGE_LOGPROB in outputs
         else 0.0,
-        no_speech_probability=float(outputs["NO_SPEECH_PROBABILITY"][0])
-        if "NO_SPEECH_PROBABILITY" in outputs
+        no_speech_probability=float(outputs[Output.NO_SPEECH_PROBABILITY][0])
+        if Output.NO_SPEECH_PROBABILITY in outputs
         else 0.0,
-        window_seconds=float(outputs["WINDOW_SECONDS"][0]),
-        prompt_cut=int(sum(outputs.get("PROMPT_CUT", ()))),
+        window_seconds=float(outputs[Output.WINDOW_SECONDS][0]),
+        prompt_cut=int(sum(outputs.get(Output.PROMPT_CUT, ()))),
         words=tuple(TimedWord(w, float(a), float(b), float(p)) for w, a, b, p in words),
         stages=stages,
     )

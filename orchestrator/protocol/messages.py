@@ -7,7 +7,7 @@ protocols are mappings over them. Optional fields are omitted when unset, never 
 fields are ignored. All times are seconds of the session's audio, counted in samples.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,6 +15,7 @@ from msgspec import Meta
 from dalston.triton.contract import SAMPLE_RATE, Task, Variant
 
 PROTOCOL_VERSION = "1.0"
+Frame = str | bytes  # of a WebSocket: a message, or audio
 
 ErrorCode = Literal[
     "forbidden",
@@ -40,7 +41,7 @@ SampleRate = Annotated[int, Meta(ge=8_000, le=48_000)]  # Hertz
 Channels = Annotated[int, Meta(ge=1, le=2)]  # 2 are mixed down
 Threshold = Annotated[float, Meta(ge=0.0, le=1.0)]  # speech probability
 Milliseconds = Annotated[int, Meta(ge=50, le=2_000)]
-# A turn cannot be judged before a final is speculated: orchestrator.vad.PAUSE.
+# A turn cannot be judged before a final is speculated: PAUSE in transcription/endpointer.py.
 TurnSilence = Annotated[int, Meta(ge=200, le=5_000)]  # milliseconds
 Padding = Annotated[int, Meta(ge=0, le=1_000)]  # milliseconds of audio kept before an onset
 # Whisper hears 30 s at most. Below 5 s sentences would be cut that nobody spoke in one breath.
@@ -60,6 +61,11 @@ LanguageDetection = Literal["session", "utterance"]
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
     """The common form of all messages."""
+
+
+def prefix(kind: type[Message]) -> str:
+    """How a message of this kind begins on the wire: most need not be read any further."""
+    return f'{{"type":"{kind.__struct_config__.tag}"'
 
 
 # --- from the client -----------------------------------------------------------------------------
@@ -327,8 +333,8 @@ class Snapshot(Message, tag="session.snapshot", kw_only=True, frozen=True):
     """All it takes to continue a session from here as if nothing had happened.
 
     Positions are samples at 16 kHz since the session began. To continue, a worker is given this
-    and the audio from `replay_from` on. On the wire `segments` holds only those since the
-    snapshot before; the receiver adds them up (`merged`).
+    and the audio from `replay_from` on. A worker that is given one is given all segments in it; on
+    the way from a worker `segments` holds only those since the snapshot before.
     """
 
     session_id: str
@@ -344,12 +350,6 @@ class Snapshot(Message, tag="session.snapshot", kw_only=True, frozen=True):
     continues: bool = False  # in the middle of a cut utterance
     prompt_cut_told: bool = False  # that the prompt of `config` is too long
     overlap_words: list[Word] = []  # of the utterance before, for the join of a cut
-
-    def merged(self, before: "Snapshot | None") -> "Snapshot":
-        """This snapshot with the segments of all snapshots before it."""
-        if before is None:
-            return self
-        return msgspec.structs.replace(self, segments=[*before.segments, *self.segments])
 
 
 ServerMessage = (
@@ -412,6 +412,11 @@ def serialize(message: ServerMessage | ClientMessage) -> str:
     return _encoder.encode(message).decode()
 
 
-def plain(message: Any) -> Any:
-    """A message as dictionaries and lists, for tools that want those."""
-    return msgspec.to_builtins(message)
+def segment_id(number: int) -> str:
+    return f"seg_{number:04}"
+
+
+def segment_number(segment_id: str) -> int:
+    """Of seg_0007 it is 7; -1 if that is no segment."""
+    digits = segment_id.removeprefix("seg_")
+    return int(digits) if digits != segment_id and digits.isdecimal() else -1

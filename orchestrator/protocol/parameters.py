@@ -24,17 +24,6 @@ from dalston.orchestrator.protocol.messages import (
 )
 from dalston.triton.contract import LANGUAGES, VARIANTS, Task
 
-# Other parameters of the stream's URL; not how a session listens, but who and where it is.
-OTHER = {
-    "api_key",
-    "epoch",
-    "last_segment_id",
-    "overflow",
-    "request_id",
-    "resume",
-    "resume_session_id",
-    "session_id",
-}
 ALLOWED = {
     "model": ", ".join(VARIANTS),
     "encoding": ", ".join(get_args(Encoding)),
@@ -107,7 +96,7 @@ def session_config(query: Mapping[str, str]) -> tuple[SessionConfig, list[Notice
     warnings = [
         Notice("unknown_parameter", f"the parameter {name!r} is not known and has no effect")
         for name in query
-        if name not in _FIELDS and name not in OTHER
+        if name not in _FIELDS
     ]
     config = msgspec.convert(known, SessionConfig, strict=False)
     if why := contradiction(config):

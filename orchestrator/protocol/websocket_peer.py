@@ -22,7 +22,8 @@ from picows import (
     ws_connect,  # pyright: ignore[reportUnknownVariableType]
 )
 
-Frame = str | bytes
+from dalston.orchestrator.protocol.close_codes import CloseCode
+from dalston.orchestrator.protocol.messages import Frame
 
 # Of every connection, whoever makes it: uvloop is as fast as the library's own transports, and
 # an adapter spares a logger for each.
@@ -31,7 +32,6 @@ USUAL: dict[str, Any] = {
     "logger_name": logging.LoggerAdapter(logging.getLogger("picows")),
 }
 
-ABNORMAL = 1006  # how a connection ended that nobody closed
 # Frames that are kept for an owner who does not listen yet, before no more are read.
 FRAMES_KEPT = 4
 # While nothing is read no ping is answered: the other side is told so often, unasked, that we live.
@@ -128,7 +128,7 @@ class Peer(WSListener):
         if self._gone:
             raise Gone
 
-    def ask(self, now: float) -> None:
+    def ping(self, now: float) -> None:
         """Whether it lives."""
         self.asked = now
         self.transport.send_ping()
@@ -152,9 +152,9 @@ class Peer(WSListener):
 
     @property
     def close_code(self) -> int:
-        """The other side's; ABNORMAL if it has said none."""
+        """The other side's; CloseCode.ABNORMAL if it has said none."""
         told = self.transport.close_handshake
-        return int(told.recv.code) if told and told.recv else ABNORMAL  # pyright: ignore[reportArgumentType]
+        return int(told.recv.code) if told and told.recv else CloseCode.ABNORMAL  # pyright: ignore[reportArgumentType]
 
     @property
     def close_reason(self) -> str:

@@ -11,7 +11,6 @@ language of each is detected, for those that are too short for it.
 """
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dalston.orchestrator.protocol.messages import (
@@ -27,6 +26,7 @@ from dalston.orchestrator.protocol.messages import (
     Warn,
     Withdrawn,
     Word,
+    segment_id,
 )
 from dalston.orchestrator.transcription import assembler
 from dalston.orchestrator.transcription.agreement import Agreement
@@ -82,7 +82,7 @@ class Utterance:
 
     @property
     def segment_id(self) -> str:
-        return f"seg_{self.number:04}"
+        return segment_id(self.number)
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Decoding:
         self._variant: Variant = variant
         self.partial_every = partial_every  # samples
         self._outbox = outbox
-        self.requests: list[Request] = []
+        self._requests: list[Request] = []
         self._request_ids = 0
         self._partial: tuple[int, Utterance, int] | None = None  # in flight: id, of, audio end
         self._finals: dict[int, Decode] = {}  # in flight
@@ -143,6 +143,11 @@ class Decoding:
                 self._detected[0] = snapshot.detected_language
             if snapshot.prompt_cut_told:
                 self._cut_told = (snapshot.config.prompt, snapshot.config.keywords)
+
+    def requests(self) -> list[Request]:
+        """What is asked and was not taken before."""
+        requests, self._requests = self._requests, []
+        return requests
 
     @property
     def overdue(self) -> int | None:
@@ -185,7 +190,6 @@ class Decoding:
         audio: bytes,
         position: int,
         config: SessionConfig,
-        newest: Callable[[], TranscriptRequest],
     ) -> None:
         """`audio` is [utterance.shown_from, position)."""
         # One that is late does not make the next come early.
@@ -194,14 +198,15 @@ class Decoding:
         self._request_ids += 1
         self._partial = (self._request_ids, utterance, position)
         request = self._partial_request(audio, config, position)
-        self.requests.append(replace(request, urgent=not utterance.shown, newest=newest))
+        self._requests.append(replace(request, urgent=not utterance.shown))
 
-    def newest_partial(
-        self, audio: bytes, position: int, config: SessionConfig
+    def receive_turn(
+        self, id: int, audio: bytes, position: int, config: SessionConfig
     ) -> TranscriptRequest:
         """The partial whose turn has come, with the audio up to `position`."""
         assert self._partial, "a partial that was called off has no turn"
-        id, utterance, asked = self._partial
+        of, utterance, asked = self._partial
+        assert of == id, "a partial that was called off has no turn"
         if position > asked:
             self._partial = (id, utterance, position)
             utterance.next_partial = position + self.partial_every
@@ -251,12 +256,12 @@ class Decoding:
             utterance.speculation = None
             self.stats.speculative_finals_dropped += 1
             if self._finals.pop(decode.id, None):
-                self.requests.append(Cancel(decode.id))
+                self._requests.append(Cancel(decode.id))
 
     def abandon(self) -> None:
         """No utterance is open any more: a partial is of no use."""
         if self._partial:
-            self.requests.append(Cancel(self._partial[0]))
+            self._requests.append(Cancel(self._partial[0]))
             self._partial = None
 
     def close(self, ended: Ended) -> None:
@@ -360,7 +365,7 @@ class Decoding:
         self._finals[decode.id] = decode
         # The draft is no part of what decides the final: it only makes it cheaper.
         draft = tuple(utterance.agreement.before)
-        self.requests.append(
+        self._requests.append(
             TranscriptRequest(
                 decode.id,
                 "final",

@@ -4,7 +4,7 @@ What a session asks of the models, and what they answer. Knows neither session n
 Audio is 16 kHz mono, int16, little endian, as bytes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,14 +40,13 @@ class TranscriptRequest:
     prompt: str = field(default="", repr=False)
     keywords: tuple[str, ...] = field(default=(), repr=False)
     segment_id: str = field(default="", compare=False)  # of a final: for people who look at traces
-    # Of partials: nothing of their utterance was shown yet, so they wait for no turn. And of others
-    # what to ask instead once their turn is there, with the audio that came meanwhile.
+    # Of a partial: nothing of its utterance was shown yet, so it waits for no turn. Of others the
+    # session is told when their turn has come, and asks with the audio that came meanwhile.
     urgent: bool = False
-    newest: Callable[[], "TranscriptRequest"] | None = None
 
 
 @dataclass(frozen=True)
-class TurnRequest:
+class EndOfTurnRequest:
     """How likely it is that the turn is over which `audio` is the end of."""
 
     id: int  # of this session
@@ -61,7 +60,7 @@ class Cancel:
     id: int
 
 
-Request = SpeechRequest | TranscriptRequest | TurnRequest | Cancel
+Request = SpeechRequest | TranscriptRequest | EndOfTurnRequest | Cancel
 
 
 @dataclass(frozen=True)

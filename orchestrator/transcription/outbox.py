@@ -47,6 +47,5 @@ class Outbox:
 
     def take(self) -> list[ServerMessage]:
         """All that can be told and was not taken before."""
-        self.settle()
         told, self._told = self._told, []
         return told

@@ -71,11 +71,11 @@ from dalston.orchestrator.transcription.endpointer import (
     TurnRules,
 )
 from dalston.orchestrator.transcription.model_requests import (
+    EndOfTurnRequest,
     Hypothesis,
     Request,
     SpeechRequest,
     TranscriptRequest,
-    TurnRequest,
 )
 from dalston.orchestrator.transcription.outbox import Outbox
 from dalston.triton.contract import SAMPLE_RATE, TURN_AUDIO, VAD_FRAME, Variant
@@ -125,6 +125,7 @@ class Session:
         partial_every: int = PARTIAL_EVERY,
     ):
         self.id, self.epoch = session_id, epoch
+        self.variant: Variant = variant
         # What the variant can do.
         self._languages, self._translates = languages, translates
         self.state = State.LISTENING
@@ -176,13 +177,13 @@ class Session:
         )
         if snapshot and snapshot.continues:
             self._continue_speech()
+        self._outbox.settle()
 
     # What goes out.
 
     def requests(self) -> list[Request]:
-        requests = self._requests + self._decoding.requests
-        self._requests, self._decoding.requests = [], []
-        return requests
+        requests, self._requests = self._requests, []
+        return requests + self._decoding.requests()
 
     def messages(self) -> list[ServerMessage]:
         return self._outbox.take()
@@ -297,8 +298,8 @@ class Session:
         self._undecided.extend(probabilities)
         self._go_on()
 
-    def receive_turn(self, id: int, probability: float | None) -> None:
-        """The answer to a TurnRequest; None: there is none, and silence decides."""
+    def receive_end_of_turn(self, id: int, probability: float | None) -> None:
+        """The answer to an EndOfTurnRequest; None: there is none, and silence decides."""
         if probability is None and not self._told_unjudged:
             self._told_unjudged = True
             sentence = "whether turns are over cannot be told at the moment; silence ends them"
@@ -331,6 +332,13 @@ class Session:
         self._fed = self._origin
         self._advance()
 
+    def receive_turn(self, id: int) -> TranscriptRequest:
+        """A partial had to wait for its turn, which has come: what to ask instead, with the audio
+        that came meanwhile."""
+        assert self._open, "a partial is called off with its utterance"
+        audio = self._audio.read(self._open.shown_from, self._cursor)
+        return self._decoding.receive_turn(id, audio, self._cursor, self._config)
+
     def receive_hypothesis(self, id: int, hypothesis: Hypothesis, elapsed_ms: int = 0) -> None:
         """The answer to a TranscriptRequest; ignored if it was cancelled meanwhile."""
         self._decoding.receive_hypothesis(id, hypothesis, elapsed_ms)
@@ -338,10 +346,12 @@ class Session:
             end = self._endpointer.silence
             self._decoding.show_speculation(self._open, id, self._config, end)
         self._ask_partial()
+        self._outbox.settle()
 
     def receive_failure(self, id: int, sentence: str) -> None:
         """A TranscriptRequest that cannot be answered."""
         self._decoding.receive_failure(id, sentence)
+        self._outbox.settle()
 
     def _configure(self, change: Configure) -> None:
         """Accepted or refused at once, in force where it stands among the audio."""
@@ -413,6 +423,7 @@ class Session:
             self._outbox.say_at_once(
                 Error(code="invalid_audio", message=sentence, recoverable=True)
             )
+        self._outbox.settle()
 
     def _take_effect(self, marker: Marker) -> None:
         """At the cursor."""
@@ -561,7 +572,9 @@ class Session:
                 self._decoding.speculate(utterance, audio, silence, last, self._config)
                 if self._rules.turns:
                     self._turns_asked += 1
-                    self._requests.append(TurnRequest(self._turns_asked, audio[-2 * TURN_AUDIO :]))
+                    self._requests.append(
+                        EndOfTurnRequest(self._turns_asked, audio[-2 * TURN_AUDIO :])
+                    )
             case Event.RESUMED:
                 self._decoding.resume(utterance)
             case _:
@@ -584,15 +597,7 @@ class Session:
             and self._decoding.partial_due(utterance, self._cursor)
         ):
             audio = self._audio.read(utterance.shown_from, self._cursor)
-            self._decoding.ask_partial(
-                utterance, audio, self._cursor, self._config, self._newest_partial
-            )
-
-    def _newest_partial(self) -> TranscriptRequest:
-        """What to ask instead of a partial that had to wait."""
-        assert self._open, "a partial is called off with its utterance"
-        audio = self._audio.read(self._open.shown_from, self._cursor)
-        return self._decoding.newest_partial(audio, self._cursor, self._config)
+            self._decoding.ask_partial(utterance, audio, self._cursor, self._config)
 
     def _confirm(self, utterance: Utterance) -> None:
         if utterance.number < 0:

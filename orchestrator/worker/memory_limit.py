@@ -6,27 +6,20 @@ What runs out is the memory of a GPU, under more requests at once than it holds;
 in the words of its runtime.
 """
 
-import re
 import time
 from collections.abc import Callable
 
-# Of CUDA, cuBLAS and cuDNN, and ONNX Runtime.
-_RAN_OUT = re.compile(r"out of memory|STATUS_ALLOC_FAILED|failed to allocate memory", re.IGNORECASE)
 # A batch fails as a whole, and others with it: within this time that is one shortage.
 ONE_SHORTAGE_S = 10.0
 QUIET_S = 60.0  # before each step up
 STEPS = 8  # from nothing to all
 
 
-def ran_out(sentence: str) -> bool:
-    """Whether a model's error says that there was no memory."""
-    return _RAN_OUT.search(sentence) is not None
-
-
-class Memory:
-    """most: sessions, as configured."""
+class MemoryLimit:
+    """How many sessions there is room for."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic):
+        """most: sessions, as configured."""
         self._most, self._clock = most, clock
         self._held = most  # when it ran out last
         self._lowered_at = self._ran_out_at = float("-inf")

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from functools import cache
 
 from prometheus_client import (
-    CollectorRegistry,
     Counter,
     Histogram,
     ProcessCollector,
-    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from dalston.orchestrator.inference.metrics import REGISTRY
 from dalston.orchestrator.protocol.messages import Stats
 from dalston.orchestrator.transcription.lag import Lag
 from dalston.orchestrator.transcription.session import Session
@@ -29,8 +28,7 @@ from dalston.triton.contract import SAMPLE_RATE
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-disable_created_metrics()  # a second line for each, with the time of the first
-_EVENTS = CollectorRegistry()
+_EVENTS = REGISTRY  # with what is counted where Triton is asked
 ProcessCollector(registry=_EVENTS)
 
 # Seconds that people wait: told apart where it matters, around the SLO.
@@ -78,35 +76,10 @@ SPEECH_LOST = Counter(
     "Sequences of the VAD that broke off and were started again.",
     registry=_EVENTS,
 )
-SILENCES = Counter(
-    "dalston_worker_triton_silences",
-    "Times a Triton answered nothing, not even that it lives.",
-    ["triton"],
-    registry=_EVENTS,
-)
-AVOIDED = Counter(
-    "dalston_worker_models_avoided",
-    "Times a model failed and was avoided until it answered a probe.",
-    ["triton", "model"],
-    registry=_EVENTS,
-)
 TURNS_JUDGED = Counter(
     "dalston_worker_turns_judged",
     "Pauses of endpointing=smart, by whether a model answered if the turn is over.",
     ["answered"],
-    registry=_EVENTS,
-)
-LOADED = Histogram(
-    "dalston_worker_model_load_seconds",
-    "How long it took to load a model that was asleep when a session wanted it.",
-    ["triton", "model"],
-    buckets=(1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0),
-    registry=_EVENTS,
-)
-LOADS_FAILED = Counter(
-    "dalston_worker_model_loads_failed",
-    "Times a model that was asleep could not be loaded.",
-    ["triton", "model"],
     registry=_EVENTS,
 )
 OUT_OF_MEMORY = Counter(

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -18,12 +18,15 @@ from redis.exceptions import RedisError
 
 from dalston.orchestrator.capacity.slots import Slots
 from dalston.orchestrator.inference.fleet import Fleet
-from dalston.orchestrator.inference.triton_client import Hear, LoadedVariant
+from dalston.orchestrator.inference.triton_client import LoadedVariant, RequestSpeech
 from dalston.orchestrator.process import request_ids, traces
 from dalston.orchestrator.process.request_ids import named
+from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import (
     Error,
     ErrorCode,
+    Notice,
+    SessionConfig,
     SessionTerminated,
     Snapshot,
     serialize,
@@ -38,15 +41,38 @@ from dalston.orchestrator.protocol.websocket_peer import Gone, Peer
 from dalston.orchestrator.transcription.lag import Lag, LagLimits
 from dalston.orchestrator.transcription.session import Session
 from dalston.orchestrator.worker import metrics
-from dalston.orchestrator.worker.memory_limit import Memory
-from dalston.orchestrator.worker.session_loop import CloseCode, Limits, Models, handle
+from dalston.orchestrator.worker.memory_limit import MemoryLimit
+from dalston.orchestrator.worker.session_loop import Limits, Models, SessionLoop
 from dalston.orchestrator.worker.settings import WorkerSettings
-from dalston.triton.contract import SAMPLE_RATE
+from dalston.triton.contract import SAMPLE_RATE, Variant
 
 logger = logging.getLogger(__name__)
 
 # For a client that did not read, to read what was said last.
 CLOSE_S = 2.0
+RETRY_AFTER_S = 5  # what a caller without a slot is told to wait
+# Parameters that say which session it is, not how it listens.
+_OF_THE_SESSION = {"config", "epoch", "request_id", "resume", "session_id"}
+
+
+class SessionDenied(Exception):
+    """A session does not begin here: the code of the error and its sentence, the close code and
+    its reason."""
+
+    def __init__(self, code: ErrorCode, sentence: str, close_code: CloseCode, reason: str):
+        super().__init__(sentence)
+        self.code: ErrorCode = code
+        self.close_code, self.reason = close_code, reason
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caller asks for."""
+
+    epoch: int
+    config: SessionConfig
+    warnings: Sequence[Notice] = ()
+    snapshot: Snapshot | None = None  # of the session that goes on here
 
 
 @dataclass(eq=False)
@@ -62,18 +88,18 @@ class Running:
 
 
 class Sessions:
-    """hear, tritons: who is asked. slots: where ends are told. memory: how many there may be."""
-
     def __init__(
         self,
         settings: WorkerSettings,
-        hear: Hear,
+        request_speech: RequestSpeech,
         tritons: Fleet,
         slots: Slots,
-        memory: Memory,
+        memory: MemoryLimit,
     ):
+        """request_speech, tritons: who is asked. slots: where ends are told. memory: how many
+        sessions there may be."""
         self._settings, self._slots, self._memory = settings, slots, memory
-        self._hear, self._tritons = hear, tritons
+        self._request_speech, self._tritons = request_speech, tritons
         self.running: dict[str, Running] = {}  # by id
         self.measured = metrics.Sessions()
         self.variants: Mapping[str, LoadedVariant] = {}  # that models are there for
@@ -95,142 +121,200 @@ class Sessions:
     async def serve(self, connection: Peer, query: dict[str, str], parent: str) -> None:
         """parent: the caller's span, as the header tells it. Raises Gone."""
         request_ids.request_id.set(request_ids.new_or(query.get("request_id")))
-
-        async def refuse(code: ErrorCode, sentence: str, close_code: int, reason: str) -> None:
-            retry_after = 5 if code == "no_capacity" else None
-            error = Error(
-                code=code,
-                message=sentence,
-                recoverable=code == "no_capacity",
-                retry_after=retry_after,
-            )
-            metrics.REFUSED.labels(code).inc()
-            await connection.say(serialize(named(error)))
-            await connection.close(close_code, reason)
-
         session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
-        # One that runs has to go on somewhere, and here it has its slot.
-        here = session_id in self.running
-        full = not here and len(self.running) >= self._memory.sessions
-        overloaded = not (here or "resume" in query) and any(
-            running.lag.overloaded for running in self.running.values()
-        )
-        if full or overloaded or self.draining or not self.variants:
-            sentence = "this worker takes no more sessions"
-            return await refuse("no_capacity", sentence, 1013, "Server at capacity")
         try:
-            config, warnings = session_config(query)
-            languages = {name: loaded.languages for name, loaded in self.variants.items()}
-            translating = [name for name, loaded in self.variants.items() if loaded.translates]
-            epoch = msgspec.convert(query.get("epoch", "1"), int, strict=False)
-            snapshot = None
-            if query.get("resume"):
-                async with asyncio.timeout(self._settings.handshake_seconds):
-                    first = await connection.received()
-                snapshot = msgspec.json.decode(first, type=Snapshot)
-            # One that goes on has settings of its own by now, and the variant it had.
-            asked = snapshot.config if snapshot else config
-            variant, fallbacks = choose_variant(asked, languages, translating)
-            config, silence = choose_endpointing(config, self._tritons.judges_turns)
-        except ParameterError as error:
-            return await refuse(error.code, str(error), 4400, str(error)[:120])
-        except msgspec.MsgspecError as error:
-            return await refuse("invalid_message", str(error), 4400, "no epoch, or no snapshot")
-        except TimeoutError:
-            sentence = f"no snapshot came for {self._settings.handshake_seconds:g} s"
-            return await refuse("session_timeout", sentence, CloseCode.TIMEOUT, sentence)
-
+            self._find_room(session_id, resumes="resume" in query)
+            asked = await self._asked(connection, query)
+            session = self._session(session_id, asked)
+        except SessionDenied as denied:
+            return await _deny(connection, denied)
         request_ids.session_id.set(session_id)
         if before := self.running.get(session_id):
-            if before.epoch >= epoch:
+            if before.epoch >= asked.epoch:
                 return await self._send_away(connection, session_id)
             before.taken_over = True
             before.work.cancel()
-        loaded = self.variants[variant]
+        direct = "session_id" not in query
+        await self._run(session, connection, direct, parent)
+
+    def _find_room(self, session_id: str, resumes: bool) -> None:
+        """Raises SessionDenied if there is none for this session."""
+        # One that runs has to go on somewhere, and here it has its slot.
+        here = session_id in self.running
+        full = not here and len(self.running) >= self._memory.sessions
+        overloaded = not (here or resumes) and any(
+            running.lag.overloaded for running in self.running.values()
+        )
+        if full or overloaded or self.draining or not self.variants:
+            raise SessionDenied(
+                "no_capacity",
+                "this worker takes no more sessions",
+                CloseCode.NO_CAPACITY,
+                "Server at capacity",
+            )
+
+    async def _asked(self, connection: Peer, query: dict[str, str]) -> Asked:
+        """What the caller asks for: in `config`, or in a snapshot that comes first, where it is a
+        gateway; in the query where it is a client. Raises SessionDenied and Gone."""
+        patience_s = self._settings.handshake_seconds
+        try:
+            epoch = msgspec.convert(query.get("epoch", "1"), int, strict=False)
+            if query.get("resume"):
+                async with asyncio.timeout(patience_s):
+                    first = await connection.received()
+                snapshot = msgspec.json.decode(first, type=Snapshot)
+                return Asked(epoch, snapshot.config, snapshot=snapshot)
+            if config := query.get("config"):
+                return Asked(epoch, msgspec.json.decode(config, type=SessionConfig))
+            settings = {name: query[name] for name in query if name not in _OF_THE_SESSION}
+            config, warnings = session_config(settings)
+            return Asked(epoch, config, warnings)
+        except ParameterError as error:
+            raise _not_allowed(error) from None
+        except msgspec.MsgspecError as error:
+            raise SessionDenied(
+                "invalid_message",
+                str(error),
+                CloseCode.INVALID_PARAMETER,
+                "no epoch, no settings, or no snapshot",
+            ) from None
+        except TimeoutError:
+            sentence = f"no snapshot came for {patience_s:g} s"
+            raise SessionDenied("session_timeout", sentence, CloseCode.TIMEOUT, sentence) from None
+
+    def _session(self, session_id: str, asked: Asked) -> Session:
+        """Raises SessionDenied if no model here can do what is asked."""
+        languages = {name: loaded.languages for name, loaded in self.variants.items()}
+        translating = [name for name, loaded in self.variants.items() if loaded.translates]
+        try:
+            variant, fallbacks = choose_variant(asked.config, languages, translating)
+        except ParameterError as error:
+            raise _not_allowed(error) from None
+        config, silence = choose_endpointing(asked.config, self._tritons.judges_turns)
+        loaded, snapshot = self.variants[variant], asked.snapshot
         config = msgspec.structs.replace(config, model=variant, model_id=loaded.model_id)
-        session = Session(
+        if snapshot:
+            snapshot = msgspec.structs.replace(snapshot, config=config)
+        return Session(
             session_id,
             config,
             variant,  # pyright: ignore[reportArgumentType]
             languages=frozenset(loaded.languages),
             translates=loaded.translates,
-            epoch=epoch,
-            warnings=[*warnings, *fallbacks, *silence],
+            epoch=asked.epoch,
+            warnings=[*asked.warnings, *fallbacks, *silence],
             snapshot=snapshot,
             partial_every=round(self._settings.partial_seconds * SAMPLE_RATE),
         )
-        tritons = self._tritons
-        tritons.wake(variant)
-        models = Models(
-            self._hear,
-            tritons.transcribe,
-            tritons.turn_over,
-            functools.partial(tritons.mute, variant),
-            functools.partial(tritons.loading, variant),
-        )
-        settings = self._settings
-        limits = Limits(
-            settings.idle_seconds,
-            settings.session_seconds,
-            settings.outage_seconds,
-            settings.reader_seconds,
-            settings.frame_bytes,
-        )
-        lag_limits = LagLimits(
+
+    async def _run(self, session: Session, connection: Peer, direct: bool, parent: str) -> None:
+        """A session to its end, and its slot back."""
+        settings, variant = self._settings, session.variant
+        self._tritons.wake(variant)
+        limits = LagLimits(
             settings.lag_warning_seconds,
             settings.lag_limit_seconds,
             settings.lag_held_seconds,
             settings.outage_seconds,
         )
-        lag = Lag(lag_limits, session.received, asyncio.get_running_loop().time())
-        direct = "session_id" not in query
+        lag = Lag(limits, session.received, asyncio.get_running_loop().time())
         # Others are handed over.
         ending = self._ending if direct else asyncio.Event()
-        about = {"dalston.session_id": session_id, "dalston.epoch": epoch, "dalston.model": variant}
+        loop = SessionLoop(
+            session, connection, self._models(variant), _limits(settings), ending, lag
+        )
+        about = {
+            "dalston.session_id": session.id,
+            "dalston.epoch": session.epoch,
+            "dalston.model": variant,
+        }
 
         async def serving() -> int | None:
             with traces.span("session", about, parent=parent, kind="server"):
-                return await handle(session, connection, models, limits, ending, lag)
+                return await loop.run()
 
-        work = asyncio.create_task(serving())
-        running = Running(epoch, lag, connection, direct, work)
-        self.running[session_id] = running
+        running = Running(session.epoch, lag, connection, direct, asyncio.create_task(serving()))
+        self.running[session.id] = running
         self.measured.began(session, lag)
-        code = CloseCode.INTERNAL
+        code: int | None = CloseCode.INTERNAL
         try:
-            code = await work
+            code = await running.work
         except asyncio.CancelledError:
             if not running.taken_over:
                 raise
-            logger.info("epoch %d is taken over", epoch)
-            await self._send_away(connection, session_id)
+            logger.info("epoch %d is taken over", session.epoch)
+            await self._send_away(connection, session.id)
         except Exception:
-            logger.exception("%s failed", session_id)
+            logger.exception("%s failed", session.id)
             sentence = "something went wrong in the server"
             error = Error(code="internal_error", message=sentence, recoverable=False)
-            with contextlib.suppress(Gone, TimeoutError):
-                async with asyncio.timeout(CLOSE_S):
-                    await connection.say(serialize(named(error)))
+            await _say_last(connection, error)
         finally:
-            if self.running.get(session_id) is running:
-                del self.running[session_id]
-            self.measured.ended(session)
-            # Who does not read had its time.
-            slow = code == CloseCode.SLOW_READER
-            patience = CLOSE_S if slow else settings.reader_seconds
-            await connection.close(code or CloseCode.NORMAL, patience_s=patience)
-            handed_over = connection.close_code == CloseCode.SERVICE_RESTART
-            metrics.ENDED.labels(
-                code or (CloseCode.SERVICE_RESTART if handed_over else "gone")
-            ).inc()
-            status = "error" if code == CloseCode.INTERNAL else "ended"
-            with contextlib.suppress(RedisError):  # the lease ends without us
-                await self._slots.release(session_id, epoch, status, session.received / SAMPLE_RATE)
+            await self._ended(session, running, code)
+
+    def _models(self, variant: Variant) -> Models:
+        tritons = self._tritons
+        return Models(
+            self._request_speech,
+            tritons.transcribe,
+            tritons.end_of_turn,
+            functools.partial(tritons.mute, variant),
+            functools.partial(tritons.loading, variant),
+        )
+
+    async def _ended(self, session: Session, running: Running, code: int | None) -> None:
+        """code: to close with; None: the caller has left."""
+        if self.running.get(session.id) is running:
+            del self.running[session.id]
+        self.measured.ended(session)
+        connection = running.connection
+        # A caller that does not read had its time.
+        slow = code == CloseCode.SLOW_READER
+        patience = CLOSE_S if slow else self._settings.reader_seconds
+        await connection.close(code or CloseCode.NORMAL, patience_s=patience)
+        handed_over = connection.close_code == CloseCode.SERVICE_RESTART
+        gone = CloseCode.SERVICE_RESTART.value if handed_over else "gone"
+        metrics.ENDED.labels(code or gone).inc()
+        status = "error" if code == CloseCode.INTERNAL else "ended"
+        with contextlib.suppress(RedisError):  # the lease ends without us
+            audio_s = session.received / SAMPLE_RATE
+            await self._slots.release(session.id, session.epoch, status, audio_s)
 
     async def _send_away(self, connection: Peer, session_id: str) -> None:
         """A gateway whose session another one goes on with, here."""
         message = SessionTerminated(session_id=session_id, reason="taken_over", recoverable=False)
-        with contextlib.suppress(Gone, TimeoutError):
-            async with asyncio.timeout(CLOSE_S):
-                await connection.say(serialize(message))
+        await _say_last(connection, message)
         await connection.close(CloseCode.GOING_AWAY, patience_s=CLOSE_S)
+
+
+def _limits(settings: WorkerSettings) -> Limits:
+    return Limits(
+        settings.idle_seconds,
+        settings.session_seconds,
+        settings.outage_seconds,
+        settings.reader_seconds,
+        settings.frame_bytes,
+    )
+
+
+def _not_allowed(error: ParameterError) -> SessionDenied:
+    return SessionDenied(error.code, str(error), CloseCode.INVALID_PARAMETER, str(error)[:120])
+
+
+async def _deny(connection: Peer, denied: SessionDenied) -> None:
+    no_capacity = denied.code == "no_capacity"
+    error = Error(
+        code=denied.code,
+        message=str(denied),
+        recoverable=no_capacity,
+        retry_after=RETRY_AFTER_S if no_capacity else None,
+    )
+    metrics.REFUSED.labels(denied.code).inc()
+    await connection.say(serialize(named(error)))
+    await connection.close(denied.close_code, denied.reason)
+
+
+async def _say_last(connection: Peer, message: Error | SessionTerminated) -> None:
+    with contextlib.suppress(Gone, TimeoutError):
+        async with asyncio.timeout(CLOSE_S):
+            await connection.say(serialize(named(message)))

@@ -6,46 +6,15 @@ Ours are prefixed DALSTON_; names that the deployment documents give have none.
 
 import socket
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dalston.orchestrator.capacity.slots import HEARTBEAT_S
+from dalston.orchestrator.process.environment import HeaderSecret
 from dalston.orchestrator.process.logs import Format
 from dalston.orchestrator.protocol.messages import LONGEST_FRAME, LONGEST_MESSAGE, LONGEST_TEXT
-
-
-class SettingsError(Exception):
-    """Names every variable that is missing or wrong, a line each."""
-
-
-S = TypeVar("S", bound=BaseSettings)
-
-
-def from_environment(kind: type[S]) -> S:
-    """Read the settings of one role. Raises SettingsError."""
-    try:
-        return kind()
-    except ValidationError as error:
-        lines = [
-            f"{problem['loc'][0]}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors()
-        ]
-        raise SettingsError("\n".join(lines)) from None
-
-
-def _presentable(secret: SecretStr) -> SecretStr:
-    value = secret.get_secret_value()
-    if not value or not all("!" <= letter <= "~" for letter in value):
-        raise ValueError("a secret is of ASCII letters, digits and signs, and not empty")
-    return secret
-
-
-# Addresses that nobody outside this machine reaches.
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-# Goes into a header. An empty one would be no secret at all.
-HeaderSecret = Annotated[SecretStr, AfterValidator(_presentable)]
 
 
 class WorkerSettings(BaseSettings):

@@ -18,12 +18,13 @@ from dalston.orchestrator.worker import metrics
 from dalston.triton.contract import SAMPLE_RATE
 
 
-class Spans:
-    def __init__(self) -> None:
+class StageTimes:
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
         self._arrivals: deque[tuple[int, float]] = deque()  # samples received by then, clock
-        self._heard: deque[tuple[int, float]] = deque()  # samples searched for speech, clock
+        self._searched: deque[tuple[int, float]] = deque()  # samples searched for speech, clock
         self._shown = ""  # segment of the last partial
 
     def add(self, stage: str, seconds: float) -> None:
@@ -35,31 +36,36 @@ class Spans:
         for stage, seconds in stages.items():
             self.add(stage, seconds)
 
-    def arrived(self, received: int, now: float) -> None:
-        """So many samples of the session are there."""
-        self._arrivals.append((received, now))
+    def audio_came(self, now: float) -> None:
+        self._arrivals.append((self._session.received, now))
 
-    def left(self, sample: int, now: float) -> None:
-        """The hop that begins with this sample goes to the VAD."""
-        while self._arrivals and self._arrivals[0][0] <= sample:
+    def hop_left(self, now: float) -> None:
+        """The hop that begins where the session is decided goes to the VAD."""
+        while self._arrivals and self._arrivals[0][0] <= self._session.decided:
             self._arrivals.popleft()
         if self._arrivals:
             self.add("buffering", now - self._arrivals[0][1])
 
-    def heard(self, session: Session, now: float, message: bool = False) -> None:
-        """More of the session was searched for speech, or a client's message may end it here."""
-        while self._heard and self._heard[0][0] < session.processed:
-            self._heard.popleft()
-        if message and self._heard and self._heard[-1][0] == session.heard:
-            self._heard.pop()
-        if not self._heard or self._heard[-1][0] < session.heard:
-            self._heard.append((session.heard, now))
+    def message_came(self, now: float) -> None:
+        """A client's message may end an utterance where the session is."""
+        if self._searched and self._searched[-1][0] == self._session.heard:
+            self._searched.pop()
+        self.searched(now)
 
-    def told(self, message: ServerMessage, session: Session, now: float) -> None:
+    def searched(self, now: float) -> None:
+        """More of the session may have been searched for speech."""
+        session = self._session
+        while self._searched and self._searched[0][0] < session.processed:
+            self._searched.popleft()
+        if not self._searched or self._searched[-1][0] < session.heard:
+            self._searched.append((session.heard, now))
+
+    def told(self, message: ServerMessage, now: float) -> None:
         """The client is told this; what people wait for is measured."""
+        session = self._session
         if isinstance(message, Final):
             due = session.final_due()
-            known = next((clock for heard, clock in self._heard if heard >= due), now)
+            known = next((clock for heard, clock in self._searched if heard >= due), now)
             metrics.FINAL.observe(now - known)
         elif isinstance(message, Partial) and message.segment_id != self._shown:
             self._shown = message.segment_id

@@ -42,14 +42,15 @@ from dalston.orchestrator.capacity.slots import (
 from dalston.orchestrator.inference.fleet import Fleet
 from dalston.orchestrator.inference.triton_client import InferenceError
 from dalston.orchestrator.process import heap, logs, traces
+from dalston.orchestrator.process.environment import LOOPBACK
 from dalston.orchestrator.protocol import websocket_peer
+from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import LONGEST_MESSAGE
 from dalston.orchestrator.protocol.websocket_peer import Gone, Peer
 from dalston.orchestrator.worker import metrics
-from dalston.orchestrator.worker.memory_limit import Memory
-from dalston.orchestrator.worker.session_loop import CloseCode
+from dalston.orchestrator.worker.memory_limit import MemoryLimit
 from dalston.orchestrator.worker.sessions import Sessions
-from dalston.orchestrator.worker.settings import LOOPBACK, WorkerSettings
+from dalston.orchestrator.worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +79,13 @@ class Worker:
     def __init__(self, settings: WorkerSettings):
         self._settings = settings
         self._tritons = Fleet(settings.triton_urls, self._out_of_memory)
-        self._memory = Memory(settings.max_sessions)
+        self._memory = MemoryLimit(settings.max_sessions)
         self._redis = redis_client(settings.redis_url)
         self._slots = Slots(self._redis)
         self._instance = secrets.token_hex(8)
         self._unhealthy: str | None = "starting"
         self._less_room = asyncio.Event()  # than Redis knows of
-        hear = self._tritons.hear
+        request_speech = self._tritons.request_speech
         if settings.vad == "worker":
             try:
                 from dalston.orchestrator.inference.local_vad import LocalVad
@@ -92,8 +93,10 @@ class Worker:
                 raise ValueError(f"DALSTON_VAD=worker needs onnxruntime: {error}") from None
             if settings.vad_model is None:
                 raise ValueError("DALSTON_VAD=worker needs DALSTON_VAD_MODEL")
-            hear = LocalVad(settings.vad_model).hear
-        self._sessions = Sessions(settings, hear, self._tritons, self._slots, self._memory)
+            request_speech = LocalVad(settings.vad_model).request_speech
+        self._sessions = Sessions(
+            settings, request_speech, self._tritons, self._slots, self._memory
+        )
         self._connections: dict[asyncio.Task[None], _Connection] = {}
 
     async def run(

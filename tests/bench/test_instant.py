@@ -44,7 +44,7 @@ async def test_what_is_loud_is_speech(triton: Triton) -> None:
     loud = np.tile(np.array([3000, -3000], np.int16), VAD_FRAME)
     quiet = np.zeros(VAD_FRAME, np.int16)
     request = SpeechRequest("s.1.0", np.concatenate([loud, quiet]).tobytes(), start=True)
-    found = await speech_probabilities(triton.hear, request)
+    found = await speech_probabilities(triton.request_speech, request)
     assert [probability > 0.5 for probability in found] == [True, True, False]
 
 

@@ -36,11 +36,11 @@ from dalston.orchestrator.protocol.messages import (
 from dalston.orchestrator.protocol.parameters import ParameterError, session_config
 from dalston.orchestrator.transcription.model_requests import (
     Cancel,
+    EndOfTurnRequest,
     Hypothesis,
     SpeechRequest,
     TimedWord,
     TranscriptRequest,
-    TurnRequest,
 )
 from dalston.orchestrator.transcription.session import Session, State
 from dalston.triton.contract import VAD_FRAME
@@ -76,7 +76,7 @@ class Chance:
 
     def _collect(self) -> None:
         """What the session asks and says; turns are judged at once, which may have it ask more."""
-        turns = list[TurnRequest]()
+        turns = list[EndOfTurnRequest]()
         for request in self.session.requests():
             match request:
                 case SpeechRequest(end=True):
@@ -85,13 +85,14 @@ class Chance:
                     self._speech.append(request)
                 case TranscriptRequest():
                     self._transcripts[request.id] = request
-                case TurnRequest():
+                case EndOfTurnRequest():
                     turns.append(request)
                 case Cancel():
                     self._transcripts.pop(request.id, None)
         self.messages += self.session.messages()
         for request in turns:
-            self.session.receive_turn(request.id, self._draw(st.sampled_from([None, 0.0, 1.0])))
+            judged = self._draw(st.sampled_from([None, 0.0, 1.0]))
+            self.session.receive_end_of_turn(request.id, judged)
         if turns:
             self._collect()
 
@@ -126,8 +127,8 @@ class Chance:
 
     def _answer_transcript(self, id: int) -> None:
         request = self._transcripts.pop(id)
-        if self._draw(st.booleans()) and request.newest and request.kind == "partial":
-            request = request.newest()
+        if self._draw(st.booleans()) and request.kind == "partial":
+            request = self.session.receive_turn(id)
         if self._draw(st.integers(0, 4)) == 0:
             return self.session.receive_failure(id, "it cannot be had")
         said = self._draw(st.lists(st.sampled_from([*WORDS, "wa wa", ""]), max_size=5))

@@ -35,8 +35,8 @@ class Placements:
 
     def each(self) -> dict[str, Vad]:
         return {
-            "triton": partial(speech_probabilities, self.triton.hear),
-            "worker": partial(speech_probabilities, self.local.hear),
+            "triton": partial(speech_probabilities, self.triton.request_speech),
+            "worker": partial(speech_probabilities, self.local.request_speech),
         }
 
 

@@ -13,7 +13,7 @@ from stack import Stack
 
 from dalston import client
 from dalston.orchestrator.inference.fleet import Fleet
-from dalston.orchestrator.transcription.model_requests import TurnRequest
+from dalston.orchestrator.transcription.model_requests import EndOfTurnRequest
 from dalston.triton.turn import EndOfTurn
 
 SPEECH = recordings()[0]
@@ -41,7 +41,7 @@ async def test_a_turn_is_judged_under_triton_as_it_is_without(
         assert fleet.judges_turns
         for seconds in (1, 3):
             audio = SPEECH.audio[: seconds * 16_000]
-            probability = await fleet.turn_over(TurnRequest(1, audio.tobytes()))
+            probability = await fleet.end_of_turn(EndOfTurnRequest(1, audio.tobytes()))
             assert probability == pytest.approx(turn.probability(audio), abs=1e-6)
     finally:
         await fleet.close()

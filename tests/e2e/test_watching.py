@@ -20,7 +20,7 @@ from redis_process import redis_process
 from websockets.asyncio.client import connect
 
 from dalston import client
-from dalston.gateway.app import serve
+from dalston.gateway.server import serve
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.capacity.redis_client import redis_client
 from dalston.orchestrator.worker.settings import WorkerSettings

@@ -11,17 +11,18 @@ which of those it may be; and what it is asked for beside the audio shows in the
 import zlib
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from dalston.orchestrator.protocol.messages import ClientMessage, ServerMessage, Snapshot
 from dalston.orchestrator.transcription.model_requests import (
     Cancel,
+    EndOfTurnRequest,
     Hypothesis,
     SpeechRequest,
     TimedWord,
     TranscriptRequest,
-    TurnRequest,
 )
 from dalston.orchestrator.transcription.session import Session
 
@@ -119,7 +120,7 @@ def recognise(audio: bytes, language: str = "en", mark: str = "", cut: int = 0) 
     )
 
 
-def turn_over(audio: bytes) -> float:
+def end_of_turn(audio: bytes) -> float:
     """A turn sounds over behind a word with an even number."""
     tokens = recognise(audio).tokens
     return 0.95 if tokens and tokens[-1] % 2 == 0 else 0.05
@@ -137,8 +138,8 @@ class Driver:
         self.asked: list[TranscriptRequest] = []  # every transcript that was asked for
         self._speech: list[SpeechRequest] = []
         self._transcripts: dict[int, TranscriptRequest] = {}
-        self.turns: list[TurnRequest] = []  # every one that was asked
-        self._turns: list[TurnRequest] = []
+        self.turns: list[EndOfTurnRequest] = []  # every one that was asked
+        self._turns: list[EndOfTurnRequest] = []
         self.collect()
 
     def collect(self) -> None:
@@ -152,7 +153,7 @@ class Driver:
                 case TranscriptRequest():
                     self.asked.append(request)
                     self._transcripts[request.id] = request
-                case TurnRequest():
+                case EndOfTurnRequest():
                     self.turns.append(request)
                     self._turns.append(request)
                 case Cancel():
@@ -184,13 +185,13 @@ class Driver:
             if isinstance(request, SpeechRequest):
                 self._speech.remove(request)
                 self.session.receive_probabilities(self.vad.probabilities(request))
-            elif isinstance(request, TurnRequest):
+            elif isinstance(request, EndOfTurnRequest):
                 self._turns.remove(request)
-                self.session.receive_turn(request.id, turn_over(request.audio))
+                self.session.receive_end_of_turn(request.id, end_of_turn(request.audio))
             else:
                 del self._transcripts[request.id]
-                if self._late and request.newest:  # it had to wait for its turn
-                    request = request.newest()
+                if self._late and request.kind == "partial":  # it had to wait for its turn
+                    request = self.session.receive_turn(request.id)
                 cut = max(0, len(request.prompt) - LONGEST_PROMPT)
                 hypothesis = recognise(request.audio, request.language, mark(request), cut)
                 self.session.receive_hypothesis(request.id, hypothesis)
@@ -213,5 +214,6 @@ def snapshots(messages: Sequence[ServerMessage]) -> list[Snapshot]:
     kept: list[Snapshot] = []
     for message in messages:
         if isinstance(message, Snapshot):
-            kept.append(message.merged(kept[-1] if kept else None))
+            before = kept[-1].segments if kept else []
+            kept.append(msgspec.structs.replace(message, segments=[*before, *message.segments]))
     return kept

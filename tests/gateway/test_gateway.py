@@ -15,8 +15,9 @@ from registered import BEGIN
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection
 
-from dalston.gateway import app, metrics
-from dalston.gateway.app import capacity, serve
+from dalston.gateway import metrics, server
+from dalston.gateway.app import capacity
+from dalston.gateway.server import serve
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.capacity.redis_client import UnsupportedRedis
 from dalston.orchestrator.capacity.slots import Slots, WorkerRecord, redis_client
@@ -40,12 +41,13 @@ async def test_snapshots_are_between_worker_and_gateway(gateway: Gateway) -> Non
     assert "session.snapshot" not in [m["type"] for m in messages]
 
 
-async def test_the_worker_is_told_the_parameters_and_who_it_is_for(gateway: Gateway) -> None:
+async def test_the_worker_is_told_the_settings_and_who_it_is_for(gateway: Gateway) -> None:
     worker = FakeWorker(gateway.slots, "a", echo)
     async with worker.running(), gateway.stream("language=de&word_timestamps=true") as stream:
         await stream.recv()
     (request,) = worker.requests
-    assert (request["language"], request["word_timestamps"]) == ("de", "true")
+    config = json.loads(request["config"])
+    assert (config["language"], config["word_timestamps"]) == ("de", True)
     assert request["session_id"].startswith("sess_")
     assert request["epoch"] == "1"
 
@@ -253,7 +255,7 @@ async def test_leases_are_renewed_while_sessions_last(gateway: Gateway) -> None:
 async def test_a_slot_that_nobody_renews_comes_back_and_is_counted(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "EXPIRE_S", 0.1)
+    monkeypatch.setattr(server, "EXPIRE_S", 0.1)
     expired = counted(metrics.LEASES_EXPIRED)
     async with gateway_over(redis_url) as gateway:
         async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as stream:

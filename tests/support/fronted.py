@@ -19,7 +19,9 @@ from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_websocket
 from websockets.exceptions import ConnectionClosed
 
-from dalston.gateway.app import serve
+from dalston.gateway.app import Protocols
+from dalston.gateway.protocols import PROTOCOLS
+from dalston.gateway.server import serve
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.capacity.slots import Registration, Slots, redis_client
 
@@ -122,7 +124,9 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway_over(redis_url: str, **settings: Any) -> AsyncGenerator[Gateway]:
+async def gateway_over(
+    redis_url: str, protocols: Protocols = PROTOCOLS, **settings: Any
+) -> AsyncGenerator[Gateway]:
     """An empty Redis, and a gateway that has little patience."""
     client: Any = redis_client(redis_url)
     await client.flushall()
@@ -137,7 +141,7 @@ async def gateway_over(redis_url: str, **settings: Any) -> AsyncGenerator[Gatewa
     }
     stop = asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(serve(GatewaySettings(**given), stop, port.set_result))
+    task = asyncio.create_task(serve(GatewaySettings(**given), stop, port.set_result, protocols))
     url = f"127.0.0.1:{await port}"
     try:
         yield Gateway(url, Slots(client), client, stop, task)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from dalston.triton.contract import Input, Output
 from dalston.triton.turn import EndOfTurn
 
 
@@ -22,12 +23,12 @@ class TritonPythonModel:
     def _one(self, request: Any) -> Any:
         if request.is_cancelled():
             return _failure(pb_utils.TritonError.CANCELLED, "cancelled")
-        audio = pb_utils.get_input_tensor_by_name(request, "AUDIO").as_numpy()
+        audio = pb_utils.get_input_tensor_by_name(request, Input.AUDIO).as_numpy()
         if len(audio) != 1:
             sentence = "more than one row in a request"
             return _failure(pb_utils.TritonError.INVALID_ARG, sentence)
         probability = np.array([[self._turn.probability(audio[0])]], np.float32)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("PROBABILITY", probability)])
+        return pb_utils.InferenceResponse([pb_utils.Tensor(Output.PROBABILITY, probability)])
 
 
 def _failure(code: Any, sentence: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from dalston.triton.contract import Input, Output
 from dalston.triton.silero import Chunk, Silero
 
 
@@ -35,7 +36,7 @@ class TritonPythonModel:
                 answers[place] = _failure(pb_utils.TritonError.CANCELLED, "cancelled")
                 continue
             flags = request.flags()
-            audio = pb_utils.get_input_tensor_by_name(request, "AUDIO").as_numpy()
+            audio = pb_utils.get_input_tensor_by_name(request, Input.AUDIO).as_numpy()
             chunks.append(
                 Chunk(
                     sequence,
@@ -48,7 +49,7 @@ class TritonPythonModel:
         results = self._silero.probabilities(chunks, time.monotonic())
         for place, result in zip(places, results, strict=True):
             if isinstance(result, np.ndarray):
-                tensor = pb_utils.Tensor("PROBABILITY", result.reshape(1, -1))
+                tensor = pb_utils.Tensor(Output.PROBABILITY, result.reshape(1, -1))
                 answers[place] = pb_utils.InferenceResponse([tensor] if result.size else [])
             else:
                 answers[place] = _failure(pb_utils.TritonError.NOT_FOUND, str(result))

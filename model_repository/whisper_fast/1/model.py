@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from dalston.triton.contract import Input, Output
 from dalston.triton.whisper import Row, RowError, Transcript, Whisper
 
 
@@ -64,38 +65,38 @@ def _row(request: Any) -> Row:
         return rows[0]
 
     return Row(
-        value("AUDIO"),
-        language=value("LANGUAGE")[0].decode(),
-        task=value("TASK")[0].decode(),
-        prompt=value("PROMPT")[0].decode(),
-        keywords=value("KEYWORDS")[0].decode().splitlines(),
-        prefix=value("PREFIX").tolist(),
-        draft=value("DRAFT").tolist(),
-        words=bool(value("WORDS")[0]),
-        full_window=bool(value("FULL_WINDOW")[0]),
+        value(Input.AUDIO),
+        language=value(Input.LANGUAGE)[0].decode(),
+        task=value(Input.TASK)[0].decode(),
+        prompt=value(Input.PROMPT)[0].decode(),
+        keywords=value(Input.KEYWORDS)[0].decode().splitlines(),
+        prefix=value(Input.PREFIX).tolist(),
+        draft=value(Input.DRAFT).tolist(),
+        words=bool(value(Input.WORDS)[0]),
+        full_window=bool(value(Input.FULL_WINDOW)[0]),
     )
 
 
 def _answer(transcript: Transcript, wanted: list[str]) -> Any:
     words = transcript.words
     values: dict[str, tuple[Sequence[Any], Any]] = {
-        "TEXT": ([transcript.text.encode()], object),
-        "TOKENS": (transcript.tokens, np.int32),
-        "TOKEN_ENDS": (transcript.token_ends, np.int32),
-        "TOKEN_TIMES": (transcript.token_times, np.float32),
-        "TOKEN_LOGPROBS": (transcript.token_logprobs, np.float32),
-        "LANGUAGE": ([transcript.language.encode()], object),
-        "LANGUAGE_PROBABILITY": ([transcript.language_probability], np.float32),
-        "AVERAGE_LOGPROB": ([transcript.average_logprob], np.float32),
-        "NO_SPEECH_PROBABILITY": ([transcript.no_speech_probability], np.float32),
-        "SUSPECT": ([transcript.suspect], np.bool_),
-        "PROMPT_CUT": ([transcript.prompt_cut] if transcript.prompt_cut else [], np.int32),
-        "WORD": ([word.text.encode() for word in words], object),
-        "WORD_START": ([word.start for word in words], np.float32),
-        "WORD_END": ([word.end for word in words], np.float32),
-        "WORD_PROBABILITY": ([word.probability for word in words], np.float32),
-        "STAGE_SECONDS": (transcript.stages, np.float32),
-        "WINDOW_SECONDS": ([transcript.window_seconds], np.float32),
+        Output.TEXT: ([transcript.text.encode()], object),
+        Output.TOKENS: (transcript.tokens, np.int32),
+        Output.TOKEN_ENDS: (transcript.token_ends, np.int32),
+        Output.TOKEN_TIMES: (transcript.token_times, np.float32),
+        Output.TOKEN_LOGPROBS: (transcript.token_logprobs, np.float32),
+        Output.LANGUAGE: ([transcript.language.encode()], object),
+        Output.LANGUAGE_PROBABILITY: ([transcript.language_probability], np.float32),
+        Output.AVERAGE_LOGPROB: ([transcript.average_logprob], np.float32),
+        Output.NO_SPEECH_PROBABILITY: ([transcript.no_speech_probability], np.float32),
+        Output.SUSPECT: ([transcript.suspect], np.bool_),
+        Output.PROMPT_CUT: ([transcript.prompt_cut] if transcript.prompt_cut else [], np.int32),
+        Output.WORD: ([word.text.encode() for word in words], object),
+        Output.WORD_START: ([word.start for word in words], np.float32),
+        Output.WORD_END: ([word.end for word in words], np.float32),
+        Output.WORD_PROBABILITY: ([word.probability for word in words], np.float32),
+        Output.STAGE_SECONDS: (transcript.stages, np.float32),
+        Output.WINDOW_SECONDS: ([transcript.window_seconds], np.float32),
     }
     return pb_utils.InferenceResponse(
         [

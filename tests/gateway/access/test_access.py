@@ -28,12 +28,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request
 from websockets.typing import Subprotocol
 
-from dalston.gateway.access.access import Access, Caller, Refused, check_resume
+from dalston.gateway.access.access import Access, AccessDenied, KeyHolder, check_resume
 from dalston.gateway.access.keys import FileKeys, Key, KeysError, RedisKeys, make, sha256
-from dalston.gateway.app import serve
+from dalston.gateway.server import serve
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.capacity.slots import Registration, Slots, redis_client
-from dalston.orchestrator.worker.settings import SettingsError, from_environment
+from dalston.orchestrator.process.environment import SettingsError, from_environment
 from dalston.triton.process import dies_with_us, free_port
 
 STREAM = "/v1/audio/transcriptions/stream"
@@ -268,7 +268,7 @@ async def test_a_key_says_how_many_sessions_it_may_have(redis_url: str, tmp_path
     await FileKeys(tmp_path / "keys").add(key)
     client = redis_client(redis_url)
     access = Access(settings(redis_url=redis_url, api_keys=tmp_path / "keys"), client)
-    assert await access.caller({"x-api-key": text}, {}) == Caller("kiosk", 2)
+    assert await access.holder({"x-api-key": text}, {}) == KeyHolder("kiosk", 2)
     assert not access.open
     await client.aclose()
 
@@ -301,13 +301,13 @@ async def test_status_wants_a_key_too_and_health_does_not(start: Start) -> None:
 
 
 def test_a_session_is_gone_on_with_by_its_own_key_alone() -> None:
-    check_resume(Caller("kiosk"), "kiosk")
-    check_resume(Caller(), "")
+    check_resume(KeyHolder("kiosk"), "kiosk")
+    check_resume(KeyHolder(), "")
     for other in ("", "till"):
-        with pytest.raises(Refused, match="another API key") as refusal:
-            check_resume(Caller("kiosk"), other)
+        with pytest.raises(AccessDenied, match="another API key") as refusal:
+            check_resume(KeyHolder("kiosk"), other)
         error = refusal.value
-        assert (error.code, error.close_code, error.status) == ("forbidden", 4003, 403)
+        assert (error.code, error.status) == ("forbidden", 403)
 
 
 async def test_a_gateway_does_not_start_without_the_keys_it_is_to_have(
@@ -388,10 +388,10 @@ async def test_the_worker_is_shown_its_secret_and_no_key(start: Start) -> None:
         assert await begins(stream)
     (request,), (query,) = gateway.asked, gateway.queries
     assert request.headers["Authorization"] == "Bearer between-us"
-    assert (query["language"], query["epoch"]) == ("de", "1")
+    assert (json.loads(query["config"])["language"], query["epoch"]) == ("de", "1")
     assert query["session_id"] != "sess_mine"
     # A client may not hand a worker a snapshot.
-    assert query.keys() == {"language", "session_id", "epoch", "request_id"}
+    assert query.keys() == {"config", "session_id", "epoch", "request_id"}
     assert key not in str(request)
 
 

@@ -28,7 +28,7 @@ from dalston.gateway.access.keys import RedisKeys, make
 from dalston.gateway.calls.call import MOST_LOSSES, Call
 from dalston.gateway.calls.relay import Relay
 from dalston.gateway.settings import GatewaySettings
-from dalston.gateway.transport.uvicorn_protocol import Direct
+from dalston.gateway.transport.uvicorn_protocol import DirectProtocol
 from dalston.orchestrator.capacity import slots
 from dalston.orchestrator.protocol.messages import (
     Error,
@@ -678,7 +678,7 @@ async def test_an_unknown_way_out_is_refused(gateway: Gateway) -> None:
 
 async def test_a_call_that_is_over_leaves_nothing_for_pythons_collector(gateway: Gateway) -> None:
     def left() -> list[object]:
-        return [it for it in gc.get_objects() if type(it) in (Call, Direct, Relay)]
+        return [it for it in gc.get_objects() if type(it) in (Call, DirectProtocol, Relay)]
 
     async with FakeWorker(gateway.slots, "a", echo).running():
         gc.collect()
@@ -699,7 +699,11 @@ async def test_a_call_that_is_over_leaves_nothing_for_pythons_collector(gateway:
 
 
 async def test_a_client_that_pushes_is_slowed_down_and_in_the_end_refused(redis_url: str) -> None:
-    limits = {"audio_rate": 2.0, "audio_burst_seconds": 1.0, "audio_held_seconds": 0.5}
+    limits: dict[str, Any] = {
+        "audio_rate": 2.0,
+        "audio_burst_seconds": 1.0,
+        "audio_held_seconds": 0.5,
+    }
     async with gateway_over(redis_url, **limits) as gateway:
         async with FakeWorker(gateway.slots, "a", Notes()).running(), gateway.stream() as stream:
 
@@ -721,7 +725,7 @@ async def test_a_client_that_pushes_is_slowed_down_and_in_the_end_refused(redis_
 
 
 async def test_a_flood_of_messages_is_slowed_down_and_in_the_end_refused(redis_url: str) -> None:
-    limits = {"message_rate": 20.0, "message_burst": 5.0, "audio_held_seconds": 0.5}
+    limits: dict[str, Any] = {"message_rate": 20.0, "message_burst": 5.0, "audio_held_seconds": 0.5}
     async with gateway_over(redis_url, **limits) as gateway:
         notes = Notes()
         async with FakeWorker(gateway.slots, "a", notes).running(), gateway.stream() as stream:
@@ -734,7 +738,7 @@ async def test_a_flood_of_messages_is_slowed_down_and_in_the_end_refused(redis_u
 
 
 async def test_who_pushes_while_in_line_is_refused_too(redis_url: str) -> None:
-    limits = {"audio_burst_seconds": 1.0, "audio_held_seconds": 0.2}
+    limits: dict[str, Any] = {"audio_burst_seconds": 1.0, "audio_held_seconds": 0.2}
     async with gateway_over(redis_url, **limits) as gateway:
         async with FakeWorker(gateway.slots, "a", Notes(), capacity=1).running():
             async with one_in_line(gateway) as (_, second):
@@ -795,7 +799,7 @@ async def test_a_drain_sends_away_who_sent_one_while_in_line(gateway: Gateway) -
 
 
 async def test_a_burst_and_real_time_behind_it_are_let_through(redis_url: str) -> None:
-    limits = {"audio_burst_seconds": 2.0, "audio_held_seconds": 0.1}
+    limits: dict[str, Any] = {"audio_burst_seconds": 2.0, "audio_held_seconds": 0.1}
     async with gateway_over(redis_url, **limits) as gateway:
         notes = Notes()
         async with FakeWorker(gateway.slots, "a", notes).running(), gateway.stream() as stream:

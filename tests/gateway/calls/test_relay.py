@@ -60,7 +60,9 @@ class Line:
         self._connect()
 
     def _connect(self) -> None:
-        self.worker = Driver(self.scene.session(self.relay.stated()), late=self.chance)
+        stated = self.relay.stated()
+        snapshot = stated if isinstance(stated, Snapshot) else None
+        self.worker = Driver(self.scene.session(snapshot), late=self.chance)
         self._passed, self._next = 0, self.relay.start_again()
         self.listen(1)  # session.begin
         self.heard += map(parse_server, self.relay.missed())

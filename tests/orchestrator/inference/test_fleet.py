@@ -25,7 +25,7 @@ from dalston.orchestrator.inference.triton_client import (
     SequenceLost,
     speech_probabilities,
 )
-from dalston.orchestrator.transcription.model_requests import TurnRequest
+from dalston.orchestrator.transcription.model_requests import EndOfTurnRequest
 from dalston.triton.contract import TURN_MODEL
 from dalston.triton.process import free_port
 
@@ -57,7 +57,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 until = functools.partial(waiting.until, within_s=10)
 
 
-TURN = TurnRequest(1, bytes(6400))
+TURN = EndOfTurnRequest(1, bytes(6400))
 
 
 class NoJudge(SmallTriton):
@@ -106,11 +106,11 @@ async def test_a_sequence_stays_where_it_was_started_and_the_next_is_started_els
     one, other = SmallTriton(), SmallTriton()
     async with fleet_of(one, other) as fleet:
         for sequence in ("a", "b"):
-            assert len(await speech_probabilities(fleet.hear, start(sequence))) == 1
+            assert len(await speech_probabilities(fleet.request_speech, start(sequence))) == 1
         for sequence in ("a", "b", "b", "a"):
-            await speech_probabilities(fleet.hear, more(sequence))
-        await speech_probabilities(fleet.hear, end("b"))
-        await speech_probabilities(fleet.hear, start("c"))
+            await speech_probabilities(fleet.request_speech, more(sequence))
+        await speech_probabilities(fleet.request_speech, end("b"))
+        await speech_probabilities(fleet.request_speech, start("c"))
     assert one.sequences == [("a", "start"), ("a", ""), ("a", "")]
     assert other.sequences == [("b", "start"), ("b", ""), ("b", ""), ("b", "end"), ("c", "start")]
 
@@ -118,25 +118,25 @@ async def test_a_sequence_stays_where_it_was_started_and_the_next_is_started_els
 async def test_a_lost_sequence_cannot_go_on_and_the_next_starts_on_a_server_that_works():
     one, other = SmallTriton(), SmallTriton()
     async with fleet_of(one, other) as fleet:
-        await speech_probabilities(fleet.hear, start("a"))
+        await speech_probabilities(fleet.request_speech, start("a"))
         one.failure = AWAY
         with pytest.raises(SequenceLost, match="is stopping"):
-            await speech_probabilities(fleet.hear, more("a"))
+            await speech_probabilities(fleet.request_speech, more("a"))
         with pytest.raises(SequenceLost, match="was not started"):
-            await speech_probabilities(fleet.hear, more("a"))
+            await speech_probabilities(fleet.request_speech, more("a"))
         for sequence in ("a2", "b", "c"):
-            await speech_probabilities(fleet.hear, start(sequence))
+            await speech_probabilities(fleet.request_speech, start(sequence))
     assert [sequence for sequence, _ in other.sequences] == ["a2", "b", "c"]
 
 
 async def test_a_sequence_that_was_forgotten_is_no_reason_to_avoid_the_server():
     one, other = SmallTriton(), SmallTriton()
     async with fleet_of(one, other) as fleet:
-        await speech_probabilities(fleet.hear, start("a"))
+        await speech_probabilities(fleet.request_speech, start("a"))
         one.failures = [(404, "no state for the sequence 'a'")]
         with pytest.raises(SequenceLost, match="no state"):
-            await speech_probabilities(fleet.hear, more("a"))
-        await speech_probabilities(fleet.hear, start("a2"))
+            await speech_probabilities(fleet.request_speech, more("a"))
+        await speech_probabilities(fleet.request_speech, start("a2"))
     assert one.sequences[-1] == ("a2", "start")
 
 
@@ -171,11 +171,11 @@ async def test_a_server_that_fails_is_avoided_until_it_answers_a_probe():
 async def test_turns_are_judged_by_those_who_have_the_model():
     async with fleet_of(NoJudge(), SmallTriton(), NoJudge()) as fleet:
         assert fleet.judges_turns
-        assert await fleet.turn_over(TURN) == 1.0
+        assert await fleet.end_of_turn(TURN) == 1.0
     async with fleet_of(NoJudge()) as fleet:
         assert not fleet.judges_turns
         with pytest.raises(InferenceError, match="no Triton has end_of_turn"):
-            await fleet.turn_over(TURN)
+            await fleet.end_of_turn(TURN)
 
 
 async def test_a_turn_is_asked_once_and_whoever_failed_is_avoided_until_it_answers():
@@ -183,18 +183,18 @@ async def test_a_turn_is_asked_once_and_whoever_failed_is_avoided_until_it_answe
     async with fleet_of(one, other) as fleet:
         one.failure = AWAY
         with pytest.raises(InferenceError, match="Server is stopping"):
-            await fleet.turn_over(TURN)
-        assert await fleet.turn_over(TURN) == 1.0
+            await fleet.end_of_turn(TURN)
+        assert await fleet.end_of_turn(TURN) == 1.0
         other.failure = AWAY
         with pytest.raises(InferenceError, match="Server is stopping"):
-            await fleet.turn_over(TURN)
+            await fleet.end_of_turn(TURN)
         began = time.monotonic()
         with pytest.raises(InferenceError, match="that answers"):
-            await fleet.turn_over(TURN)
+            await fleet.end_of_turn(TURN)
         assert time.monotonic() - began < 0.5  # a session stands still meanwhile
         one.failure = None
         await asyncio.sleep(1.2)
-        assert await fleet.turn_over(TURN) == 1.0
+        assert await fleet.end_of_turn(TURN) == 1.0
 
 
 async def test_a_dead_server_is_done_without_and_found_when_it_is_back():
@@ -325,13 +325,13 @@ async def test_a_silent_server_is_noticed_and_its_finals_are_asked_of_another(
     caplog.set_level(logging.INFO)
     one, other = SmallTriton(), SmallTriton()
     async with fleet_of(one, other) as fleet:
-        await speech_probabilities(fleet.hear, start("a"))
+        await speech_probabilities(fleet.request_speech, start("a"))
         one.living.clear()
-        listening = asyncio.create_task(speech_probabilities(fleet.hear, more("a")))
+        listening = asyncio.create_task(speech_probabilities(fleet.request_speech, more("a")))
         assert (await fleet.transcribe(final())).text == TEXT
         with pytest.raises(SequenceLost, match="is silent"):
             await listening
-        await speech_probabilities(fleet.hear, start("a2"))
+        await speech_probabilities(fleet.request_speech, start("a2"))
         assert other.sequences == [("a2", "start")]
         assert set(await fleet.variants()) == {"fast", "accurate"}
         one.living.set()

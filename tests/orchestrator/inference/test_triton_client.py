@@ -13,8 +13,8 @@ from small_triton import SmallTriton, start
 
 from dalston.orchestrator.inference import triton_client
 from dalston.orchestrator.inference.triton_client import (
-    Heard,
     InferenceError,
+    SpeechAnswer,
     Triton,
 )
 from dalston.orchestrator.transcription.model_requests import TranscriptRequest
@@ -134,11 +134,11 @@ async def test_questions_to_the_vad_that_come_close_together_leave_together(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(triton_client, "SPEECH_EVERY_S", 0.5)
-    small, heard = SmallTriton(), list[Heard]()
+    small, heard = SmallTriton(), list[SpeechAnswer]()
     async with serving(small) as port:
         triton = Triton(f"127.0.0.1:{port}")
         for sequence in ("first", "second", "third", "fourth"):
-            triton.hear(start(sequence), heard.append)
+            triton.request_speech(start(sequence), heard.append)
             await asyncio.sleep(0.02)
         # The first waits for nobody, the others for each other, and none is lost.
         assert small.sequences == [("first", "start")]
@@ -147,7 +147,7 @@ async def test_questions_to_the_vad_that_come_close_together_leave_together(
                 await asyncio.sleep(0.01)
         assert sorted(small.sequences[1:]) == [(n, "start") for n in ("fourth", "second", "third")]
         await asyncio.sleep(0.6)
-        triton.hear(start("fifth"), heard.append)
+        triton.request_speech(start("fifth"), heard.append)
         await asyncio.sleep(0.1)
         assert len(heard) == 5
         await triton.close()
@@ -157,12 +157,12 @@ async def test_questions_to_the_vad_that_have_not_left_end_with_the_worker(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(triton_client, "SPEECH_EVERY_S", 0.2)
-    small, heard = SmallTriton(), list[Heard]()
+    small, heard = SmallTriton(), list[SpeechAnswer]()
     async with serving(small) as port:
         triton = Triton(f"127.0.0.1:{port}")
-        triton.hear(start("first"), heard.append)
+        triton.request_speech(start("first"), heard.append)
         await asyncio.sleep(0.05)
-        triton.hear(start("second"), heard.append)
+        triton.request_speech(start("second"), heard.append)
         await asyncio.sleep(0.05)
         await triton.close()
         await asyncio.sleep(0.3)

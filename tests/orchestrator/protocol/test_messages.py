@@ -19,7 +19,6 @@ from dalston.orchestrator.protocol.messages import (
     Error,
     MessageError,
     ServerMessage,
-    Snapshot,
     parse,
     parse_server,
     serialize,
@@ -124,11 +123,3 @@ def test_unset_fields_are_omitted_never_null() -> None:
         "message": "x",
         "recoverable": False,
     }
-
-
-def test_snapshots_add_up() -> None:
-    (line,) = [line for line in examples("server") if "session.snapshot" in line]
-    first = parse_server(line)
-    assert isinstance(first, Snapshot)
-    assert first.merged(None) is first
-    assert first.merged(first).segments == first.segments * 2

@@ -158,7 +158,7 @@ def test_what_may_be_private_is_not_quoted(name: str) -> None:
 
 
 def test_an_unknown_parameter_is_warned_of_and_changes_nothing() -> None:
-    config, warnings = session_config({"colour": "blue", "session_id": "s"})
+    config, warnings = session_config({"colour": "blue"})
     assert config == SessionConfig()
     assert [(w.code, "colour" in w.message) for w in warnings] == [("unknown_parameter", True)]
 

@@ -17,8 +17,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from wire import BINARY, CONTINUATION, TEXT, Wire, frame
 
+from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.websocket_peer import (
-    ABNORMAL,
     FRAMES_KEPT,
     USUAL,
     Frame,
@@ -189,7 +189,7 @@ async def test_a_connection_that_breaks_is_told_once_and_is_abnormal() -> None:
         asking.abort()
         await until(lambda: ear.left)
         await asyncio.sleep(0.02)
-        assert (ear.left, asked.close_code) == (1, ABNORMAL)
+        assert (ear.left, asked.close_code) == (1, CloseCode.ABNORMAL)
         asked.send(b"into the void")
         with pytest.raises(Gone):
             await asked.say(b"into the void")
@@ -231,7 +231,7 @@ async def test_what_is_not_read_does_not_keep_a_close() -> None:
             peer.send(bytes(LONGEST))
             await asyncio.sleep(0)
         await asyncio.wait_for(peer.close(1000, patience_s=0.2), 2)
-        assert peer.close_code == ABNORMAL
+        assert peer.close_code == CloseCode.ABNORMAL
         with suppress(ConnectionClosed):
             client.transport.resume_reading()
             async for _ in client:
@@ -253,13 +253,13 @@ async def test_one_that_lives_says_so_when_it_is_asked() -> None:
     async with server() as served:
         asking, asked = await served.link()
         now = asyncio.get_running_loop().time()
-        asking.ask(now)
+        asking.ping(now)
         assert asking.asked == now
         Ear(asking)
         await until(lambda: asking.asked is None)
         assert asking.heard >= now
         asked.transport.underlying_transport.pause_reading()
-        asking.ask(now)
+        asking.ping(now)
         await asyncio.sleep(0.1)
         assert asking.asked == now
 
@@ -270,7 +270,7 @@ async def test_one_that_does_not_read_says_all_the_same_that_it_lives() -> None:
         Ear(asking)
         asked.pause()
         for _ in range(2):
-            asking.ask(now := asyncio.get_running_loop().time())
+            asking.ping(now := asyncio.get_running_loop().time())
             await until(lambda: asking.asked is None)
             assert asking.heard > now
         asked.resume()

@@ -12,6 +12,11 @@ from dalston.orchestrator.protocol.messages import (
 from dalston.orchestrator.transcription.outbox import Outbox
 
 
+def told(outbox: Outbox) -> list[ServerMessage]:
+    outbox.settle()
+    return outbox.take()
+
+
 def partial(text: str) -> Partial:
     return Partial("seg_0000", text, 0, 0.0, 1.0)
 
@@ -20,8 +25,8 @@ def test_what_is_known_is_told_in_order_and_once() -> None:
     outbox = Outbox()
     outbox.say(SpeechStart(1.0))
     outbox.say(SpeechEnd(2.0))
-    assert outbox.take() == [SpeechStart(1.0), SpeechEnd(2.0)]
-    assert outbox.take() == []
+    assert told(outbox) == [SpeechStart(1.0), SpeechEnd(2.0)]
+    assert told(outbox) == []
 
 
 def test_nothing_is_told_before_what_is_not_known_yet() -> None:
@@ -29,9 +34,9 @@ def test_nothing_is_told_before_what_is_not_known_yet() -> None:
     known: list[ServerMessage] | None = None
     outbox.later(lambda: known)
     outbox.say(SpeechStart(3.0))
-    assert outbox.take() == []
+    assert told(outbox) == []
     known = [SpeechEnd(2.0)]
-    assert outbox.take() == [SpeechEnd(2.0), SpeechStart(3.0)]
+    assert told(outbox) == [SpeechEnd(2.0), SpeechStart(3.0)]
 
 
 def test_a_partial_that_waits_is_replaced_by_the_next() -> None:
@@ -41,11 +46,11 @@ def test_a_partial_that_waits_is_replaced_by_the_next() -> None:
     outbox.say(partial("one"))
     outbox.say(partial("one two"))
     known = []
-    assert outbox.take() == [partial("one two")]
+    assert told(outbox) == [partial("one two")]
 
 
 def test_some_things_are_told_out_of_line() -> None:
     outbox = Outbox()
     outbox.later(lambda: None)
     outbox.say_at_once(Pong())
-    assert outbox.take() == [Pong()]
+    assert told(outbox) == [Pong()]

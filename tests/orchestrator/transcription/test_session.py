@@ -35,10 +35,10 @@ from dalston.orchestrator.protocol.messages import (
 )
 from dalston.orchestrator.transcription.endpointer import PAUSE
 from dalston.orchestrator.transcription.model_requests import (
+    EndOfTurnRequest,
     Hypothesis,
     SpeechRequest,
     TranscriptRequest,
-    TurnRequest,
 )
 from dalston.orchestrator.transcription.session import Session, State
 
@@ -180,9 +180,8 @@ def test_a_partial_that_had_to_wait_is_asked_with_the_audio_there_is_by_now() ->
     driver = Driver(new_session())
     (asked,) = asked_of_whisper(session, driver, audio([1, 2, 3]))
     assert asked.urgent
-    assert asked.newest
     assert asked_of_whisper(session, driver, audio([4, 5, 6])) == []
-    newest = asked.newest()
+    newest = session.receive_turn(asked.id)
     assert (newest.id, newest.kind) == (asked.id, "partial")
     assert newest.audio.startswith(asked.audio)
     assert recognise(newest.audio).text.startswith("wb wc wd we wf")
@@ -339,7 +338,7 @@ def test_manual_endpointing_leaves_the_end_to_the_client() -> None:
     assert finals(driver) == ["wb wc wd"]
 
 
-# The last word says whether a turn sounds over: speech.turn_over.
+# The last word says whether a turn sounds over: speech.end_of_turn.
 OVER, NOT_OVER = 2, 3
 
 
@@ -375,7 +374,7 @@ def test_nobody_is_asked_how_a_pause_sounds_who_did_not_ask_for_it() -> None:
     assert session_after(audio([1, 2], 0.7), endpointing="manual").turns == []
 
 
-def in_a_pause(data: bytes, **settings: object) -> tuple[Session, Driver, TurnRequest]:
+def in_a_pause(data: bytes, **settings: object) -> tuple[Session, Driver, EndOfTurnRequest]:
     """A session whose VAD has heard it all and whose question how the pause sounds is open."""
     session = new_session(endpointing="smart", interim_results=False, **settings)
     driver = Driver(new_session())
@@ -383,8 +382,8 @@ def in_a_pause(data: bytes, **settings: object) -> tuple[Session, Driver, TurnRe
     return session, driver, turn
 
 
-def asked_how_it_sounds(session: Session, driver: Driver, data: bytes) -> list[TurnRequest]:
-    turns: list[TurnRequest] = []
+def asked_how_it_sounds(session: Session, driver: Driver, data: bytes) -> list[EndOfTurnRequest]:
+    turns: list[EndOfTurnRequest] = []
     for chunk in chunks(data, [3200]):
         session.receive_audio(chunk)
         while requests := session.requests():
@@ -393,7 +392,7 @@ def asked_how_it_sounds(session: Session, driver: Driver, data: bytes) -> list[T
                     probabilities = driver.vad.probabilities(request)
                     if not request.end:
                         session.receive_probabilities(probabilities)
-                elif isinstance(request, TurnRequest):
+                elif isinstance(request, EndOfTurnRequest):
                     turns.append(request)
                 elif isinstance(request, TranscriptRequest):
                     session.receive_hypothesis(request.id, recognise(request.audio))
@@ -404,7 +403,7 @@ def test_nothing_is_decided_behind_a_pause_before_its_answer_came() -> None:
     session, driver, turn = in_a_pause(audio([1, OVER], 3.0))
     assert session.decided < 0.64 * RATE + 0.3 * RATE + 1024
     assert not [m for m in session.messages() if isinstance(m, SpeechEnd | Final)]
-    session.receive_turn(turn.id, 0.95)
+    session.receive_end_of_turn(turn.id, 0.95)
     asked_how_it_sounds(session, driver, b"\0\0")
     assert session.decided == pytest.approx(session.received, abs=RATE)
     assert [m.text for m in session.messages() if isinstance(m, Final)] == ["wb wc"]
@@ -413,20 +412,20 @@ def test_nothing_is_decided_behind_a_pause_before_its_answer_came() -> None:
 def test_speech_that_goes_on_before_the_answer_could_count_waits_for_none() -> None:
     session, driver, turn = in_a_pause(audio([1, OVER], 0.2, [3, 4, 5]))
     assert session.decided > 1.6 * RATE
-    session.receive_turn(turn.id, 0.95)  # late, and of no meaning
+    session.receive_end_of_turn(turn.id, 0.95)  # late, and of no meaning
     asked_how_it_sounds(session, driver, audio(0.2))
     assert not [m for m in session.messages() if isinstance(m, Final)]
 
 
 def test_a_turn_nobody_can_judge_ends_by_silence_and_that_is_told_once() -> None:
     session, driver, turn = in_a_pause(audio([1, OVER], 0.45))
-    session.receive_turn(turn.id, None)
+    session.receive_end_of_turn(turn.id, None)
     asked_how_it_sounds(session, driver, b"\0\0")
     told = session.messages()
     assert not [m for m in told if isinstance(m, Final)]
     assert [m.code for m in told if isinstance(m, Warn)] == ["turns_not_judged"]
     (again,) = asked_how_it_sounds(session, driver, audio(0.3, [1, NOT_OVER], 0.7))
-    session.receive_turn(again.id, None)
+    session.receive_end_of_turn(again.id, None)
     told = session.messages()
     assert [m.text for m in told if isinstance(m, Final)][0] == "wb wc"
     assert [m.code for m in told if isinstance(m, Warn)] == []
@@ -436,7 +435,7 @@ def test_a_flush_behind_an_open_question_takes_effect_when_it_is_answered() -> N
     session, driver, turn = in_a_pause(audio([1, NOT_OVER], 0.5))
     session.receive_message(Flush())
     assert session.messages_waiting == 1
-    session.receive_turn(turn.id, 0.05)
+    session.receive_end_of_turn(turn.id, 0.05)
     asked_how_it_sounds(session, driver, b"\0\0")
     assert [m.text for m in session.messages() if isinstance(m, Final)] == ["wb wd"]
 

@@ -2,7 +2,8 @@ from collections.abc import Callable
 
 import pytest
 
-from dalston.orchestrator.worker.memory_limit import ONE_SHORTAGE_S, QUIET_S, Memory, ran_out
+from dalston.orchestrator.inference.fleet import ran_out_of_memory
+from dalston.orchestrator.worker.memory_limit import ONE_SHORTAGE_S, QUIET_S, MemoryLimit
 
 
 @pytest.fixture
@@ -30,18 +31,18 @@ def passes() -> Callable[[float], float]:
     ],
 )
 def test_the_words_of_runtimes_for_it_are_known(sentence: str, expected: bool):
-    assert ran_out(sentence) is expected
+    assert ran_out_of_memory(sentence) is expected
 
 
 def test_a_quarter_of_what_was_too_much_is_given_up(passes: Callable[[float], float]):
-    memory = Memory(16, lambda: passes(0))
+    memory = MemoryLimit(16, lambda: passes(0))
     assert memory.sessions == 16
     assert memory.ran_out(active=12)
     assert memory.sessions == 9
 
 
 def test_a_batch_that_fails_is_one_shortage(passes: Callable[[float], float]):
-    memory = Memory(16, lambda: passes(0))
+    memory = MemoryLimit(16, lambda: passes(0))
     told = [memory.ran_out(active=16) for _ in range(8)]
     assert told == [True] + 7 * [False]
     assert memory.sessions == 12
@@ -51,7 +52,7 @@ def test_a_batch_that_fails_is_one_shortage(passes: Callable[[float], float]):
 
 
 def test_one_session_is_always_served(passes: Callable[[float], float]):
-    memory = Memory(4, lambda: passes(0))
+    memory = MemoryLimit(4, lambda: passes(0))
     for _ in range(5):
         memory.ran_out(active=1)
         passes(ONE_SHORTAGE_S)
@@ -61,7 +62,7 @@ def test_one_session_is_always_served(passes: Callable[[float], float]):
 def test_it_comes_back_step_by_step_and_no_further_than_configured(
     passes: Callable[[float], float],
 ):
-    memory = Memory(16, lambda: passes(0))
+    memory = MemoryLimit(16, lambda: passes(0))
     memory.ran_out(active=8)
     seen = [memory.sessions]
     for _ in range(7):
@@ -71,7 +72,7 @@ def test_it_comes_back_step_by_step_and_no_further_than_configured(
 
 
 def test_quiet_is_counted_from_the_last_shortage(passes: Callable[[float], float]):
-    memory = Memory(16, lambda: passes(0))
+    memory = MemoryLimit(16, lambda: passes(0))
     memory.ran_out(active=16)
     passes(ONE_SHORTAGE_S / 2)
     memory.ran_out(active=16)

@@ -16,30 +16,28 @@ import pytest
 from counted import counted
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from speech import Vad, chunks, pcm, recognise, say, silence, turn_over
+from speech import Vad, chunks, end_of_turn, pcm, recognise, say, silence
 
-from dalston.orchestrator.inference.triton_client import Heard, InferenceError, SequenceLost
+from dalston.orchestrator.inference.triton_client import InferenceError, SequenceLost, SpeechAnswer
 from dalston.orchestrator.protocol.messages import LONGEST_FRAME, SessionConfig, Snapshot
 from dalston.orchestrator.transcription.lag import Lag, LagLimits
 from dalston.orchestrator.transcription.model_requests import (
+    EndOfTurnRequest,
     Hypothesis,
     SpeechRequest,
     TranscriptRequest,
-    TurnRequest,
 )
 from dalston.orchestrator.transcription.session import Session
 from dalston.orchestrator.worker import metrics
-from dalston.orchestrator.worker.session_loop import (
+from dalston.orchestrator.worker.model_calls import Models
+from dalston.orchestrator.worker.outgoing import (
     CHARACTERS_WAITING,
-    MAX_BACKLOG_S,
-    MAX_MESSAGES,
     MESSAGES_WAITING,
     PARTIALS_WAITING,
-    Limits,
-    Models,
-    handle,
 )
+from dalston.orchestrator.worker.session_loop import MAX_BACKLOG_S, MAX_MESSAGES, SessionLoop
 from dalston.orchestrator.worker.settings import WorkerSettings
+from dalston.orchestrator.worker.watch import Limits
 
 SPOKEN = pcm(np.concatenate([silence(0.4), say([1, 2, 3]), silence(0.7)]))
 
@@ -97,7 +95,7 @@ class Peer:
 
     # The models.
 
-    def ask_vad(self, request: SpeechRequest, tell: Callable[[Heard], None]) -> None:
+    def ask_vad(self, request: SpeechRequest, tell: Callable[[SpeechAnswer], None]) -> None:
         async def answer() -> None:
             try:
                 tell(await self.speech(request))
@@ -117,21 +115,22 @@ class Peer:
         await asyncio.sleep(0)
         return recognise(request.audio, request.language)
 
-    async def turn_over(self, request: TurnRequest) -> float:
+    async def end_of_turn(self, request: EndOfTurnRequest) -> float:
         await asyncio.sleep(0)
-        return turn_over(request.audio)
+        return end_of_turn(request.audio)
 
     def start(self) -> asyncio.Task[int | None]:
         session = Session("sess_1", self.config, "fast", languages={"en"}, snapshot=self.snapshot)
         models = Models(
             self.ask_vad,
-            self.transcribe,
-            self.turn_over,
+            lambda request, _: self.transcribe(request),
+            self.end_of_turn,
             lambda: self.mute,
             lambda: self.loading,
         )
         lag = Lag(self.lag_limits, session.received, asyncio.get_running_loop().time())
-        return asyncio.create_task(handle(session, self, models, self.limits, self.draining, lag))
+        loop = SessionLoop(session, self, models, self.limits, self.draining, lag)
+        return asyncio.create_task(loop.run())
 
     # What the test does.
 
@@ -484,11 +483,11 @@ async def test_a_turn_that_sounds_over_ends_when_the_model_has_said_so() -> None
 async def test_a_model_that_cannot_judge_turns_is_asked_once_for_each_and_silence_decides() -> None:
     peer, asked = Peer(config=SessionConfig(language="en", endpointing="smart")), list[int]()
 
-    async def broken(request: TurnRequest) -> float:
+    async def broken(request: EndOfTurnRequest) -> float:
         asked.append(request.id)
         raise InferenceError("it is away", retryable=True)
 
-    peer.turn_over = broken
+    peer.end_of_turn = broken
     task = peer.start()
     before = counted(metrics.TURNS_JUDGED, "no")
     for _ in range(2):

@@ -9,7 +9,7 @@ import pytest
 
 from dalston.orchestrator.protocol.messages import Final, Partial
 from dalston.orchestrator.worker import metrics
-from dalston.orchestrator.worker.stage_times import Spans
+from dalston.orchestrator.worker.stage_times import StageTimes
 
 FINAL = Final(
     segment_id="seg_0000",
@@ -24,7 +24,7 @@ FINAL = Final(
 
 @dataclass
 class Position:
-    """Of a session: the only thing that spans ask of one."""
+    """Of a session: the only thing that stage times ask of one."""
 
     heard: int = 0
     processed: int = 0
@@ -40,41 +40,45 @@ def value(name: str) -> float:
     return next(float(line.split()[1]) for line in page.splitlines() if line.startswith(f"{name} "))
 
 
-def waited(spans: Spans, session: Position, now: float) -> float:
+def timed(session: Position) -> tuple[StageTimes, Position]:
+    return StageTimes(cast(Any, session)), session
+
+
+def waited(times: StageTimes, now: float) -> float:
     before = value("dalston_worker_final_seconds_sum")
-    spans.told(FINAL, cast(Any, session), now)
+    times.told(FINAL, now)
     return value("dalston_worker_final_seconds_sum") - before
 
 
 def test_a_final_is_waited_for_from_where_its_end_was_heard() -> None:
-    spans, session = Spans(), Position()
+    times, session = timed(Position())
     for sample in (1536, 3072, 4608):
         session.heard = sample
         session.processed = min(sample, 3072)
-        spans.heard(cast(Any, session), sample / 16_000)
+        times.searched(sample / 16_000)
     session.dues = [3072]
-    assert waited(spans, session, 1.0) == pytest.approx(1.0 - 3072 / 16_000)
+    assert waited(times, 1.0) == pytest.approx(1.0 - 3072 / 16_000)
 
 
 def test_an_end_that_a_client_asks_for_is_waited_for_from_then() -> None:
-    spans, session = Spans(), Position(heard=1536, processed=1536)
-    spans.heard(cast(Any, session), 0.1)
-    spans.heard(cast(Any, session), 5.0, message=True)
+    times, session = timed(Position(heard=1536, processed=1536))
+    times.searched(0.1)
+    times.message_came(5.0)
     session.dues = [1536]
-    assert waited(spans, session, 5.2) == pytest.approx(0.2)
+    assert waited(times, 5.2) == pytest.approx(0.2)
 
 
 def test_what_a_cut_makes_to_be_heard_again_does_not_begin_the_waiting_anew() -> None:
-    spans, session = Spans(), Position(heard=4608, processed=4608)
-    spans.heard(cast(Any, session), 1.0)
-    spans.heard(cast(Any, session), 1.5)  # the cursor went back; no more is heard than before
+    times, session = timed(Position(heard=4608, processed=4608))
+    times.searched(1.0)
+    times.searched(1.5)  # the cursor went back; no more is heard than before
     session.dues = [4608]
-    assert waited(spans, session, 2.0) == pytest.approx(1.0)
+    assert waited(times, 2.0) == pytest.approx(1.0)
 
 
 def test_only_the_first_partial_of_a_segment_is_one() -> None:
-    spans, session = Spans(), Position(received=16_000)
+    times, _ = timed(Position(received=16_000))
     before = value("dalston_worker_first_partial_seconds_count")
     for segment in ("seg_0000", "seg_0000", "seg_0001"):
-        spans.told(Partial(segment, "so", 0, 0.25, 1.0), cast(Any, session), 0.0)
+        times.told(Partial(segment, "so", 0, 0.25, 1.0), 0.0)
     assert value("dalston_worker_first_partial_seconds_count") - before == 2

@@ -1,0 +1,12 @@
+"""
+What clients speak: a file for each protocol, and here the path where each is spoken.
+"""
+
+from collections.abc import Callable, Mapping
+
+from dalston.gateway.protocols.native import Native
+from dalston.gateway.protocols.protocol import ClientProtocol, Opening
+
+PROTOCOLS: Mapping[str, Callable[[Opening], ClientProtocol]] = {
+    "/v1/audio/transcriptions/stream": Native,
+}

@@ -1,0 +1,62 @@
+"""
+Our own protocol (docs/protocol.md): the messages of orchestrator/protocol/messages.py as JSON, one
+in a text frame, and audio in binary frames. What the session is to be stands in the URL's query.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from dalston.gateway.protocols.protocol import Asked, ClientProtocol, Opening, Overflow, Resume
+from dalston.orchestrator.protocol.messages import Frame, segment_number
+from dalston.orchestrator.protocol.parameters import ParameterError, session_config
+
+# Parameters that say who calls and how, not how the session listens.
+_OF_THE_CALL = {"api_key", "last_segment_id", "overflow", "resume_session_id"}
+_SESSION = re.compile(r"sess_[0-9a-f]{24}")
+
+
+class Native(ClientProtocol):
+    subprotocols = ("dalston",)
+
+    def __init__(self, opening: Opening):
+        self._query = dict(opening.query)
+
+    def asked(self) -> Asked:
+        query = self._query
+        of_session = {name: query[name] for name in query if name not in _OF_THE_CALL}
+        config, warnings = session_config(of_session)
+        return Asked(config, warnings, _overflow(query), _resume(query))
+
+    def receive(self, frame: Frame) -> Sequence[Frame]:
+        return (frame,)
+
+    def say(self, message: str) -> Sequence[Frame]:
+        return (message,)
+
+
+def _overflow(query: Mapping[str, str]) -> Overflow | None:
+    asked = query.get("overflow")
+    for known in get_args(Overflow):
+        if asked == known:
+            return known
+    if asked is None:
+        return None
+    allowed = ", ".join(get_args(Overflow))
+    raise ParameterError(
+        "overflow", asked, f"overflow={asked!r} is not allowed; it may be {allowed}"
+    )
+
+
+def _resume(query: Mapping[str, str]) -> Resume | None:
+    if "resume_session_id" not in query:
+        return None
+    session_id, last = query["resume_session_id"], query.get("last_segment_id", "")
+    if not _SESSION.fullmatch(session_id):  # it becomes part of a key
+        sentence = f"resume_session_id={session_id!r} is no session"
+        raise ParameterError("resume_session_id", session_id, sentence)
+    number = segment_number(last)
+    if last and number < 0:
+        sentence = f"last_segment_id={last!r} is no segment, such as seg_0007"
+        raise ParameterError("last_segment_id", last, sentence)
+    return Resume(session_id, number)

@@ -1,0 +1,82 @@
+"""
+The seam between calls and what their clients speak.
+
+    frames of the client  -- receive -->  messages of ours and audio, for the session
+    messages of ours      -- say ------>  frames for the client
+
+A protocol is a pure mapping with state: no I/O, no clock, no task. Messages of ours are text here,
+as they are on the wire (orchestrator/protocol/messages.py reads and writes them), so that the
+native protocol passes them on without a look at them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+from dalston.orchestrator.protocol.messages import Frame, Notice, SessionConfig
+
+# What a caller gets when no slot is free: an answer at once, a place in line, or a slot of a worker
+# that has another variant only.
+Overflow = Literal["reject", "queue", "degrade"]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a client opens its connection."""
+
+    query: Sequence[tuple[str, str]]  # of the URL, in order; a name may come several times
+    headers: Mapping[str, str]  # names in lower case
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A session that a client goes on with."""
+
+    session_id: str
+    last_segment: int  # number of the last final the client has; -1: none
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client asks for."""
+
+    config: SessionConfig
+    warnings: Sequence[Notice] = ()  # told in session.begin
+    overflow: Overflow | None = None  # None: as the gateway is set
+    resume: Resume | None = None
+
+
+class Reply(NamedTuple):
+    """What the client is told at once, by its protocol alone: no session has to know of it."""
+
+    frame: Frame
+
+
+class ClientProtocol(ABC):
+    """One client's side of a protocol, from its opening to the close."""
+
+    # Of the WebSocket subprotocols that a client offers, the ones it may be answered.
+    subprotocols: ClassVar[Sequence[str]] = ()
+
+    def greeting(self) -> Sequence[Frame]:
+        """What the client is told before it says anything."""
+        return ()
+
+    @abstractmethod
+    def asked(self) -> Asked | None:
+        """What the client asks for; None as long as it has not said, which is asked again after
+        each of its frames. Raises ParameterError."""
+
+    @abstractmethod
+    def receive(self, frame: Frame) -> Sequence[Frame | Reply]:
+        """What the client's frame means: messages of ours (text), audio (bytes), replies."""
+
+    @abstractmethod
+    def say(self, message: str) -> Sequence[Frame]:
+        """What the client is told for a message of ours; it may be nothing."""
+
+    def close_code(self, reason: int) -> int:
+        """What the connection is closed with. reason: a CloseCode, or another with which a worker
+        has closed."""
+        return reason

@@ -1,0 +1,221 @@
+"""
+The gateway as a process: uvicorn, what is done by the clock, signals, and the way out.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+from redis.exceptions import RedisError
+
+from dalston.gateway import metrics
+from dalston.gateway.access.keys import KeysError
+from dalston.gateway.app import Gateway, Protocols, create_app
+from dalston.gateway.calls.connections import Calls
+from dalston.gateway.protocols import PROTOCOLS
+from dalston.gateway.settings import GatewaySettings
+from dalston.gateway.transport.handshake import handshake_within
+from dalston.gateway.transport.request_ids import with_request_ids
+from dalston.gateway.transport.uvicorn_protocol import DirectProtocol
+from dalston.orchestrator.capacity.redis_client import UnsupportedRedis, refuse_cluster
+from dalston.orchestrator.capacity.slots import LEASE_S, Slots
+from dalston.orchestrator.process import heap, logs, traces
+from dalston.orchestrator.process.environment import LOOPBACK
+from dalston.orchestrator.protocol.messages import End
+
+logger = logging.getLogger(__name__)
+
+RENEW_S = LEASE_S / 4
+EXPIRE_S = 5.0
+DEAF_MS = 30_000  # without an acknowledgement of what was sent
+LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
+
+
+async def serve(
+    settings: GatewaySettings,
+    stop: asyncio.Event,
+    listening: Callable[[int], None] = lambda _: None,
+    protocols: Protocols = PROTOCOLS,
+) -> None:
+    """Run a gateway until `stop`, then drain. `listening` is told the port.
+
+    Raises KeysError and UnsupportedRedis.
+    """
+    gateway = Gateway.of(settings)
+    if gateway.access.open and settings.host not in LOOPBACK:
+        logger.warning("whoever reaches %s is let in: set DALSTON_API_KEYS", settings.host)
+    try:
+        await refuse_cluster(gateway.redis)
+    except UnsupportedRedis:
+        await gateway.redis.aclose()
+        raise
+    except RedisError:
+        pass  # it may come later than we
+    config = _configured(create_app(gateway, _lifespan, protocols), settings)
+    server = _Server(config)
+    leaving = asyncio.create_task(_leave(server, gateway, stop, listening))
+    try:
+        listener = config.bind_socket()
+        # Inherited by every connection: one whose client takes nothing, or is gone without a word,
+        # ends by itself, and what was meant for it is dropped.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAF_MS)
+        await server.serve([listener])
+    finally:
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+
+
+def _configured(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        with_request_ids(metrics.with_metrics(app)),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        http=handshake_within(settings.handshake_seconds),
+        ws=DirectProtocol,
+        ws_max_size=settings.frame_bytes,
+        # Deflate costs each stream 300 KB and most of its processor time, for speech that does
+        # not compress; a proxy in front can offer it.
+        ws_per_message_deflate=False,
+        # Pings keep proxies from forgetting the connection. An answer may wait behind audio that
+        # we do not read yet; whether a client lives shows by what it sends.
+        ws_ping_timeout=None,
+        timeout_graceful_shutdown=3,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our way out: it would close every stream at the first signal, and looks ten
+    times a second whether it has to end."""
+
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        self.should_exit = True
+        self._leaving.set()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # it makes the header that tells the date
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._leaving.wait()
+
+
+async def _leave(
+    server: _Server, gateway: Gateway, stop: asyncio.Event, listening: Callable[[int], None]
+) -> None:
+    """Say that it listens, wait for `stop`, and drain."""
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    logger.info("the gateway listens at %s:%d", gateway.settings.host, port)
+    listening(port)
+    await stop.wait()
+    calls = gateway.calls
+    calls.draining = True
+    logger.info("draining %d connections", len(calls))
+    await _until_empty(calls, gateway.settings.drain_seconds)
+    await calls.end_all()
+    await _until_empty(calls, LAST_FINALS_S)
+    server.leave()
+
+
+async def _until_empty(calls: Calls, seconds: float) -> None:
+    deadline = asyncio.get_running_loop().time() + seconds
+    while len(calls) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.05)
+
+
+# --- what is done by the clock --------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    gateway: Gateway = app.state.gateway
+    slots, calls = gateway.slots, gateway.calls
+
+    async def expire() -> None:
+        metrics.LEASES_EXPIRED.inc(await slots.expire())
+
+    works = (
+        _every(RENEW_S, calls.renew),
+        _every(EXPIRE_S, expire),
+        _every(gateway.settings.worker_silent_seconds / 5, calls.look_after),
+        _follow_events(slots, calls),
+        heap.keep_trimmed(),
+    )
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await gateway.redis.aclose()
+
+
+async def _every(seconds: float, work: Any) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except RedisError as error:
+            logger.warning("Redis: %s", error)
+
+
+async def _follow_events(slots: Slots, calls: Calls) -> None:
+    """End sessions that an admin wants ended. Events are hints: one that is lost is no harm."""
+
+    async def on_event(event: Mapping[str, str]) -> None:
+        if event.get("type") == "session.terminate":
+            await calls.end(event["session_id"], End("terminated"))
+
+    # A Redis that is back may have lost our slots.
+    await slots.follow(calls.restore, on_event)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def main(settings: GatewaySettings) -> int:
+    """Run a gateway until SIGTERM or SIGINT; the exit status."""
+    logs.setup(settings.log_level, settings.log_format)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, stop.set)
+        await serve(settings, stop)
+
+    try:
+        instance = f"{socket.gethostname()}:{settings.port}"
+        traces.setup("dalston-gateway", instance, settings.otlp_endpoint)
+        uvloop.run(run())
+    except traces.TracesError as error:
+        logger.error("%s", error)
+        return 1
+    except KeysError as error:
+        print(f"DALSTON_API_KEYS: {error}", file=sys.stderr)
+        return 2
+    except SystemExit:  # uvicorn's way to say that the port is taken; it has logged why
+        return 1
+    except UnsupportedRedis as error:
+        logger.error("%s", error)
+        return 1
+    return 0

@@ -1,0 +1,49 @@
+"""
+What a call needs of a connection, whatever it is made of.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from dalston.orchestrator.protocol.messages import Frame
+
+
+class Disconnected(ConnectionError):
+    """The client has left, or its connection is broken."""
+
+
+class Transport(Protocol):
+    """One connection of a client. Who makes it owns it, and closes it."""
+
+    address: str  # of the client, without a port; empty if nobody knows
+
+    async def accept(self, subprotocols: Sequence[str]) -> None:
+        """Open it, answering one of these subprotocols if the client offers it."""
+        ...
+
+    def listen(
+        self, receive: Callable[[Frame], None], refuse: Callable[[int], None] | None = None
+    ) -> None:
+        """From now on `receive` is called with each frame, and `refuse` with the size in bytes of
+        one that is too long."""
+        ...
+
+    def pause(self) -> None:
+        """Read no more. What was read already is still passed to `receive`."""
+        ...
+
+    def resume(self) -> None: ...
+
+    def send_now(self, frame: Frame) -> bool:
+        """Send it at once. False: it was not, since the client does not read, or is leaving."""
+        ...
+
+    async def send(self, frame: Frame) -> None:
+        """Send it, and wait as long as the client does not read. Raises Disconnected."""
+        ...
+
+    async def close(self, code: int, sentence: str = "") -> None:
+        """Raises Disconnected."""
+        ...
+
+    async def until_disconnected(self) -> None: ...

@@ -1,0 +1,64 @@
+"""
+A client's WebSocket, as a Transport.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+
+from fastapi import WebSocket, WebSocketDisconnect
+
+from dalston.gateway.transport.read_rounds import Rounds
+from dalston.gateway.transport.transport import Disconnected
+from dalston.gateway.transport.uvicorn_protocol import DirectProtocol
+from dalston.orchestrator.protocol.messages import Frame
+
+
+class WebSocketTransport:
+    def __init__(self, websocket: WebSocket, rounds: Rounds):
+        """rounds: in which it is read."""
+        self._websocket, self._rounds = websocket, rounds
+        self._direct = DirectProtocol.of(websocket.scope)
+        self.address = websocket.client.host if websocket.client else ""
+
+    async def accept(self, subprotocols: Sequence[str]) -> None:
+        offered = self._websocket.scope["subprotocols"]
+        with _disconnected():
+            await self._websocket.accept(next((s for s in subprotocols if s in offered), None))
+
+    def listen(
+        self, receive: Callable[[Frame], None], refuse: Callable[[int], None] | None = None
+    ) -> None:
+        self._direct.listen(receive, self._rounds, refuse)
+
+    def pause(self) -> None:
+        self._direct.pause()
+
+    def resume(self) -> None:
+        self._direct.resume()
+
+    def send_now(self, frame: Frame) -> bool:
+        return self._direct.send_now(frame)
+
+    async def send(self, frame: Frame) -> None:
+        with _disconnected():
+            if isinstance(frame, str):
+                await self._websocket.send_text(frame)
+            else:
+                await self._websocket.send_bytes(frame)
+
+    async def close(self, code: int, sentence: str = "") -> None:
+        with _disconnected():
+            await self._websocket.close(code, sentence or None)
+
+    async def until_disconnected(self) -> None:
+        while (await self._websocket.receive())["type"] != "websocket.disconnect":
+            pass
+
+
+@contextmanager
+def _disconnected() -> Generator[None]:
+    try:
+        yield
+    except (WebSocketDisconnect, RuntimeError) as error:
+        # Starlette raises RuntimeError when somebody writes to a socket that closed meanwhile.
+        raise Disconnected(str(error)) from None
