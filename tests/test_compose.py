@@ -21,7 +21,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from dalston.cli import main
+from dalston.cli import options
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.process.environment import from_environment
 from dalston.orchestrator.worker.settings import WorkerSettings
@@ -39,7 +39,7 @@ def parse(text: str) -> dict[str, Service]:
 
 SERVICES = parse(COMPOSE.read_text("utf-8"))
 WORKERS = [name for name in SERVICES if name.startswith("realtime-whisper-")]
-# What `dalston models build` reads: triton/sources.py, cli/main.py.
+# What `dalston models build` reads: triton/sources.py, cli/options.py.
 FETCHING = {"HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "DALSTON_MODEL_SOURCE"}
 
 
@@ -112,7 +112,7 @@ def test_each_profile_is_a_whole_stack(profile: str, worker: str, triton: str) -
     assert SERVICES[worker]["environment"]["TRITON_URLS"] == f"{triton}:8000"
     (job,) = SERVICES[triton]["depends_on"]
     assert SERVICES[triton]["depends_on"][job] == {"condition": "service_completed_successfully"}
-    build, serve = (main._parser().parse_args(command(name)[1:]) for name in (job, triton))  # pyright: ignore[reportPrivateUsage]
+    build, serve = (options.parser().parse_args(command(name)[1:]) for name in (job, triton))
     assert build.profile == profile
     assert serve.repository == build.data_dir / "model_repository"
     assert SERVICES[triton]["healthcheck"]["test"] == ["CMD", "dalston", "triton", "--probe"]
@@ -189,7 +189,7 @@ def test_every_command_is_one_of_ours(name: str) -> None:
     ours = [words[1:] for words in commands if words[:1] == ["dalston"]]
     assert ours or name == "redis"
     for words in ours:
-        main._parser().parse_args(words)  # pyright: ignore[reportPrivateUsage]
+        options.parser().parse_args(words)
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -376,4 +376,4 @@ def test_what_docker_md_adds_to_the_file_fits(tmp_path: Path) -> None:
     assert needs("realtime-whisper-3", services) > needs("gateway", services)
     (device,) = services["triton-2"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["device_ids"] == ["1"]
-    main._parser().parse_args(services["triton-2"]["command"][1:])  # pyright: ignore[reportPrivateUsage]
+    options.parser().parse_args(services["triton-2"]["command"][1:])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dalston.cli import main
+from dalston.cli import options
 from dalston.orchestrator.worker.settings import WorkerSettings
 
 COMMANDS = [
@@ -191,13 +191,13 @@ def test_models_are_not_unloaded_after_what_is_no_time(
 ):
     monkeypatch.setenv("DALSTON_UNLOAD_AFTER_SECONDS", value)
     with pytest.raises(SystemExit):
-        main._parser().parse_args(["triton", "--probe"])  # pyright: ignore[reportPrivateUsage]
+        options.parser().parse_args(["triton", "--probe"])
     assert f"{value!r} is no number of seconds above 0" in capsys.readouterr().err
 
 
 def test_the_environment_says_after_how_long_models_are_unloaded(monkeypatch: pytest.MonkeyPatch):
     def after(*words: str) -> float | None:
-        return main._parser().parse_args(["triton", *words]).unload_after  # pyright: ignore[reportPrivateUsage]
+        return options.parser().parse_args(["triton", *words]).unload_after
 
     monkeypatch.delenv("DALSTON_UNLOAD_AFTER_SECONDS", raising=False)
     assert after() is None
