@@ -15,7 +15,7 @@ from typing import Any
 from asked import Asked
 
 from dalston.cli import main as cli
-from dalston.orchestrator.inference import fleet
+from dalston.orchestrator.inference import member
 from dalston.orchestrator.inference.triton_client import SequenceLost, SpeechAnswer, Triton
 from dalston.orchestrator.transcription.model_requests import SpeechRequest, TranscriptRequest
 
@@ -46,7 +46,7 @@ class RecordingTriton(Triton):
 def main() -> int:
     out = Path(sys.argv[1])
     atexit.register(lambda: out.write_bytes(pickle.dumps(ASKED)))
-    fleet.Triton = RecordingTriton
+    member.Triton = RecordingTriton
     sys.argv[1:] = ["worker"]
     return cli.main()
 

@@ -140,7 +140,7 @@ def endpoints(models: Models, audio: bytes, settings: dict[str, Any]) -> list[tu
                         pass
                 for message in session.messages():
                     if isinstance(message, SpeechEnd) and session.state is State.LISTENING:
-                        heard_to = session.heard / SAMPLE_RATE
+                        heard_to = session.searched / SAMPLE_RATE
                         found.append((message.timestamp, heard_to - message.timestamp))
 
     for at in range(0, len(audio), PIECE):

@@ -156,7 +156,7 @@ async def metrics_page(here: Here) -> Response:
     with suppress(RedisError):  # what we know ourselves is worth telling all the same
         workers, waiting = await here.slots.workers(), await here.slots.waiting()
     calls = here.calls
-    state = metrics.State(
+    state = metrics.GatewayState(
         len(calls),
         calls.sessions,
         calls.held_bytes,

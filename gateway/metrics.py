@@ -145,7 +145,7 @@ class Takeover:
 
 
 @dataclass(frozen=True)
-class State:
+class GatewayState:
     """Of a gateway at this moment, and of the deployment if Redis tells."""
 
     connections: int
@@ -161,7 +161,7 @@ class State:
 class _Now(Collector):
     """What is not counted but looked up."""
 
-    state: State
+    state: GatewayState
 
     def collect(self) -> Iterator[Metric]:
         state = self.state
@@ -193,7 +193,7 @@ class _Now(Collector):
         )
 
 
-def page(state: State) -> bytes:
+def page(state: GatewayState) -> bytes:
     """In Prometheus's text format."""
     return generate_latest(_EVENTS) + generate_latest(_Now(state))
 

@@ -16,12 +16,12 @@ DOCS = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 
 def gateway_page() -> str:
     record = WorkerRecord("a", "ready", 4, 1, "ws://x", ["fast"])
-    return gateway.page(gateway.State(3, 2, 100, False, 1, [record], 5)).decode()
+    return gateway.page(gateway.GatewayState(3, 2, 100, False, 1, [record], 5)).decode()
 
 
 def worker_page() -> str:
-    state = worker.State(4, True, False, 2, {"triton:8001": 7})
-    return worker.page(state, worker.Sessions()).decode()
+    state = worker.WorkerState(4, True, False, 2, {"triton:8001": 7})
+    return worker.page(state, worker.SessionCounts()).decode()
 
 
 def named(page: str) -> set[str]:
@@ -51,7 +51,7 @@ def test_no_metric_is_there_twice() -> None:
 
 
 def test_what_redis_knows_is_missing_without_it() -> None:
-    page = gateway.page(gateway.State(3, 2, 100, False, 1, None, 0)).decode()
+    page = gateway.page(gateway.GatewayState(3, 2, 100, False, 1, None, 0)).decode()
     missing = named(gateway_page()) - named(page)
     assert "dalston_realtime_workers_total" in missing
     assert "dalston_realtime_sessions_active" in named(page)

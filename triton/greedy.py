@@ -54,7 +54,7 @@ def self_names(layers: int, side: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Heard:
+class Encoded:
     """What the encoder made of a window."""
 
     encoded: Floats  # [frames, width]
@@ -67,10 +67,10 @@ class Heard:
 
 @dataclass(frozen=True)
 class Task:
-    heard: Heard
+    encoded: Encoded
     prompt: Sequence[int]
     limit: int  # tokens, the prefix included
-    frames: int  # of audio; what else was heard is the silence that fills the window
+    frames: int  # of audio; what else was encoded is the silence that fills the window
     prefix: Sequence[int] = ()  # the tokens are made to begin with these
     draft: Sequence[int] = ()  # and these probably follow
     start: int = 0  # where in the prompt the transcript starts; before it is what was said earlier
@@ -98,7 +98,7 @@ class _Row:
     furthest: int = 0  # frame attended
     second: int = 0  # the furthest but one: a single token that is not sure may attend anything
 
-    def take(
+    def accept(
         self, token: int, logprob: float, attention: Floats | None, controls: "Controls"
     ) -> bool:
         """The next token, chosen with this attention to the frames; whether it was the last."""
@@ -210,7 +210,7 @@ class Greedy:
     def width(self) -> int:
         return self.heads * self.head_width
 
-    def hear(self, features: Floats) -> Heard:
+    def encode(self, features: Floats) -> Encoded:
         """features: [mels, frames], twice as many as come out."""
         frames = (features.shape[1] + 1) // 2
         encoded = np.empty((1, frames, self.width), np.float32)
@@ -220,7 +220,7 @@ class Greedy:
         mel = np.ascontiguousarray(features[None], np.float32)
         self.encoder.binding({"MEL": mel}, outputs)()
         cross = [outputs[name][0] for name in cross_names(self.layers)]
-        return Heard(encoded[0], cross)
+        return Encoded(encoded[0], cross)
 
     def decode(self, tasks: Sequence[Task]) -> list[Decoded]:
         """In the order of the tasks. Those with a prefix share their passes; those without one go
@@ -232,9 +232,9 @@ class Greedy:
             for task in tasks
         ]
 
-    def first_logprobs(self, heard: Sequence[Heard], start: int) -> Floats:
+    def first_logprobs(self, encoded: Sequence[Encoded], start: int) -> Floats:
         """What may follow the token `start`, [rows, vocabulary]."""
-        starts = [Task(one, [start], 1, one.frames) for one in heard]
+        starts = [Task(one, [start], 1, one.frames) for one in encoded]
         hidden, _ = _Batch(self, starts).passed([[start]] * len(starts))
         found = [
             self.score(hidden[first : first + _HEAD_ROWS, 0], []).copy()
@@ -270,7 +270,7 @@ class _Batch:
         self._rows = [_Row(task, Decoded(list(task.prefix))) for task in tasks]
         self._decoded = [row.decoded for row in self._rows]
         heads, width = runtime.heads, runtime.head_width
-        frames = max(task.heard.frames for task in tasks)
+        frames = max(task.encoded.frames for task in tasks)
         count = len(tasks)
         longest = max(len(task.prompt) + task.limit for task in tasks) + self._width - 1
         room = -(-longest // _ROOM) * _ROOM
@@ -278,16 +278,16 @@ class _Batch:
         self._kept = [np.empty((count, heads, room, width), np.float32) for _ in range(names)]
         self._mask = np.zeros((count, 1, 1, frames), np.float32)
         for index, task in enumerate(tasks):
-            self._mask[index, ..., task.heard.frames :] = _UNHEARD
+            self._mask[index, ..., task.encoded.frames :] = _UNHEARD
         self._cross = list[Floats]()
         for part in range(names):
             if count == 1:
-                self._cross.append(tasks[0].heard.cross[part][None])
+                self._cross.append(tasks[0].encoded.cross[part][None])
                 continue
             together = np.empty((count, heads, frames, width), np.float32)
             for index, task in enumerate(tasks):
-                together[index, :, : task.heard.frames] = task.heard.cross[part]
-                together[index, :, task.heard.frames :] = 0
+                together[index, :, : task.encoded.frames] = task.encoded.cross[part]
+                together[index, :, task.encoded.frames :] = 0
             self._cross.append(together)
 
     def decode(self) -> list[Decoded]:
@@ -388,7 +388,7 @@ class _Batch:
                     continue
                 token = int(best[place])
                 attended = None if attention is None else attention[index, at]
-                if row.take(token, float(logprobs[place, token]), attended, controls):
+                if row.accept(token, float(logprobs[place, token]), attended, controls):
                     over.add(index)
                 elif at + 1 == len(tokens[index]) or token != tokens[index][at + 1]:
                     differs.add(index)
@@ -430,7 +430,7 @@ class _Batch:
                 row.length += 1
                 row.decoded.passes += 1
                 attended = None if attention is None else attention[index, 0]
-                if row.take(int(best[index]), float(chosen[index]), attended, runtime.controls):
+                if row.accept(int(best[index]), float(chosen[index]), attended, runtime.controls):
                     over.add(index)
         self._leave(over)
 

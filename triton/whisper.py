@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from dalston.triton import contract
 from dalston.triton.features import HOP, log_mel
-from dalston.triton.greedy import FRAMES_PER_SECOND, Controls, Greedy, Heard, Task
+from dalston.triton.greedy import FRAMES_PER_SECOND, Controls, Encoded, Greedy, Task
 from dalston.triton.vocabulary import Vocabulary
 from dalston.triton.word_times import Word, moved_to_sound, pauses, shortened, token_starts
 
@@ -315,13 +315,13 @@ class Whisper:
         clock.append(time.perf_counter())
         limits = [self._limit(row, window) for row, window in zip(rows, windows, strict=True)]
         if greedy := self._greedy_for(windows[0]):
-            heard = [greedy.hear(one) for one in features]
+            encoded = [greedy.encode(one) for one in features]
             clock.append(time.perf_counter())
-            answers = self._greedily(greedy, rows, heard, limits)
+            answers = self._greedily(greedy, rows, encoded, limits)
 
             def encoded_of(indexes: list[int]) -> Any:
-                encoded = np.stack([heard[index].encoded for index in indexes])
-                return ctranslate2.StorageView.from_array(encoded)
+                rows_of = np.stack([encoded[index].encoded for index in indexes])
+                return ctranslate2.StorageView.from_array(rows_of)
         else:
             model = self._model_for(windows[0])
             encoded = self._encode(model, features)
@@ -345,11 +345,11 @@ class Whisper:
         return [replace(transcript, stages=stages) for transcript in transcripts]
 
     def _greedily(
-        self, greedy: Greedy, rows: list[Row], heard: list[Heard], limits: list[int]
+        self, greedy: Greedy, rows: list[Row], encoded: list[Encoded], limits: list[int]
     ) -> list[_Answer]:
-        languages = self._languages(rows, lambda: self._heard_languages(greedy, heard))
+        languages = self._languages(rows, lambda: self._encoded_languages(greedy, encoded))
         tasks = list[Task]()
-        for row, one, limit, (language, _) in zip(rows, heard, limits, languages, strict=True):
+        for row, one, limit, (language, _) in zip(rows, encoded, limits, languages, strict=True):
             before = self._context(row)
             prompt = before + self._vocabulary.prompt(language, row.task)
             spoken = math.ceil(len(row.audio) / contract.SAMPLE_RATE * FRAMES_PER_SECOND)
@@ -430,11 +430,13 @@ class Whisper:
             languages.append((codes[0], 1.0) if len(codes) == 1 else best)
         return languages
 
-    def _heard_languages(self, greedy: Greedy, heard: list[Heard]) -> list[list[tuple[str, float]]]:
+    def _encoded_languages(
+        self, greedy: Greedy, encoded: list[Encoded]
+    ) -> list[list[tuple[str, float]]]:
         """As CTranslate2's detect_language tells them."""
         names = [f"<|{code}|>" for code in self._vocabulary.languages]
         ids = list(self._vocabulary.languages.values())
-        logprobs = greedy.first_logprobs(heard, self._vocabulary.start)[:, ids]
+        logprobs = greedy.first_logprobs(encoded, self._vocabulary.start)[:, ids]
         odds = np.exp(logprobs - logprobs.max(1, keepdims=True))
         probabilities = odds / odds.sum(1, keepdims=True)
         return [[(names[at], float(row[at])) for at in (-row).argsort()] for row in probabilities]

@@ -47,7 +47,7 @@ from dalston.orchestrator.protocol.messages import (
     Warn,
     serialize,
 )
-from dalston.orchestrator.protocol.websocket_peer import Gone, Peer
+from dalston.orchestrator.protocol.websocket_peer import Peer, PeerClosed
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Call:
 
     def end(self, message: End) -> None:
         """Ask for the end of the session, whatever worker has it."""
-        self._intake.say(serialize(message))
+        self._intake.insert(serialize(message))
 
     def send_away(self, reason: str, hint: str | None) -> None:
         """Leave the session to another gateway. Without a hint the client is to forget it."""
@@ -206,11 +206,11 @@ class Call:
         link, patience_s = self._link, 0.3 * self._silent_s
         if link is None:
             return
-        if link.asked is None:
-            if now - link.heard > patience_s:
+        if link.pinged_at is None:
+            if now - link.heard_at > patience_s:
                 link.ping(now)
         # While a slow client keeps us from listening the answer cannot come.
-        elif now - link.asked > patience_s and not self._telling:
+        elif now - link.pinged_at > patience_s and not self._telling:
             self._context.run(
                 logger.error, "%s: %s is silent", self._relay.session_id, self.slot.worker_id
             )
@@ -365,13 +365,13 @@ class Call:
     async def _listen(self, link: Peer) -> tuple[int, str]:
         """Pass on what a worker says until it closes: the code, and its last words."""
         loop, relay = asyncio.get_running_loop(), self._relay
-        self._link, link.heard = link, loop.time()
+        self._link, link.heard_at = link, loop.time()
         saying = asyncio.create_task(self._say_again(link, self._relay.start_again()))
         last = ""
         try:
             while True:
                 frame = await link.received()
-                link.heard = loop.time()
+                link.heard_at = loop.time()
                 if not isinstance(frame, str):
                     continue
                 last = frame
@@ -383,7 +383,7 @@ class Call:
                 if relay.has_unsaved:
                     self._kept.more()
                     self._intake.go_on()
-        except Gone:
+        except PeerClosed:
             pass
         finally:
             self._intake.pass_to(None)
@@ -395,10 +395,10 @@ class Call:
 
     async def _say_again(self, link: Peer, number: int) -> None:
         """Tell a worker everything that is held, then let the client's frames go straight to it."""
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(PeerClosed):
             for ping in self._relay.unanswered_pings():
-                await link.say(ping)
+                await link.send(ping)
             while (frame := self._relay.frame(number)) is not None:
                 number = max(number, self._relay.first_held) + 1
-                await link.say(frame)
+                await link.send(frame)
             self._intake.pass_to(link)

@@ -80,10 +80,10 @@ class Caller:
             return await known
 
     def listen(
-        self, receive: Callable[[Frame], None], refuse: Callable[[int], None] | None = None
+        self, receive: Callable[[Frame], None], on_too_long: Callable[[int], None] | None = None
     ) -> None:
-        """From now on `receive` is called with each message, and with audio; `refuse` with the size
-        in bytes of a frame that is too long."""
+        """From now on `receive` is called with each message, and with audio; `on_too_long` with the
+        size in bytes of a frame that is too long."""
 
         def receive_frame(frame: Frame) -> None:
             for meaning in self._meaning(frame):
@@ -92,7 +92,7 @@ class Caller:
         early, self._early = self._early, []
         for meaning in early:
             receive(meaning)
-        self._transport.listen(receive_frame, refuse)
+        self._transport.listen(receive_frame, on_too_long)
 
     def _meaning(self, frame: Frame) -> list[Frame]:
         meaning = list[Frame]()

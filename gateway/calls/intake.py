@@ -37,12 +37,12 @@ class Intake:
         self._loop = asyncio.get_running_loop()
         self._worker: Peer | None = None
         self._stopped = False  # reading
-        self._waiting = deque[Frame]()  # was read, and is not said yet
+        self._waiting = deque[Frame]()  # was read, and is not passed on yet
         self._slowed: asyncio.TimerHandle | None = None
         self.refused: asyncio.Future[Objection] = self._loop.create_future()
 
     def begin(self) -> None:
-        self._caller.listen(self._hear, self._refuse)
+        self._caller.listen(self._receive, self._on_too_long)
         if not self._stopped:
             self._caller.resume()
 
@@ -60,11 +60,11 @@ class Intake:
             worker.unblocked = self.go_on
         self.go_on()
 
-    def say(self, frame: Frame) -> None:
-        """What is said for the caller."""
+    def insert(self, frame: Frame) -> None:
+        """A message that the caller has not sent themselves."""
         self._relay.hold(frame)
         if self._worker:
-            self._worker.send(frame)
+            self._worker.send_now(frame)
 
     def go_on(self) -> None:
         """Less is held, or the worker is another, or takes more."""
@@ -72,7 +72,7 @@ class Intake:
             return
         self._stopped = False
         while self._waiting and not self._stopped:
-            self._take(self._waiting.popleft())
+            self._pass_on(self._waiting.popleft())
         if not self._stopped:
             self._caller.resume()
 
@@ -85,16 +85,16 @@ class Intake:
             or self.refused.done()
         )
 
-    def _hear(self, frame: Frame) -> None:
+    def _receive(self, frame: Frame) -> None:
         if self._stopped:
             self._waiting.append(frame)
         else:
-            self._take(frame)
+            self._pass_on(frame)
 
-    def _take(self, frame: Frame) -> None:
+    def _pass_on(self, frame: Frame) -> None:
         self._relay.hold(frame)
         if self._worker:
-            self._worker.send(frame)
+            self._worker.send_now(frame)
         try:
             wait = self._pace.receive(frame, self._loop.time())
         except TooFast as error:
@@ -106,8 +106,8 @@ class Intake:
             self._stopped = True
             self._caller.pause()
 
-    def _refuse(self, size: int) -> None:
-        """Of a frame that is too long."""
+    def _on_too_long(self, size: int) -> None:
+        """A frame of so many bytes is coming."""
         if not self.refused.done():
             sentence = f"a frame of {size} bytes; {self._longest} at most"
             objection = Objection("invalid_message", sentence, CloseCode.TOO_BIG, False)

@@ -55,7 +55,7 @@ HELD_S = 120
 
 
 @dataclass(slots=True)
-class Held:
+class HeldFrame:
     """A frame of the client."""
 
     frame: Frame
@@ -79,7 +79,7 @@ class Relay:
         self.end: str | None = None  # session.end, once it was told
         self._unsaved: dict[str, str] = {}
         self._last_told = -1  # number of the last final the client has
-        self._held: list[Held] = []
+        self._held: list[HeldFrame] = []
         self._dropped = 0  # frames that are held no more
         self._received = 0  # bytes
         self._needed = 0  # bytes before it are not
@@ -141,18 +141,18 @@ class Relay:
     def hold(self, frame: Frame) -> None:
         if isinstance(frame, bytes):
             self._received += len(frame)
-            self._held.append(Held(frame, self._received))
+            self._held.append(HeldFrame(frame, self._received))
             return
         self._texts += 1
         try:
             message = parse(frame)
         except MessageError:
-            self._held.append(Held(frame, self._received, self._texts, invalid=True))
+            self._held.append(HeldFrame(frame, self._received, self._texts, invalid=True))
             return
         if isinstance(message, Ping):
             self._pings += 1
             return
-        self._held.append(Held(frame, self._received, self._texts))
+        self._held.append(HeldFrame(frame, self._received, self._texts))
 
     @property
     def audio_s(self) -> float:
@@ -373,7 +373,7 @@ class Relay:
         self._speech_told = self._speech_due = 0
         self._partial = None
         self._needed = needed = self.config.frame(snapshot.replay_from) * self.config.frame_bytes
-        keep = list[Held]()
+        keep = list[HeldFrame]()
         for held in self._held:
             if isinstance(held.frame, str):
                 if held.ordinal > snapshot.controls:

@@ -21,7 +21,7 @@ from dalston.orchestrator.protocol.messages import (
     prefix,
     serialize,
 )
-from dalston.orchestrator.protocol.websocket_peer import Gone, Peer, connected
+from dalston.orchestrator.protocol.websocket_peer import Peer, PeerClosed, connected
 
 CONNECT_S = 1.5  # for a worker to answer; it is on the same network
 BEGIN_S = 3.0  # and to begin the session
@@ -69,7 +69,7 @@ async def begin(
     try:
         async with asyncio.timeout(BEGIN_S):
             if isinstance(how, Snapshot):
-                link.send(serialize(how))
+                link.send_now(serialize(how))
             frame = await link.received()
             assert isinstance(frame, str)
             if frame.startswith(_LAST_WORDS):
@@ -78,7 +78,7 @@ async def begin(
                     raise WorkerAway("it takes no more sessions")
                 raise SessionRefused(frame, link.close_code)
             return link, frame
-    except (Gone, TimeoutError) as error:
+    except (PeerClosed, TimeoutError) as error:
         link.abort()
         raise WorkerAway(repr(error)) from None
     except BaseException:

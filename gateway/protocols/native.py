@@ -34,6 +34,9 @@ class Native(ClientProtocol):
     def say(self, message: str) -> Sequence[Frame]:
         return (message,)
 
+    def close_code(self, reason: int) -> int:
+        return reason
+
 
 def _overflow(query: Mapping[str, str]) -> Overflow | None:
     asked = query.get("overflow")

@@ -76,7 +76,7 @@ class ClientProtocol(ABC):
     def say(self, message: str) -> Sequence[Frame]:
         """What the client is told for a message of ours; it may be nothing."""
 
+    @abstractmethod
     def close_code(self, reason: int) -> int:
         """What the connection is closed with. reason: a CloseCode, or another with which a worker
         has closed."""
-        return reason

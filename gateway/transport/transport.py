@@ -22,10 +22,10 @@ class Transport(Protocol):
         ...
 
     def listen(
-        self, receive: Callable[[Frame], None], refuse: Callable[[int], None] | None = None
+        self, receive: Callable[[Frame], None], on_too_long: Callable[[int], None] | None = None
     ) -> None:
-        """From now on `receive` is called with each frame, and `refuse` with the size in bytes of
-        one that is too long."""
+        """From now on `receive` is called with each frame, and `on_too_long` with the size in bytes
+        of one that is too long."""
         ...
 
     def pause(self) -> None:

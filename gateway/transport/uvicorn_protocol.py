@@ -102,8 +102,8 @@ class DirectProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._hear: Callable[[Frame], None] | None = None
-        self._refuse: Callable[[int], None] | None = None
+        self._on_frame: Callable[[Frame], None] | None = None
+        self._on_too_long: Callable[[int], None] | None = None
         self._cutter: Cutter | None = None  # once the request is read
         self._fragments = False  # a message has begun that has not ended
         self._simple = False  # the next byte begins a frame, and a message
@@ -118,16 +118,16 @@ class DirectProtocol(WebSocketsSansIOProtocol):
 
     def listen(
         self,
-        hear: Callable[[Frame], None],
+        on_frame: Callable[[Frame], None],
         rounds: Rounds | None = None,
-        refuse: Callable[[int], None] | None = None,
+        on_too_long: Callable[[int], None] | None = None,
     ) -> None:
-        """From now on `hear` is called with each frame, in these rounds (once given, they stay) or
-        as it comes. receive() tells only of the end.
+        """From now on `on_frame` is called with each frame, in these rounds (once given, they stay)
+        or as it comes. receive() tells only of the end.
 
-        refuse: called with the size of a frame that is too long, instead of its bytes.
+        on_too_long: called with the size of a frame that is too long, instead of its bytes.
         """
-        self._hear, self._refuse = hear, refuse
+        self._on_frame, self._on_too_long = on_frame, on_too_long
         if rounds and not self.transport.is_closing() and self.scheme == "ws":
             stopped = self.read_paused
             self.pause()
@@ -139,7 +139,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         for message in waiting:
             if message["type"] == "websocket.receive":
                 text = message.get("text")
-                hear(message.get("bytes") or b"" if text is None else text)
+                on_frame(message.get("bytes") or b"" if text is None else text)
             else:
                 self.queue.put_nowait(message)
 
@@ -214,9 +214,9 @@ class DirectProtocol(WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         # Most of what comes is this: one message of 126 to 65,535 bytes, masked, and nothing else.
         # With a cold cache each step less is felt.
-        if self._simple and self._hear and len(data) > 133 and data[:2] == _USUAL:
+        if self._simple and self._on_frame and len(data) > 133 and data[:2] == _USUAL:
             if len(data) == 8 + (data[2] << 8) + data[3]:
-                return self._hear(apply_mask(memoryview(data)[8:], data[4:8]))
+                return self._on_frame(apply_mask(memoryview(data)[8:], data[4:8]))
         if self._cutter is None:
             self._cutter = Cutter(self.config.ws_max_size)
             super().data_received(data)
@@ -233,30 +233,30 @@ class DirectProtocol(WebSocketsSansIOProtocol):
                 self._receive(frame)
             if not rest:
                 return
-            if self._hear is None:
+            if self._on_frame is None:
                 return super().data_received(rest)  # closes with 1009
             # Not kept, but read: its sender may look for an answer only once it has left.
-            if self._refuse:
-                self._refuse(cutter.too_long)
+            if self._on_too_long:
+                self._on_too_long(cutter.too_long)
             frames, rest = cutter.pass_over(rest)
 
     def _receive(self, frame: bytes) -> None:
-        if self._hear and not self._fragments and self.conn.state is State.OPEN:
+        if self._on_frame and not self._fragments and self.conn.state is State.OPEN:
             if (said := payload(frame)) is not None:
-                return self._hear(said)
+                return self._on_frame(said)
         if frame[0] & 0x0F < 0x8:  # no control frame: those may come in between
             self._fragments = not frame[0] & 0x80
         super().data_received(frame)
 
     def send_receive_event_to_app(self) -> None:
-        if self._hear is None or self.close_sent:
+        if self._on_frame is None or self.close_sent:
             return super().send_receive_event_to_app()
         data, self.frames = b"".join(self.frames), []
         if self.curr_msg_data_type == "bytes":
-            return self._hear(data)
+            return self._on_frame(data)
         try:
             text = data.decode()
         except UnicodeDecodeError:
             self.conn.send_close(1007)
             return self.handle_parser_exception()
-        self._hear(text)
+        self._on_frame(text)

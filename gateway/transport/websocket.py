@@ -26,9 +26,9 @@ class WebSocketTransport:
             await self._websocket.accept(next((s for s in subprotocols if s in offered), None))
 
     def listen(
-        self, receive: Callable[[Frame], None], refuse: Callable[[int], None] | None = None
+        self, receive: Callable[[Frame], None], on_too_long: Callable[[int], None] | None = None
     ) -> None:
-        self._direct.listen(receive, self._rounds, refuse)
+        self._direct.listen(receive, self._rounds, on_too_long)
 
     def pause(self) -> None:
         self._direct.pause()

@@ -17,16 +17,14 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import Context
 
-from dalston.orchestrator.inference import metrics
 from dalston.orchestrator.inference.http import Code
+from dalston.orchestrator.inference.member import Member
 from dalston.orchestrator.inference.triton_client import (
     InferenceError,
     LoadedVariant,
     SequenceLost,
     SpeechAnswer,
-    Triton,
 )
 from dalston.orchestrator.transcription.model_requests import (
     EndOfTurnRequest,
@@ -34,13 +32,10 @@ from dalston.orchestrator.transcription.model_requests import (
     SpeechRequest,
     TranscriptRequest,
 )
-from dalston.triton.contract import TURN_MODEL, VAD_MODEL, VARIANTS, whisper_model
+from dalston.triton.contract import TURN_MODEL, VAD_MODEL, whisper_model
 
 logger = logging.getLogger(__name__)
 
-# Whisper models that answered so recently need no probe; the VAD's costs nothing.
-PROBE_AFTER_S = 25.0
-PROBE_FIRST_S, PROBE_LAST_S = 0.1, 1.0  # between probes of a model that failed
 # For a model that fails everywhere to answer again somewhere; then it is asked as it is.
 RETURN_S = 3.0
 # A Whisper model that has answered nobody for so long hangs: longer than a batch of finals takes,
@@ -66,146 +61,13 @@ def _nothing() -> None:
     pass
 
 
-class _Member:
-    """One Triton, and what is known of its models."""
-
-    def __init__(self, url: str):
-        self.triton = Triton(url)
-        self.variants: Mapping[str, LoadedVariant] = {}
-        self.doubted: dict[str, asyncio.Task[None]] = {}  # models; until they answer
-        self.answered: dict[str, float] = {}  # models; when, last
-        self._given: dict[str, int] = {}  # models; answers, when it was last looked
-        self.waking: dict[str, asyncio.Task[None]] = {}  # models; until they are loaded
-
-    @property
-    def models(self) -> list[str]:
-        return [VAD_MODEL, *(whisper_model(v) for v in VARIANTS if v in self.variants)]
-
-    async def close(self) -> None:
-        tasks = [*self.doubted.values(), *self.waking.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self.triton.close()
-
-    async def look(self) -> None:
-        """Whether sessions would work here. Raises InferenceError."""
-        try:
-            self.variants = await self.triton.variants()
-        except InferenceError:
-            for model in self.models:
-                self.doubt(model)
-            raise
-        finally:
-            for model in self.triton.asleep - set(self.models):
-                self.wake(model)  # what it can do is known only when it is loaded
-        for model in self.models:
-            if model in self.doubted:
-                raise InferenceError(f"{model} of {self.triton.url} fails", retryable=True)
-            if self.is_asleep(model):
-                continue
-            if model != VAD_MODEL:
-                await self._look_at_answers(model)
-            answered = self.answered.get(model, 0.0)
-            if model == VAD_MODEL or time.monotonic() - answered > PROBE_AFTER_S:
-                if not await self.answers(model):
-                    self.doubt(model)
-                    sentence = f"{model} of {self.triton.url} does not answer"
-                    raise InferenceError(sentence, retryable=True)
-
-    async def _look_at_answers(self, model: str) -> None:
-        """One that answers others needs no probe, which would keep it from being unloaded."""
-        given = await self.triton.answers_given(model)
-        if given is None:
-            return
-        if given > self._given.get(model, given):
-            self.answered[model] = time.monotonic()
-        self._given[model] = given
-
-    def is_asleep(self, model: str) -> bool:
-        return model in self.triton.asleep
-
-    def is_busy(self, model: str) -> bool:
-        """Whether it has as much to do as keeps all instances of a Whisper model busy."""
-        (variant,) = (v for v in self.variants if whisper_model(v) == model)
-        return self.triton.pending >= self.variants[variant].partials_in_flight
-
-    def wake(self, model: str) -> asyncio.Task[None]:
-        """The task that loads it; it fails with InferenceError."""
-
-        def over(waking: asyncio.Task[None]) -> None:
-            del self.waking[model]
-            if not waking.cancelled():
-                waking.exception()  # it is told already, and perhaps nobody waits for it
-
-        if model not in self.waking:
-            # For all that wait, not for the session that happened to come first.
-            waking = asyncio.create_task(self._wake(model), context=Context())
-            self.waking[model] = waking
-            waking.add_done_callback(over)
-        return self.waking[model]
-
-    async def _wake(self, model: str) -> None:
-        began = time.monotonic()
-        logger.info("%s of %s is asleep: it is loaded", model, self.triton.url)
-        try:
-            await self.triton.load(model)
-        except InferenceError as error:
-            logger.warning("%s of %s cannot be loaded: %s", model, self.triton.url, error)
-            metrics.LOADS_FAILED.labels(self.triton.url, model).inc()
-            raise
-        took = time.monotonic() - began
-        self.answered[model] = time.monotonic()
-        metrics.LOADED.labels(self.triton.url, model).observe(took)
-        logger.info("%s of %s is awake after %.1f s", model, self.triton.url, took)
-
-    async def answers(self, model: str) -> bool:
-        """Whether it does, or would if it were awake."""
-        try:
-            await self.triton.probe(model)
-        except InferenceError as error:
-            return await self.fell_asleep(model, error)
-        self.answered[model] = time.monotonic()
-        return True
-
-    async def fell_asleep(self, model: str, failure: InferenceError) -> bool:
-        """Whether a model failed because it is unloaded."""
-        if failure.code is not Code.NOT_FOUND or model == VAD_MODEL:
-            return False
-        try:
-            return await self.triton.sleeps(model)
-        except InferenceError:
-            return False
-
-    def doubt(self, model: str) -> None:
-        """Avoid it until it answers."""
-        if model not in self.doubted:
-            metrics.AVOIDED.labels(self.triton.url, model).inc()
-            # Not about the session that met it: not in its log lines and traces.
-            doubt = self._until_it_answers(model)
-            self.doubted[model] = asyncio.create_task(doubt, context=Context())
-
-    async def _until_it_answers(self, model: str) -> None:
-        began, wait = time.monotonic(), PROBE_FIRST_S
-        try:
-            while not await self.answers(model):
-                if wait == PROBE_FIRST_S:
-                    logger.warning("%s of %s does not answer: avoided", model, self.triton.url)
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, PROBE_LAST_S)
-        finally:
-            del self.doubted[model]
-        away = time.monotonic() - began
-        logger.info("%s of %s answers, %.1f s after it failed", model, self.triton.url, away)
-
-
 class Fleet:
     """urls: of the Tritons' HTTP. out_of_memory: called when a model says so."""
 
     def __init__(self, urls: Sequence[str], out_of_memory: Callable[[], None] = _nothing):
-        self._members = [_Member(url) for url in urls]
+        self._members = [Member(url) for url in urls]
         self._out_of_memory = out_of_memory
-        self._sequences: dict[str, _Member] = {}  # from START to END
+        self._sequences: dict[str, Member] = {}  # from START to END
         self._starting = set[asyncio.Task[None]]()  # sequences that wait for a VAD
 
     @property
@@ -306,7 +168,7 @@ class Fleet:
         """For a variant of `variants`. on_turn: called if the request had to wait for its turn:
         what to ask instead. Raises InferenceError."""
         model = whisper_model(request.variant)
-        member, tried, refusals = await self._for_transcript(model), list[_Member](), 0
+        member, tried, refusals = await self._for_transcript(model), list[Member](), 0
         while True:
             try:
                 hypothesis = await member.triton.transcribe(request, on_turn)
@@ -365,7 +227,7 @@ class Fleet:
         model = whisper_model(variant)
         return any(model in m.triton.loading for m in self._members) and self.asleep(variant)
 
-    def _sleeper(self, model: str) -> _Member:
+    def _sleeper(self, model: str) -> Member:
         """The one to wake."""
         asleep = [member for member in self._members if member.is_asleep(model)]
         return min(asleep, key=lambda member: (model not in member.waking, member.triton.pending))
@@ -375,7 +237,7 @@ class Fleet:
         model = whisper_model(variant)
         return any(member.triton.mute_s(model) >= MUTE_S for member in self._members)
 
-    def _another(self, model: str, tried: Sequence[_Member] = ()) -> _Member | None:
+    def _another(self, model: str, tried: Sequence[Member] = ()) -> Member | None:
         """The least busy of those with this model that are thought to work."""
         working = [
             member
@@ -387,7 +249,7 @@ class Fleet:
         ]
         return min(working, key=lambda member: member.triton.pending, default=None)
 
-    async def _for_transcript(self, model: str) -> _Member:
+    async def _for_transcript(self, model: str) -> Member:
         if member := self._another(model):
             if member.is_busy(model) and any(other.is_asleep(model) for other in self._members):
                 self._sleeper(model).wake(model)
@@ -400,7 +262,7 @@ class Fleet:
         await self._returned(model, serving)
         return self._another(model) or min(serving, key=lambda member: member.triton.pending)
 
-    async def _woken(self, model: str) -> _Member:
+    async def _woken(self, model: str) -> Member:
         """The first that has this model again, loaded for us or no more in doubt.
 
         Raises InferenceError if it cannot be loaded.
@@ -416,12 +278,12 @@ class Fleet:
         await loading  # raises
         return member
 
-    def _for_sequence(self) -> _Member:
+    def _for_sequence(self) -> Member:
         held = Counter(self._sequences.values())
         working = [member for member in self._members if VAD_MODEL not in member.doubted]
         return min(working or self._members, key=lambda member: held[member])
 
-    async def _returned(self, model: str, members: Sequence[_Member]) -> None:
+    async def _returned(self, model: str, members: Sequence[Member]) -> None:
         """Until one of them answers again, for RETURN_S at most."""
         doubts = [member.doubted[model] for member in members if model in member.doubted]
         await asyncio.wait(doubts, timeout=RETURN_S, return_when=asyncio.FIRST_COMPLETED)

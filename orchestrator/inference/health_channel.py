@@ -20,7 +20,7 @@ from contextvars import Context
 from dataclasses import dataclass
 
 from dalston.orchestrator.inference import kserve, metrics
-from dalston.orchestrator.inference.http import Answer, Call, CallFailed, Code, Wire
+from dalston.orchestrator.inference.http import Answer, CallFailed, Code, Exchange, HttpClient
 from dalston.orchestrator.inference.kserve import InferRequest, Outputs
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,9 @@ class Due:
     model: str
     audio_s: float
     asked: float
-    tell: Callable[[Answer | CallFailed], None]
+    on_answer: Callable[[Answer | CallFailed], None]
     over: Callable[[], None]
-    call: Call
+    exchange: Exchange
     alarm: asyncio.TimerHandle
     waited: bool = True  # for, by somebody
     overtaken: float | None = None  # since one of the model that was asked later is answered
@@ -59,7 +59,7 @@ class Due:
         """Whoever waits waits no more."""
         if self.waited:
             self.waited = False
-            self.tell(error)
+            self.on_answer(error)
 
 
 class Channel:
@@ -70,7 +70,7 @@ class Channel:
         self.silent = False
         self._probe = probe
         self._probes: dict[str, asyncio.Task[None]] = {}  # by model
-        self._wire = Wire(url)
+        self._http = HttpClient(url)
         self._calls = set[Due]()
         self._due: dict[Due, None] = {}  # of these the ones that may still come; the oldest first
         self._answers = 0  # so far
@@ -83,7 +83,7 @@ class Channel:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._wire.abort()
+        self._http.abort()
         while self._calls:
             await asyncio.sleep(0.001)
 
@@ -121,7 +121,7 @@ class Channel:
         length = "Content-Length: 0\r\n" if method == "POST" else ""
         request = f"{method} {path} HTTP/1.1\r\nHost: {self.url}\r\n{length}\r\n".encode()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        call = self._wire.ask(request, lambda result: _settle(answer, result))
+        call = self._http.ask(request, lambda result: _settle(answer, result))
         try:
             async with asyncio.timeout(deadline_s):
                 return await answer
@@ -133,14 +133,14 @@ class Channel:
 
     async def infer(
         self,
-        inference: InferRequest,
+        request: InferRequest,
         deadline_s: float,
         over: Callable[[], None] = _nothing,
         headers: Sequence[tuple[str, str]] = (),
     ) -> Outputs:
         """Raises CallFailed. `over` is called when the server is done with it, or too late."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        due = self.ask(inference, deadline_s, lambda result: _settle(answer, result), over, headers)
+        due = self.ask(request, deadline_s, lambda result: _settle(answer, result), over, headers)
         try:
             return kserve.outputs(await answer)
         finally:
@@ -149,36 +149,36 @@ class Channel:
 
     def ask(
         self,
-        inference: InferRequest,
+        request: InferRequest,
         deadline_s: float,
-        tell: Callable[[Answer | CallFailed], None],
+        on_answer: Callable[[Answer | CallFailed], None],
         over: Callable[[], None] = _nothing,
         headers: Sequence[tuple[str, str]] = (),
     ) -> Due | None:
-        """`tell` is called with the answer or with why there is none: once, and never before this
-        has returned. `over` as in infer()."""
+        """`on_answer` is called with the answer or with why there is none: once, and never before
+        this has returned. `over` as in infer()."""
         loop = asyncio.get_running_loop()
         if self.silent:
             over()
-            loop.call_soon(tell, self._silence())
+            loop.call_soon(on_answer, self._silence())
             return None
 
-        def answered(result: Answer | CallFailed) -> None:
+        def received(result: Answer | CallFailed) -> None:
             if due in self._calls:
-                self._end(due)
-            self._hear(due)
+                self._finish(due)
+            self._count_answer(due)
             if due.waited:
                 due.waited = False
-                tell(result)
+                on_answer(result)
 
         def late() -> None:
-            self._end(due)
+            self._finish(due)
             due.fail(_late(deadline_s))
 
-        call = self._wire.ask(inference.wire_form(self.url, headers), answered)
+        exchange = self._http.ask(request.wire_form(self.url, headers), received)
         alarm = loop.call_later(deadline_s, late)
         now = time.monotonic()
-        due = Due(inference.model, inference.audio_s, now, tell, over, call, alarm)
+        due = Due(request.model, request.audio_s, now, on_answer, over, exchange, alarm)
         self._calls.add(due)
         self._due[due] = None
         if self._listening is None or self._listening.done():
@@ -186,14 +186,14 @@ class Channel:
             self._listening = asyncio.create_task(self._listen(), context=Context())
         return due
 
-    def _end(self, due: Due) -> None:
+    def _finish(self, due: Due) -> None:
         """The server is done with it, or too late."""
         due.alarm.cancel()
         self._calls.discard(due)
         self._due.pop(due, None)
         due.over()
 
-    def _hear(self, answered: Due) -> None:
+    def _count_answer(self, answered: Due) -> None:
         """A call has its answer, or was refused by the server."""
         now = time.monotonic()
         self._answers += 1
@@ -229,12 +229,12 @@ class Channel:
         ]
         if lost:
             logger.warning("Triton %s: %d calls are lost", self.url, len(lost))
-            self._wire.drop_idle()
+            self._http.drop_idle()
         sentence = f"{self.url} answered what was asked later, and this not"
         for due in lost:
             self._took(due)
-            self._end(due)
-            due.call.give_up()
+            self._finish(due)
+            due.exchange.give_up()
             due.fail(CallFailed(Code.UNAVAILABLE, sentence))
 
     def _took(self, due: Due) -> None:
@@ -257,7 +257,7 @@ class Channel:
         """If a model owes answers for long, what is asked now tells whether those will come."""
         for model in {due.model for due in self._due}:
             if self.mute_s(model) > PROBE_AFTER_S and model not in self._probes:
-                self._wire.drop_idle()
+                self._http.drop_idle()
                 probe = asyncio.create_task(self._ask_mute(model), context=Context())
                 self._probes[model] = probe
                 probe.add_done_callback(lambda _, model=model: self._probes.pop(model))
@@ -275,7 +275,7 @@ class Channel:
         for due in waiting:
             due.fail(self._silence())
         # The other end may be gone without a word, and then these never hear of its return.
-        old, self._wire = self._wire, Wire(self.url)
+        old, self._http = self._http, HttpClient(self.url)
         old.abort()
         while not await self._lives(refused=False):
             await asyncio.sleep(ASK_AGAIN_S)
@@ -284,7 +284,7 @@ class Channel:
 
     async def _lives(self, refused: bool = True) -> bool:
         """refused: what to say if there is no server; the calls have heard of that themselves."""
-        self._wire.drop_idle()  # none of them has to be alive
+        self._http.drop_idle()  # none of them has to be alive
         try:
             await self._get("/v2/health/live", LIVE_DEADLINE_S)
         except CallFailed as error:

@@ -1,8 +1,8 @@
 """
-HTTP/1.1 to one server, as many connections as there are calls at a time.
+HTTP/1.1 to one server, as many connections as there are exchanges at a time.
 
 What is asked ten times a second for every stream has to cost little: this is a third to a half of
-what gRPC costs a call, and half of what a general HTTP client does (docs/log.md).
+what gRPC costs a exchange, and half of what a general HTTP client does (docs/log.md).
 """
 
 import asyncio
@@ -44,19 +44,19 @@ class Answer:
     binary: memoryview  # what follows the JSON of an inference
 
 
-class Call:
-    """A question on its way. `answered` is called with what came of it, once, and not by ask()."""
+class Exchange:
+    """A question on its way. `on_answer` is called with what came of it, once, and not by ask()."""
 
-    def __init__(self, answered: Callable[[Answer | CallFailed], None]):
-        self._answered = answered
+    def __init__(self, on_answer: Callable[[Answer | CallFailed], None]):
+        self._on_answer = on_answer
         self.over = False
         self.connection: _Connection | None = None
         self.connecting: asyncio.Task[None] | None = None
 
-    def end(self, result: Answer | CallFailed) -> None:
+    def finish(self, result: Answer | CallFailed) -> None:
         if not self.over:
             self.over = True
-            self._answered(result)
+            self._on_answer(result)
 
     def give_up(self) -> None:
         """Nobody is told any more. Its connection is broken, which does this server no harm."""
@@ -68,18 +68,18 @@ class Call:
 
 
 class _Connection(asyncio.Protocol):
-    """One call at a time."""
+    """One exchange at a time."""
 
-    def __init__(self, wire: "Wire"):
-        self._wire = wire
-        self._call: Call | None = None
+    def __init__(self, client: "HttpClient"):
+        self._client = client
+        self._exchange: Exchange | None = None
         self._parser = HttpResponseParser(self)
         self._json = -1
         self._body = b""
         self.transport: asyncio.Transport
 
-    def ask(self, request: bytes, call: Call) -> None:
-        self._call, call.connection = call, self
+    def ask(self, request: bytes, exchange: Exchange) -> None:
+        self._exchange, exchange.connection = exchange, self
         self._json, self._body = -1, b""
         self.transport.write(request)
 
@@ -95,10 +95,10 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._wire.lost(self)
-        if self._call:
-            sentence = f"{self._wire.url} broke the connection: {exc or 'it closed'}"
-            self._call.end(CallFailed(Code.UNAVAILABLE, sentence))
+        self._client.lost(self)
+        if self._exchange:
+            sentence = f"{self._client.url} broke the connection: {exc or 'it closed'}"
+            self._exchange.finish(CallFailed(Code.UNAVAILABLE, sentence))
 
     # httptools
 
@@ -110,20 +110,20 @@ class _Connection(asyncio.Protocol):
         self._body = self._body + body if self._body else body
 
     def on_message_complete(self) -> None:
-        call, self._call = self._call, None
+        exchange, self._exchange = self._exchange, None
         status, keep = self._parser.get_status_code(), self._parser.should_keep_alive()
         json = len(self._body) if self._json < 0 else self._json
         if keep:
-            self._wire.free(self)
+            self._client.free(self)
         else:
             self.transport.close()
-        if call:
-            call.connection = None
+        if exchange:
+            exchange.connection = None
             view = memoryview(self._body)
-            call.end(Answer(status, bytes(view[:json]), view[json:]))
+            exchange.finish(Answer(status, bytes(view[:json]), view[json:]))
 
 
-class Wire:
+class HttpClient:
     """url: "host:port"."""
 
     def __init__(self, url: str):
@@ -135,16 +135,16 @@ class Wire:
         self._connections = set[_Connection]()
         self._closed = False
 
-    def ask(self, request: bytes, answered: Callable[[Answer | CallFailed], None]) -> Call:
-        """Send it. `answered` is told the answer, whatever its status, or why there is none."""
-        call = Call(answered)
+    def ask(self, request: bytes, on_answer: Callable[[Answer | CallFailed], None]) -> Exchange:
+        """Send it. `on_answer` is told the answer, whatever its status, or why there is none."""
+        exchange = Exchange(on_answer)
         if self._idle:
-            self._idle.pop().ask(request, call)
+            self._idle.pop().ask(request, exchange)
         else:
             # Not about the session that happened to ask: not in its log lines and traces.
-            anew = self._ask_anew(request, call)
-            call.connecting = asyncio.create_task(anew, context=Context())
-        return call
+            anew = self._ask_anew(request, exchange)
+            exchange.connecting = asyncio.create_task(anew, context=Context())
+        return exchange
 
     def drop_idle(self) -> None:
         """What is asked next goes over new connections."""
@@ -166,7 +166,7 @@ class Wire:
         if connection in self._idle:
             self._idle.remove(connection)
 
-    async def _ask_anew(self, request: bytes, call: Call) -> None:
+    async def _ask_anew(self, request: bytes, exchange: Exchange) -> None:
         connecting = asyncio.get_running_loop().create_connection(
             lambda: _Connection(self), self._host, self._port
         )
@@ -175,10 +175,10 @@ class Wire:
                 _, connection = await connecting
         except (OSError, TimeoutError) as error:
             sentence = f"no Triton at {self.url}: {error!r}"
-            return call.end(CallFailed(Code.UNAVAILABLE, sentence))
-        call.connecting = None
+            return exchange.finish(CallFailed(Code.UNAVAILABLE, sentence))
+        exchange.connecting = None
         if self._closed:
             connection.transport.abort()
-            return call.end(CallFailed(Code.UNAVAILABLE, f"{self.url} was given up"))
+            return exchange.finish(CallFailed(Code.UNAVAILABLE, f"{self.url} was given up"))
         self._connections.add(connection)
-        connection.ask(request, call)
+        connection.ask(request, exchange)

@@ -338,15 +338,15 @@ class Triton:
         if request.kind == "partial":
             turns = self._turns[request.variant]
             if request.urgent and not turns.crowded:
-                turns.go()
+                turns.acquire_now()
             else:
                 self._waiting += 1
                 try:
-                    await turns.take()
+                    await turns.acquire()
                 finally:
                     self._waiting -= 1
                 request = on_turn() if on_turn else request
-            outputs = await self._whisper(request, PARTIAL_DEADLINE_S, over=turns.give_back)
+            outputs = await self._whisper(request, PARTIAL_DEADLINE_S, over=turns.release)
             return _hypothesis(outputs, {})
         asked = time.perf_counter()
         outputs = await self._final(request)
@@ -363,9 +363,9 @@ class Triton:
     async def _final(self, request: TranscriptRequest, full_window: bool = False) -> dict[str, Any]:
         about = {"dalston.triton": self.url, "dalston.full_window": full_window}
         turns = self._turns[request.variant]
-        turns.go()
+        turns.acquire_now()
         with traces.span(whisper_model(request.variant), about, kind="client"):
-            return await self._whisper(request, FINAL_DEADLINE_S, full_window, turns.give_back)
+            return await self._whisper(request, FINAL_DEADLINE_S, full_window, turns.release)
 
     async def _whisper(
         self,

@@ -12,8 +12,8 @@ class Turns:
         self._free = at_once  # below 0: more have gone than should at a time
         self._waiting = deque[asyncio.Future[None]]()
 
-    def go(self) -> None:
-        """Without waiting; to be given back."""
+    def acquire_now(self) -> None:
+        """Without waiting; to be released."""
         self._free -= 1
 
     @property
@@ -22,8 +22,8 @@ class Turns:
         go. With twice as many, first partials waited where the machine could do it all."""
         return self._free <= -3 * self._at_once
 
-    async def take(self) -> None:
-        """Wait for a turn; it has to be given back."""
+    async def acquire(self) -> None:
+        """Wait for a turn; it has to be released."""
         if self._free > 0 and not self._waiting:
             self._free -= 1
             return
@@ -33,10 +33,10 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.give_back()  # it came, and nobody wants it any more
+                self.release()  # it came, and nobody wants it any more
             raise
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self._free += 1
         while self._free > 0 and self._waiting:
             turn = self._waiting.popleft()

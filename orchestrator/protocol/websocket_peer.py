@@ -38,20 +38,20 @@ FRAMES_KEPT = 4
 ALIVE_EVERY_S = 0.25
 
 
-class Gone(ConnectionError):
+class PeerClosed(ConnectionError):
     """The other side has closed, or the connection is broken."""
 
 
 class Peer(WSListener):
-    """Owned by who made it: it hears frames by listen() or by received(), and has to close()."""
+    """Owned by who made it: it gets frames by listen() or by received(), and has to close()."""
 
     transport: WSTransport
 
     def __init__(self, longest: int):
         """longest: bytes of a message. One that is longer ends the connection with 1009."""
         self._longest = longest
-        self._hear: Callable[[Frame], None] | None = None
-        self._leave: Callable[[], None] | None = None
+        self._on_frame: Callable[[Frame], None] | None = None
+        self._on_leave: Callable[[], None] | None = None
         self._kept = deque[Frame]()
         self._asking: asyncio.Future[None] | None = None  # for the next frame
         self._parts = list[bytes]()  # of a message in fragments
@@ -66,25 +66,26 @@ class Peer(WSListener):
         self._saying_alive: asyncio.TimerHandle | None = None
         # Loop time: when it was asked whether it lives and has not answered, and when it last did.
         # Who waits for its frames may count those as well.
-        self.asked: float | None = None
-        self.heard = 0.0
+        self.pinged_at: float | None = None
+        self.heard_at = 0.0
 
     # What its owner does.
 
-    def listen(self, hear: Callable[[Frame], None], leave: Callable[[], None]) -> None:
-        """From now on `hear` is called with each frame, and `leave` when there are no more."""
-        self._hear, self._leave = hear, leave
+    def listen(self, on_frame: Callable[[Frame], None], on_leave: Callable[[], None]) -> None:
+        """From now on `on_frame` is called with each frame, and `on_leave` once there are no
+        more."""
+        self._on_frame, self._on_leave = on_frame, on_leave
         while self._kept:
-            hear(self._kept.popleft())
+            on_frame(self._kept.popleft())
         self.resume()
         if self._gone:
-            leave()
+            on_leave()
 
     async def received(self) -> Frame:
-        """The next frame, for an owner who does not listen. Raises Gone."""
+        """The next frame, for an owner who does not listen. Raises PeerClosed."""
         while not self._kept:
             if self._gone:
-                raise Gone
+                raise PeerClosed
             self._asking = asyncio.get_running_loop().create_future()
             await self._asking
         frame = self._kept.popleft()
@@ -109,28 +110,28 @@ class Peer(WSListener):
             if not self.transport.underlying_transport.is_closing():
                 self.transport.underlying_transport.resume_reading()
 
-    def send(self, frame: Frame) -> None:
+    def send_now(self, frame: Frame) -> None:
         """To one that is gone it is lost."""
         kind = WSMsgType.TEXT if isinstance(frame, str) else WSMsgType.BINARY
         self.transport.send(kind, frame)
 
-    async def say(self, frame: Frame) -> None:
-        """Send, and wait as long as the other side does not read. Raises Gone."""
+    async def send(self, frame: Frame) -> None:
+        """Send, and wait as long as the other side does not read. Raises PeerClosed."""
         if self._gone or self.transport.is_close_frame_sent:
-            raise Gone
-        self.send(frame)
+            raise PeerClosed
+        self.send_now(frame)
         if self.blocked:
-            await self.taken()
+            await self.drained()
 
-    async def taken(self) -> None:
-        """Wait until what was sent has left, but for a little. Raises Gone."""
+    async def drained(self) -> None:
+        """Wait until what was sent has left, but for a little. Raises PeerClosed."""
         await self._writable.wait()
         if self._gone:
-            raise Gone
+            raise PeerClosed
 
     def ping(self, now: float) -> None:
         """Whether it lives."""
-        self.asked = now
+        self.pinged_at = now
         self.transport.send_ping()
 
     async def close(self, code: int, reason: str = "", patience_s: float = 1.0) -> None:
@@ -171,20 +172,20 @@ class Peer(WSListener):
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
             raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "no extension was agreed on")
         if kind is WSMsgType.BINARY and frame.fin and not self._parts:
-            self._take(frame.get_payload_as_bytes())
+            self._receive(frame.get_payload_as_bytes())
         elif kind is WSMsgType.PONG:
-            self.asked, self.heard = None, asyncio.get_running_loop().time()
+            self.pinged_at, self.heard_at = None, asyncio.get_running_loop().time()
         elif kind is WSMsgType.CLOSE:
             code = frame.get_close_code() or WSCloseCode.OK  # it may have told none
             transport.send_close(code, frame.get_close_message())
             transport.disconnect()
-            self._end()
+            self._on_gone()
         else:
             self._join(kind, frame)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self._closed.set()
-        self._end()
+        self._on_gone()
 
     def pause_writing(self) -> None:
         self.blocked = True
@@ -209,17 +210,17 @@ class Peer(WSListener):
             return
         message, self._parts = b"".join(self._parts), []
         if self._kind is WSMsgType.BINARY:
-            return self._take(message)
+            return self._receive(message)
         try:
-            self._take(message.decode())
+            self._receive(message.decode())
         except UnicodeDecodeError as error:
             raise WSProtocolError(WSCloseCode.INVALID_TEXT, str(error)) from None
 
-    def _take(self, frame: Frame) -> None:
+    def _receive(self, frame: Frame) -> None:
         if self.transport.is_close_frame_sent:
             return  # so it is too when the other side broke the protocol
-        if self._hear:
-            return self._hear(frame)
+        if self._on_frame:
+            return self._on_frame(frame)
         self._kept.append(frame)
         self._wake()
         if len(self._kept) >= FRAMES_KEPT:
@@ -238,14 +239,14 @@ class Peer(WSListener):
             self._asking.set_result(None)
         self._asking = None
 
-    def _end(self) -> None:
+    def _on_gone(self) -> None:
         if self._gone:
             return
         self._gone = True
         self._wake()
         self._writable.set()
-        if self._leave:
-            self._leave()
+        if self._on_leave:
+            self._on_leave()
 
 
 async def connected(url: str, headers: dict[str, str], longest: int, patience_s: float) -> Peer:

@@ -67,7 +67,7 @@ class Endpointer:
         self.onset: int | None = None  # start of the first frame of speech; None in silence
         self.confirmed = False
         self.silence: int | None = None  # start of the run of silence; None while speaking
-        self.heard = False  # whether any frame since onset reached the threshold
+        self.spoke = False  # whether any frame since onset reached the threshold
         self._paused = False
         # Of this pause: whether somebody is asked how it sounds, has answered, and what.
         self._asked = self._judged = False
@@ -116,10 +116,10 @@ class Endpointer:
             if not speaks:
                 return None
             self.__init__()
-            self.onset, self.heard = start, True
+            self.onset, self.spoke = start, True
             return Event.ONSET
         if speaks:
-            self.heard = True
+            self.spoke = True
             self.silence = None
         elif probability < rules.threshold - RELEASE and self.silence is None:
             self.silence = start

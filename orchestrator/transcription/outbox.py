@@ -45,7 +45,7 @@ class Outbox:
                 self._told.append(item)
             self._line.popleft()
 
-    def take(self) -> list[ServerMessage]:
+    def collect(self) -> list[ServerMessage]:
         """All that can be told and was not taken before."""
         told, self._told = self._told, []
         return told

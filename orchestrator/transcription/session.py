@@ -143,7 +143,7 @@ class Session:
         self._markers: deque[Marker] = deque()
         self._text_frames = self._controls = snapshot.controls if snapshot else 0
         self._cursor = snapshot.position if snapshot else 0
-        self._heard = self._cursor  # the furthest it has been
+        self._searched = self._cursor  # the furthest it has been
         self._origin = self._cursor  # of the last restart
         self._floor = start  # no utterance begins before it
         self._told_invalid = self._told_late = False
@@ -186,7 +186,7 @@ class Session:
         return requests + self._decoding.requests()
 
     def messages(self) -> list[ServerMessage]:
-        return self._outbox.take()
+        return self._outbox.collect()
 
     @property
     def received(self) -> int:
@@ -199,15 +199,15 @@ class Session:
         return self._cursor
 
     @property
-    def heard(self) -> int:
+    def searched(self) -> int:
         """How many were searched for speech. (A cut takes the cursor back.)"""
-        return self._heard
+        return self._searched
 
     @property
     def processed(self) -> int:
         """Before it nothing waits any more: it is decided, and every final due there is told."""
         overdue = self._decoding.overdue
-        return self._heard if overdue is None else overdue
+        return self._searched if overdue is None else overdue
 
     @property
     def messages_waiting(self) -> int:
@@ -225,7 +225,7 @@ class Session:
     def final_due(self) -> int:
         """Where the final told next was due: the audio was searched for speech up to there when
         its utterance was known to be over. To be asked once for each."""
-        return self._decoding.dues.popleft() if self._decoding.dues else self._heard
+        return self._decoding.dues.popleft() if self._decoding.dues else self._searched
 
     @property
     def last_transcript(self) -> float | None:
@@ -319,7 +319,7 @@ class Session:
             if end <= self._cursor:
                 continue  # decided before: the new sequence only had to hear it
             self._cursor = end
-            self._heard = max(self._heard, self._cursor)
+            self._searched = max(self._searched, self._cursor)
             if self._decide(probability, start):
                 self._undecided.clear()  # restarted: asked again, in a new sequence
         self._advance()
@@ -406,7 +406,7 @@ class Session:
                 if end - self._fed < VAD_FRAME:
                     self._markers.popleft()
                     self._cursor = end
-                    self._heard = max(self._heard, end)
+                    self._searched = max(self._searched, end)
                     self._take_effect(marker)
             elif self._audio.position(marker.frame) - self._fed >= VAD_FRAME:
                 if ending is None:
@@ -621,12 +621,12 @@ class Session:
                 utterance,
                 end,
                 last,
-                self._heard,
+                self._searched,
                 self._audio.read(utterance.start, last),
                 self._config,
                 self._decoding.generation,
                 cut,
-                void=not self._endpointer.heard,
+                void=not self._endpointer.spoke,
             )
         )
         self._open = None

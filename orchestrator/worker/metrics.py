@@ -125,7 +125,7 @@ def _observe() -> None:
 
 
 @dataclass(frozen=True)
-class State:
+class WorkerState:
     """Of a worker, at this moment."""
 
     capacity: int
@@ -136,7 +136,7 @@ class State:
     asleep: Sequence[tuple[str, str]] = ()  # Triton and model: unloaded until a session comes
 
 
-class Sessions:
+class SessionCounts:
     """What the sessions of a worker count themselves: those that run, and those that ended."""
 
     def __init__(self) -> None:
@@ -189,8 +189,8 @@ def _sum(a: Stats, b: Stats) -> Stats:
 class _Now(Collector):
     """What is not counted but looked up."""
 
-    state: State
-    sessions: Sessions
+    state: WorkerState
+    sessions: SessionCounts
 
     def collect(self) -> Iterator[Metric]:
         state, sessions, stats = self.state, self.sessions, self.sessions.stats
@@ -245,7 +245,7 @@ class _Now(Collector):
         yield asleep
 
 
-def page(state: State, sessions: Sessions) -> bytes:
+def page(state: WorkerState, sessions: SessionCounts) -> bytes:
     """In Prometheus's text format."""
     _observe()
     return generate_latest(_EVENTS) + generate_latest(_Now(state, sessions))

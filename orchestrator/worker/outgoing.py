@@ -36,13 +36,13 @@ class SlowReader(Exception):
 class Connection(Protocol):
     """To the client: protocol/websocket_peer.py, or a test's."""
 
-    def listen(self, hear: Callable[[Frame], None], leave: Callable[[], None]) -> None: ...
+    def listen(self, on_frame: Callable[[Frame], None], on_leave: Callable[[], None]) -> None: ...
 
     def pause(self) -> None: ...
 
     def resume(self) -> None: ...
 
-    async def say(self, frame: str) -> None:
+    async def send(self, frame: str) -> None:
         """Waits as long as the client does not read. Raises ConnectionError."""
         ...
 
@@ -97,7 +97,7 @@ class Outgoing:
             while (text := await self._waiting.get()) is not None:
                 self._characters -= len(text)
                 async with asyncio.timeout(self._reader_s):
-                    await self._connection.say(text)
+                    await self._connection.send(text)
         except TimeoutError:
             raise SlowReader from None
         except ConnectionError:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any
 
 from dalston.orchestrator.inference.triton_client import InferenceError, SequenceLost
@@ -61,7 +61,7 @@ class SessionLoop:
         self._session, self._connection, self._limits = session, connection, limits
         self._finished: asyncio.Future[int | None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._context = copy_context()  # whose session it is: frames come in one that knows nothing
+        self._context = Context()  # of run(): frames come in one that knows of no session
         self._unlooked = 0  # bytes of audio
         self._over = False
         self._times = StageTimes(session)
@@ -75,6 +75,7 @@ class SessionLoop:
 
     async def run(self) -> int | None:
         """Until the session has ended: the code to close with, or None if the client has left."""
+        self._context = copy_context()
         try:
             for work in (self._write(), self._watch.until_due(), self._watch.follow_lag()):
                 self._spawn(work)
@@ -197,7 +198,7 @@ class SessionLoop:
         await self._stop()
         with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
-                await self._connection.say(serialize(named(error)))
+                await self._connection.send(serialize(named(error)))
 
 
 def _ignore(_: object) -> None:

@@ -37,7 +37,7 @@ from dalston.orchestrator.protocol.parameters import (
     choose_variant,
     session_config,
 )
-from dalston.orchestrator.protocol.websocket_peer import Gone, Peer
+from dalston.orchestrator.protocol.websocket_peer import Peer, PeerClosed
 from dalston.orchestrator.transcription.lag import Lag, LagLimits
 from dalston.orchestrator.transcription.session import Session
 from dalston.orchestrator.worker import metrics
@@ -66,7 +66,7 @@ class SessionDenied(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
+class SessionRequest:
     """What a caller asks for."""
 
     epoch: int
@@ -96,12 +96,12 @@ class Sessions:
         slots: Slots,
         memory: MemoryLimit,
     ):
-        """request_speech, tritons: who is asked. slots: where ends are told. memory: how many
+        """request_speech, tritons: who is request. slots: where ends are told. memory: how many
         sessions there may be."""
         self._settings, self._slots, self._memory = settings, slots, memory
         self._request_speech, self._tritons = request_speech, tritons
         self.running: dict[str, Running] = {}  # by id
-        self.measured = metrics.Sessions()
+        self.measured = metrics.SessionCounts()
         self.variants: Mapping[str, LoadedVariant] = {}  # that models are there for
         self.draining = False  # no new ones
         self._ending = asyncio.Event()  # running ones end, where no gateway goes on with them
@@ -119,18 +119,18 @@ class Sessions:
         )
 
     async def serve(self, connection: Peer, query: dict[str, str], parent: str) -> None:
-        """parent: the caller's span, as the header tells it. Raises Gone."""
+        """parent: the caller's span, as the header tells it. Raises PeerClosed."""
         request_ids.request_id.set(request_ids.new_or(query.get("request_id")))
         session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
         try:
             self._find_room(session_id, resumes="resume" in query)
-            asked = await self._asked(connection, query)
-            session = self._session(session_id, asked)
+            request = await self._request(connection, query)
+            session = self._session(session_id, request)
         except SessionDenied as denied:
             return await _deny(connection, denied)
         request_ids.session_id.set(session_id)
         if before := self.running.get(session_id):
-            if before.epoch >= asked.epoch:
+            if before.epoch >= request.epoch:
                 return await self._send_away(connection, session_id)
             before.taken_over = True
             before.work.cancel()
@@ -153,9 +153,9 @@ class Sessions:
                 "Server at capacity",
             )
 
-    async def _asked(self, connection: Peer, query: dict[str, str]) -> Asked:
+    async def _request(self, connection: Peer, query: dict[str, str]) -> SessionRequest:
         """What the caller asks for: in `config`, or in a snapshot that comes first, where it is a
-        gateway; in the query where it is a client. Raises SessionDenied and Gone."""
+        gateway; in the query where it is a client. Raises SessionDenied and PeerClosed."""
         patience_s = self._settings.handshake_seconds
         try:
             epoch = msgspec.convert(query.get("epoch", "1"), int, strict=False)
@@ -163,12 +163,12 @@ class Sessions:
                 async with asyncio.timeout(patience_s):
                     first = await connection.received()
                 snapshot = msgspec.json.decode(first, type=Snapshot)
-                return Asked(epoch, snapshot.config, snapshot=snapshot)
+                return SessionRequest(epoch, snapshot.config, snapshot=snapshot)
             if config := query.get("config"):
-                return Asked(epoch, msgspec.json.decode(config, type=SessionConfig))
+                return SessionRequest(epoch, msgspec.json.decode(config, type=SessionConfig))
             settings = {name: query[name] for name in query if name not in _OF_THE_SESSION}
             config, warnings = session_config(settings)
-            return Asked(epoch, config, warnings)
+            return SessionRequest(epoch, config, warnings)
         except ParameterError as error:
             raise _not_allowed(error) from None
         except msgspec.MsgspecError as error:
@@ -182,16 +182,16 @@ class Sessions:
             sentence = f"no snapshot came for {patience_s:g} s"
             raise SessionDenied("session_timeout", sentence, CloseCode.TIMEOUT, sentence) from None
 
-    def _session(self, session_id: str, asked: Asked) -> Session:
-        """Raises SessionDenied if no model here can do what is asked."""
+    def _session(self, session_id: str, request: SessionRequest) -> Session:
+        """Raises SessionDenied if no model here can do what is request."""
         languages = {name: loaded.languages for name, loaded in self.variants.items()}
         translating = [name for name, loaded in self.variants.items() if loaded.translates]
         try:
-            variant, fallbacks = choose_variant(asked.config, languages, translating)
+            variant, fallbacks = choose_variant(request.config, languages, translating)
         except ParameterError as error:
             raise _not_allowed(error) from None
-        config, silence = choose_endpointing(asked.config, self._tritons.judges_turns)
-        loaded, snapshot = self.variants[variant], asked.snapshot
+        config, silence = choose_endpointing(request.config, self._tritons.judges_turns)
+        loaded, snapshot = self.variants[variant], request.snapshot
         config = msgspec.structs.replace(config, model=variant, model_id=loaded.model_id)
         if snapshot:
             snapshot = msgspec.structs.replace(snapshot, config=config)
@@ -201,8 +201,8 @@ class Sessions:
             variant,  # pyright: ignore[reportArgumentType]
             languages=frozenset(loaded.languages),
             translates=loaded.translates,
-            epoch=asked.epoch,
-            warnings=[*asked.warnings, *fallbacks, *silence],
+            epoch=request.epoch,
+            warnings=[*request.warnings, *fallbacks, *silence],
             snapshot=snapshot,
             partial_every=round(self._settings.partial_seconds * SAMPLE_RATE),
         )
@@ -310,11 +310,11 @@ async def _deny(connection: Peer, denied: SessionDenied) -> None:
         retry_after=RETRY_AFTER_S if no_capacity else None,
     )
     metrics.REFUSED.labels(denied.code).inc()
-    await connection.say(serialize(named(error)))
+    await connection.send(serialize(named(error)))
     await connection.close(denied.close_code, denied.reason)
 
 
 async def _say_last(connection: Peer, message: Error | SessionTerminated) -> None:
-    with contextlib.suppress(Gone, TimeoutError):
+    with contextlib.suppress(PeerClosed, TimeoutError):
         async with asyncio.timeout(CLOSE_S):
-            await connection.say(serialize(named(message)))
+            await connection.send(serialize(named(message)))

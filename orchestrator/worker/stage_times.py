@@ -48,7 +48,7 @@ class StageTimes:
 
     def message_came(self, now: float) -> None:
         """A client's message may end an utterance where the session is."""
-        if self._searched and self._searched[-1][0] == self._session.heard:
+        if self._searched and self._searched[-1][0] == self._session.searched:
             self._searched.pop()
         self.searched(now)
 
@@ -57,8 +57,8 @@ class StageTimes:
         session = self._session
         while self._searched and self._searched[0][0] < session.processed:
             self._searched.popleft()
-        if not self._searched or self._searched[-1][0] < session.heard:
-            self._searched.append((session.heard, now))
+        if not self._searched or self._searched[-1][0] < session.searched:
+            self._searched.append((session.searched, now))
 
     def told(self, message: ServerMessage, now: float) -> None:
         """The client is told this; what people wait for is measured."""

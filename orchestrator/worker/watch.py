@@ -102,7 +102,7 @@ class Watch:
             return
         ack = Ack(
             session.received / SAMPLE_RATE,
-            session.heard / SAMPLE_RATE,
+            session.searched / SAMPLE_RATE,
             self._outgoing.finalised / SAMPLE_RATE,
         )
         if ack != self._acked:

@@ -46,7 +46,7 @@ from dalston.orchestrator.process.environment import LOOPBACK
 from dalston.orchestrator.protocol import websocket_peer
 from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import LONGEST_MESSAGE
-from dalston.orchestrator.protocol.websocket_peer import Gone, Peer
+from dalston.orchestrator.protocol.websocket_peer import Peer, PeerClosed
 from dalston.orchestrator.worker import metrics
 from dalston.orchestrator.worker.memory_limit import MemoryLimit
 from dalston.orchestrator.worker.sessions import Sessions
@@ -72,7 +72,7 @@ class _Connection(Peer):
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         super().on_ws_connected(transport)
-        self._worker.take(self)
+        self._worker.on_connection(self)
 
 
 class Worker:
@@ -292,7 +292,7 @@ class Worker:
         return _answer(status, "application/json", json.dumps(self._health()).encode())
 
     def _metrics(self) -> bytes:
-        state = metrics.State(
+        state = metrics.WorkerState(
             self._memory.sessions,
             self._unhealthy is None,
             self._sessions.draining,
@@ -322,7 +322,7 @@ class Worker:
             "asleep": self._asleep(),
         }
 
-    def take(self, connection: _Connection) -> None:
+    def on_connection(self, connection: _Connection) -> None:
         """One that has just been opened. Its task's context is its own."""
         task = asyncio.create_task(self._serve(connection))
         self._connections[task] = connection
@@ -330,9 +330,9 @@ class Worker:
 
     async def _serve(self, connection: _Connection) -> None:
         try:
-            with contextlib.suppress(Gone):
+            with contextlib.suppress(PeerClosed):
                 if connection.url.path == "/health":
-                    await connection.say(json.dumps(self._health()))
+                    await connection.send(json.dumps(self._health()))
                 elif connection.url.path == "/session":
                     query = dict(parse_qsl(connection.url.query))
                     parent = connection.headers.get(traces.HEADER, "")

@@ -31,8 +31,9 @@ class Index:
     projects: dict[str, dict[str, bytes]]  # name -> file name -> content
     # The connection breaks after so many bytes of a file, each time.
     broken: dict[str, int] = field(default_factory=dict[str, int])
-    # So long the index waits in the middle of a file.
+    # So long the index waits in the middle of a file, and as long as this is not set.
     slow_s: float = 0.0
+    goes_on: threading.Event = field(default_factory=threading.Event)
     url: str = ""
     requests: list[str] = field(default_factory=list[str])  # paths, in order
 
@@ -67,16 +68,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         half = len(data) // 2
-        with_pause = self.index.slow_s and kind != "text/html"
+        held = not self.index.goes_on.is_set()
+        with_pause = (self.index.slow_s or held) and kind != "text/html"
         if with_pause:
             self.wfile.write(data[:half])
             time.sleep(self.index.slow_s)
+            self.index.goes_on.wait(60)
         self.wfile.write(data[half if with_pause else 0 : break_after])
 
 
 @contextmanager
 def serving(projects: dict[str, dict[str, bytes]]) -> Generator[Index]:
     index = Index(projects)
+    index.goes_on.set()
     handler = type("Handler", (_Handler,), {"index": index})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     index.url = f"http://127.0.0.1:{server.server_port}/simple/"

@@ -24,9 +24,9 @@ from dalston.triton.greedy import (
     HEAD,
     Controls,
     Decoded,
+    Encoded,
     Floats,
     Greedy,
-    Heard,
     Task,
     _Row,  # pyright: ignore[reportPrivateUsage]
 )
@@ -203,10 +203,10 @@ def attended(frame: int, window: int = 400) -> Floats:
 
 def said_until_it_rewinds(frames: list[int], audio: int) -> tuple[list[int], bool]:
     """What is kept of tokens 0, 1, 2, ... that attend these frames of so many of audio."""
-    heard = Heard(np.zeros((400, 1), np.float32), [])
-    row = _Row(Task(heard, [0], 100, audio), Decoded([]))
+    encoded = Encoded(np.zeros((400, 1), np.float32), [])
+    row = _Row(Task(encoded, [0], 100, audio), Decoded([]))
     for token, frame in enumerate(frames):
-        if row.take(token, -0.5, attended(frame), Controls(end=-1, no_speech=-1, marks=MARKS)):
+        if row.accept(token, -0.5, attended(frame), Controls(end=-1, no_speech=-1, marks=MARKS)):
             break
     assert row.decoded.logprob == -0.5 * len(row.decoded.tokens)
     assert len(row.decoded.frames) == len(row.decoded.tokens)
@@ -242,12 +242,12 @@ def test_nothing_is_said_behind_a_jump_back_and_what_moves_on_is_kept(
 
 
 def test_the_silence_that_fills_the_window_is_not_the_end_of_the_audio() -> None:
-    heard = Heard(np.zeros((400, 1), np.float32), [])
-    row = _Row(Task(heard, [0], 100, 200), Decoded([]))
+    encoded = Encoded(np.zeros((400, 1), np.float32), [])
+    row = _Row(Task(encoded, [0], 100, 200), Decoded([]))
     for frame in (10, 60, 80):
         attention = attended(frame)
         attention[390] = 0.9
-        assert not row.take(5, -0.5, attention, Controls(end=-1, no_speech=-1))
+        assert not row.accept(5, -0.5, attention, Controls(end=-1, no_speech=-1))
     assert row.decoded.frames == [10, 60, 80]
 
 
@@ -255,8 +255,10 @@ def test_the_silence_that_fills_the_window_is_not_the_end_of_the_audio() -> None
 @given(data=st.data())
 def test_no_draft_changes_where_a_repeat_is_cut_off(babbler: Greedy, data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    heard = babbler.hear(rng.standard_normal((80, data.draw(st.sampled_from([400, 600]))), "f4"))
-    task = Task(heard, PROMPT, 60, data.draw(st.integers(100, heard.frames)))
+    encoded = babbler.encode(
+        rng.standard_normal((80, data.draw(st.sampled_from([400, 600]))), "f4")
+    )
+    task = Task(encoded, PROMPT, 60, data.draw(st.integers(100, encoded.frames)))
     (plain,) = babbler.decode([task])
     drafts = st.lists(st.sampled_from([*plain.tokens, 5]), max_size=20)
     kept = data.draw(st.integers(0, len(plain.tokens)))

@@ -671,22 +671,23 @@ def until_half_is_here(index: Index) -> None:
 def test_whoever_is_killed_meanwhile_leaves_nothing_that_is_used(
     index: Index, no_hub: Hub, machine: Machine, files: Files
 ):
-    index.slow_s = 1
+    index.goes_on.clear()
     process = machine.start(no_hub, index)
     until_half_is_here(index)
     process.kill()
     process.communicate()
-    index.slow_s = 0
+    index.goes_on.set()
     assert_whole(machine.fetch(no_hub, index).last, files)
     assert list(machine.cache.rglob("*.partial")) == []
 
 
 def test_ctrl_c_meanwhile_leaves_nothing(index: Index, no_hub: Hub, machine: Machine):
-    index.slow_s = 1
+    index.goes_on.clear()
     process = machine.start(no_hub, index)
     until_half_is_here(index)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
+    index.goes_on.set()
     assert_nothing_is_kept(machine.cache)
 
 

@@ -14,16 +14,16 @@ async def test_so_many_at_a_time_and_the_rest_in_the_order_they_came():
     turns, went = Turns(2), list[int]()
 
     async def one(number: int) -> None:
-        await turns.take()
+        await turns.acquire()
         went.append(number)
 
     tasks = [asyncio.create_task(one(number)) for number in range(4)]
     await settled()
     assert went == [0, 1]
-    turns.give_back()
+    turns.release()
     await settled()
     assert went == [0, 1, 2]
-    turns.give_back()
+    turns.release()
     await asyncio.gather(*tasks)
     assert went == [0, 1, 2, 3]
 
@@ -32,15 +32,15 @@ async def test_what_goes_without_waiting_is_made_up_for():
     turns, went = Turns(2), list[int]()
 
     async def one(number: int) -> None:
-        await turns.take()
+        await turns.acquire()
         went.append(number)
 
     for _ in range(3):
-        turns.go()
+        turns.acquire_now()
     tasks = [asyncio.create_task(one(number)) for number in range(2)]
     for back, expected in enumerate([[], [], [0], [0, 1]]):
         if back:
-            turns.give_back()
+            turns.release()
         await settled()
         assert went == expected
     await asyncio.gather(*tasks)
@@ -50,40 +50,40 @@ async def test_it_is_crowded_when_four_times_as_many_have_gone_as_should():
     turns, told = Turns(2), list[bool]()
     for _ in range(8):
         told.append(turns.crowded)
-        turns.go()
+        turns.acquire_now()
     assert told == [False] * 8
     assert turns.crowded
-    turns.give_back()
+    turns.release()
     assert not turns.crowded
 
 
 async def test_nobody_overtakes_who_waits():
     turns = Turns(1)
-    await turns.take()
-    first = asyncio.create_task(turns.take())
+    await turns.acquire()
+    first = asyncio.create_task(turns.acquire())
     await settled()
-    turns.give_back()
-    second = asyncio.create_task(turns.take())
+    turns.release()
+    second = asyncio.create_task(turns.acquire())
     await settled()
     assert (first.done(), second.done()) == (True, False)
-    turns.give_back()
+    turns.release()
     await asyncio.wait_for(second, 1)
 
 
 @pytest.mark.parametrize("comes_first", [False, True])
 async def test_a_turn_that_nobody_wants_any_more_goes_to_the_next(comes_first: bool):
     turns = Turns(1)
-    await turns.take()
-    gone, stays = asyncio.create_task(turns.take()), asyncio.create_task(turns.take())
+    await turns.acquire()
+    gone, stays = asyncio.create_task(turns.acquire()), asyncio.create_task(turns.acquire())
     await settled()
     if comes_first:  # the turn comes in the moment in which it is called off
-        turns.give_back()
+        turns.release()
         gone.cancel()
     else:
         gone.cancel()
         await settled()
-        turns.give_back()
+        turns.release()
     await asyncio.wait_for(stays, 1)
     assert gone.cancelled()
-    turns.give_back()
-    await asyncio.wait_for(turns.take(), 1)
+    turns.release()
+    await asyncio.wait_for(turns.acquire(), 1)

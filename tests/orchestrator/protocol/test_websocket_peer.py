@@ -22,8 +22,8 @@ from dalston.orchestrator.protocol.websocket_peer import (
     FRAMES_KEPT,
     USUAL,
     Frame,
-    Gone,
     Peer,
+    PeerClosed,
     connected,
 )
 
@@ -87,10 +87,10 @@ class Ear:
 async def test_frames_go_both_ways() -> None:
     async with server() as served:
         asking, asked = await served.link()
-        asking.send("tête")
-        asking.send(b"\x00\xff")
+        asking.send_now("tête")
+        asking.send_now(b"\x00\xff")
         assert [await asked.received(), await asked.received()] == ["tête", b"\x00\xff"]
-        await asked.say("there")
+        await asked.send("there")
         assert await asking.received() == "there"
 
 
@@ -99,7 +99,7 @@ async def test_who_listens_late_hears_what_was_kept_first_and_all_of_it() -> Non
         asking, asked = await served.link()
         frames = [b"%d" % number for number in range(5 * FRAMES_KEPT)]
         for sent in frames:
-            asking.send(sent)
+            asking.send_now(sent)
             await asyncio.sleep(0.001)
         ear = Ear(asked)
         await until(lambda: len(ear.heard) == len(frames))
@@ -111,11 +111,11 @@ async def test_who_does_not_listen_is_not_sent_more_than_is_kept() -> None:
         asking, asked = await served.link()
         sent = 0
         while not asking.blocked:
-            asking.send(bytes(LONGEST))
+            asking.send_now(bytes(LONGEST))
             sent += 1
             await asyncio.sleep(0)
         ear = Ear(asked)
-        await asyncio.wait_for(asking.taken(), 10)
+        await asyncio.wait_for(asking.drained(), 10)
         await until(lambda: len(ear.heard) == sent)
 
 
@@ -132,15 +132,15 @@ async def test_reading_stops_and_goes_on() -> None:
 
         asking.unblocked = count
         while not asking.blocked:
-            asking.send(bytes(LONGEST))
+            asking.send_now(bytes(LONGEST))
             await asyncio.sleep(0)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
-                await asking.say(b"another")
+                await asking.send(b"another")
         assert not ear.heard
         assert not unblocked
         asked.resume()
-        await asyncio.wait_for(asking.taken(), 10)
+        await asyncio.wait_for(asking.drained(), 10)
         assert unblocked == 1
         await until(lambda: ear.heard[-1:] == [b"another"])
 
@@ -150,7 +150,7 @@ async def test_a_close_is_told_with_its_reason(code: int) -> None:
     async with server() as served:
         asking, asked = await served.link()
         ear = Ear(asking)
-        asked.send("last words")
+        asked.send_now("last words")
         await asked.close(code, "because")
         await asking.ended()
         assert (asking.close_code, asking.close_reason, asked.close_code) == (code, "because", code)
@@ -190,9 +190,9 @@ async def test_a_connection_that_breaks_is_told_once_and_is_abnormal() -> None:
         await until(lambda: ear.left)
         await asyncio.sleep(0.02)
         assert (ear.left, asked.close_code) == (1, CloseCode.ABNORMAL)
-        asked.send(b"into the void")
-        with pytest.raises(Gone):
-            await asked.say(b"into the void")
+        asked.send_now(b"into the void")
+        with pytest.raises(PeerClosed):
+            await asked.send(b"into the void")
         late = Ear(asked)
         assert late.left == 1
 
@@ -200,13 +200,13 @@ async def test_a_connection_that_breaks_is_told_once_and_is_abnormal() -> None:
 async def test_who_waits_for_a_frame_learns_that_none_will_come() -> None:
     async with server() as served:
         asking, asked = await served.link()
-        asking.send("one")
+        asking.send_now("one")
         waiting = asyncio.create_task(asked.received())
         assert await waiting == "one"
         waiting = asyncio.create_task(asked.received())
         await asyncio.sleep(0.01)
         asking.abort()
-        with pytest.raises(Gone):
+        with pytest.raises(PeerClosed):
             await asyncio.wait_for(waiting, 2)
 
 
@@ -215,11 +215,11 @@ async def test_who_waits_to_be_read_learns_that_nobody_will() -> None:
         asking, asked = await served.link()
         asked.pause()
         while not asking.blocked:
-            asking.send(bytes(LONGEST))
+            asking.send_now(bytes(LONGEST))
             await asyncio.sleep(0)
-        waiting = asyncio.create_task(asking.taken())
+        waiting = asyncio.create_task(asking.drained())
         asked.abort()
-        with pytest.raises(Gone):
+        with pytest.raises(PeerClosed):
             await asyncio.wait_for(waiting, 5)
 
 
@@ -228,7 +228,7 @@ async def test_what_is_not_read_does_not_keep_a_close() -> None:
         client, peer = await served.client()
         client.transport.pause_reading()
         while not peer.blocked:
-            peer.send(bytes(LONGEST))
+            peer.send_now(bytes(LONGEST))
             await asyncio.sleep(0)
         await asyncio.wait_for(peer.close(1000, patience_s=0.2), 2)
         assert peer.close_code == CloseCode.ABNORMAL
@@ -244,7 +244,7 @@ async def test_behind_our_close_nothing_is_heard() -> None:
         ear = Ear(asked)
         closing = asyncio.create_task(asked.close(1000))
         await asyncio.sleep(0)
-        asking.send(b"too late")
+        asking.send_now(b"too late")
         await closing
         assert not ear.heard
 
@@ -254,14 +254,14 @@ async def test_one_that_lives_says_so_when_it_is_asked() -> None:
         asking, asked = await served.link()
         now = asyncio.get_running_loop().time()
         asking.ping(now)
-        assert asking.asked == now
+        assert asking.pinged_at == now
         Ear(asking)
-        await until(lambda: asking.asked is None)
-        assert asking.heard >= now
+        await until(lambda: asking.pinged_at is None)
+        assert asking.heard_at >= now
         asked.transport.underlying_transport.pause_reading()
         asking.ping(now)
         await asyncio.sleep(0.1)
-        assert asking.asked == now
+        assert asking.pinged_at == now
 
 
 async def test_one_that_does_not_read_says_all_the_same_that_it_lives() -> None:
@@ -271,13 +271,13 @@ async def test_one_that_does_not_read_says_all_the_same_that_it_lives() -> None:
         asked.pause()
         for _ in range(2):
             asking.ping(now := asyncio.get_running_loop().time())
-            await until(lambda: asking.asked is None)
-            assert asking.heard > now
+            await until(lambda: asking.pinged_at is None)
+            assert asking.heard_at > now
         asked.resume()
         await asyncio.sleep(0.3)  # for the answers to what was asked
-        heard = asking.heard
+        heard = asking.heard_at
         await asyncio.sleep(0.6)
-        assert asking.heard == heard, "one that reads is silent until it is asked"
+        assert asking.heard_at == heard, "one that reads is silent until it is asked"
 
 
 async def test_a_message_in_fragments_is_one() -> None:

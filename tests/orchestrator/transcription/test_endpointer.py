@@ -206,10 +206,10 @@ def test_a_click_is_dropped_after_the_usual_silence_whatever_ends_turns() -> Non
 def test_behind_a_cut_speech_is_confirmed_from_the_start_and_may_have_been_nothing() -> None:
     endpointer = Endpointer()
     endpointer.resume_speech(0)
-    assert not endpointer.heard
+    assert not endpointer.spoke
     _, events = heard([0.0] * 16, endpointer=endpointer)
     assert [event for _, event in events] == [Event.PAUSE, Event.ENDPOINT]
-    assert not endpointer.heard
+    assert not endpointer.spoke
 
 
 @given(st.lists(st.floats(0, 1), max_size=300))

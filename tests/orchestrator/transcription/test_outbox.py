@@ -14,7 +14,7 @@ from dalston.orchestrator.transcription.outbox import Outbox
 
 def told(outbox: Outbox) -> list[ServerMessage]:
     outbox.settle()
-    return outbox.take()
+    return outbox.collect()
 
 
 def partial(text: str) -> Partial:

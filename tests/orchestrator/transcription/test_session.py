@@ -985,12 +985,12 @@ def test_a_final_that_is_not_told_yet_holds_up_from_where_it_was_due() -> None:
                 final = request
     session.messages()
     assert final
-    assert session.heard / RATE == pytest.approx(3.96, abs=0.2)
+    assert session.searched / RATE == pytest.approx(3.96, abs=0.2)
     # Half a second of silence behind three words.
     assert session.processed / RATE == pytest.approx(0.96 + 0.5, abs=0.1)
     session.receive_hypothesis(final.id, recognise(final.audio))
     session.messages()
-    assert session.processed == session.heard
+    assert session.processed == session.searched
 
 
 def test_a_cut_is_not_heard_less_for_being_heard_twice() -> None:
@@ -998,8 +998,8 @@ def test_a_cut_is_not_heard_less_for_being_heard_twice() -> None:
     heard = [0]
     for frame in chunks(audio([k % 12 for k in range(110)]), [3200]):
         driver.step(frame)
-        assert driver.session.heard >= heard[-1]
-        heard.append(driver.session.heard)
+        assert driver.session.searched >= heard[-1]
+        heard.append(driver.session.searched)
     assert len(finals(driver)) == 1
     assert driver.session.received - driver.session.processed < RATE // 5
 

@@ -65,8 +65,8 @@ class Peer:
 
     # The line, as the handler has it.
 
-    def listen(self, hear: Callable[[str | bytes], None], leave: Callable[[], None]) -> None:
-        self.hear, self.leave = hear, leave
+    def listen(self, on_frame: Callable[[str | bytes], None], on_leave: Callable[[], None]) -> None:
+        self.hear, self.leave = on_frame, on_leave
         self.resume()
 
     def pause(self) -> None:
@@ -87,11 +87,8 @@ class Peer:
                 self.read += 1
                 self.hear(frame)
 
-    async def say(self, frame: str) -> None:
-        await self.send(frame)
-
-    async def send(self, text: str) -> None:
-        self.told.append(json.loads(text))
+    async def send(self, frame: str) -> None:
+        self.told.append(json.loads(frame))
 
     # The models.
 
@@ -324,12 +321,12 @@ async def test_a_drain_ends_the_session_in_order() -> None:
     assert peer.told[-1]["reason"] == "server_drain"
 
 
-@pytest.mark.parametrize("text", ["{", "hello", '{"type":"what"}', '{"a":' * 4000])
-async def test_a_frame_that_is_no_message_is_answered_and_the_session_goes_on(text: str) -> None:
+@pytest.mark.parametrize("frame", ["{", "hello", '{"type":"what"}', '{"a":' * 4000])
+async def test_a_frame_that_is_no_message_is_answered_and_the_session_goes_on(frame: str) -> None:
     peer = Peer()
     task = peer.start()
     half = chunks(SPOKEN, [len(SPOKEN) // 2])
-    peer.speaks(half[0], text, *half[1:], END)
+    peer.speaks(half[0], frame, *half[1:], END)
     assert await ended(task) == 1000
     (error,) = [m for m in peer.told if m["type"] == "error"]
     assert (error["code"], error["recoverable"]) == ("invalid_message", True)
@@ -524,9 +521,9 @@ async def test_a_slow_reader_loses_partials_first() -> None:
     reading = asyncio.Event()
     finals = 0
 
-    async def slow(text: str) -> None:
+    async def slow(frame: str) -> None:
         await reading.wait()
-        peer.told.append(json.loads(text))
+        peer.told.append(json.loads(frame))
 
     async def counted(request: TranscriptRequest) -> Hypothesis:
         nonlocal finals
@@ -550,9 +547,9 @@ async def test_a_slow_reader_loses_partials_first() -> None:
 def read_until(peer: Peer, count: int) -> None:
     """From then on the client does not read."""
 
-    async def send(text: str) -> None:
-        if len(peer.told) < count or "slow_reader" in text:
-            peer.told.append(json.loads(text))
+    async def send(frame: str) -> None:
+        if len(peer.told) < count or "slow_reader" in frame:
+            peer.told.append(json.loads(frame))
         else:
             await asyncio.Event().wait()
 
@@ -615,9 +612,9 @@ async def test_an_end_that_is_not_read_does_not_keep_the_session() -> None:
 async def test_a_reader_that_takes_a_while_is_let_read() -> None:
     peer = Peer(limits=Limits(reader_s=0.5))
 
-    async def slow(text: str) -> None:
+    async def slow(frame: str) -> None:
         await asyncio.sleep(0.1)
-        peer.told.append(json.loads(text))
+        peer.told.append(json.loads(frame))
 
     peer.send = slow
     task = peer.start()

@@ -36,7 +36,9 @@ class Position:
 
 
 def value(name: str) -> float:
-    page = metrics.page(metrics.State(1, True, False, 0, {}), metrics.Sessions()).decode()
+    page = metrics.page(
+        metrics.WorkerState(1, True, False, 0, {}), metrics.SessionCounts()
+    ).decode()
     return next(float(line.split()[1]) for line in page.splitlines() if line.startswith(f"{name} "))
 
 
