@@ -89,7 +89,7 @@ SEED ?= 1
 FRAMES ?= 100000
 MINUTES ?= 60
 STREAMS ?= 76
-CHAOS = PYTHONPATH=tests/chaos:tests/support:bench $(BIN)/python tests/chaos
+CHAOS = PYTHONPATH=tests/chaos:tests:bench $(BIN)/python tests/chaos
 .PHONY: chaos fuzz storms soak
 chaos: .venv/installed-dev demo-models
 	$(CHAOS)/chaos.py --faults $(FAULTS) --seed $(SEED) $(ARGS)

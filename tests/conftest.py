@@ -6,7 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import single_triton
-from redis_process import redis_process
+from support.redis_process import redis_process
 
 # Machines are slow at times, and that proves nothing.
 hypothesis.settings.register_profile("dalston", deadline=None)

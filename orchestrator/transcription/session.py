@@ -6,20 +6,34 @@ The life of one transcription, without I/O.
 
 After each receive_*() collect requests(), to be sent to the models, and messages(), to be sent to
 the client. A session opens no socket, starts no task and reads no clock: the same audio, messages
-and answers give the same messages, however the audio was cut into pieces.
+and answers give the same messages, however the audio was cut into pieces. It changes when it is
+given something, never when something is collected.
 
-How that holds. Audio and client messages wait in one line, in the order they came. A cursor walks
-along it in frames of 32 ms, one request for speech probabilities at a time, and everything is
-decided at the cursor: where utterances begin and end, what audio a final is made of. At each end
-of an utterance, each cut and every 20 s of silence the session restarts at the cursor, with a new
-VAD sequence and a new resampler, and states itself in a Snapshot: so another session that goes on
-from there has the same inputs as this one. Finals are asked for as soon as possible and told in
-the order of the audio.
+Inside, six machines work together:
 
-With endpointing=smart a model is asked at each pause whether the turn sounds over. Its answer
-counts from a fixed place in the audio on (endpointer.py), and the cursor waits there for it: so
-endpoints depend on the answer and not on when it came. If none comes at all, which whoever asks
-decides, silence ends the utterance; that alone can differ when it is heard again.
+    machine         its states, and what moves it                       where
+    line of input   audio and client messages, in the order they came;  AudioStream, _markers
+                    a message takes effect when the cursor is there     _advance, _take_effect
+    VAD request     none -> waiting -> undecided -> none; if it fails,  _waiting, _undecided
+                    its sequence is asked again from its start          _ask_speech, _go_on
+    endpointer      silence -> onset -> speech; a pause may wait for    endpointer.py
+                    the answer whether the turn is over                 _decide
+    partial         none -> asked (-> its turn comes) -> none           decoding.py
+    finals          ended -> asked -> known -> told, in order           decoding.py, outbox.py
+    snapshot        stated at each restart, told once the finals        _restart, _stated
+                    before it are known
+
+How the same input gives the same messages. A cursor walks along the line in frames of 32 ms, one
+request for speech probabilities at a time, and everything is decided at the cursor: where
+utterances begin and end, and what audio a final is made of. At each end of an utterance, each cut
+and every 20 s of silence the session restarts at the cursor, with a new VAD sequence and a new
+resampler, and states itself in a Snapshot. Another session that goes on from there has the same
+inputs as this one. Finals are asked for as soon as possible and told in the order of the audio.
+
+With endpointing=smart a model is asked at each pause whether the turn is over. Its answer counts
+from a fixed place in the audio on (endpointer.py), and the cursor waits there for it. So endpoints
+depend on the answer and not on when it came. If none comes at all, which is decided by whoever
+asks, silence ends the utterance; only that can differ when the audio is heard again.
 
 Partials are the exception: they show what is known at the moment, and depend on when answers came.
 So do eager finals: whether one is told depends on whether its answer came within the pause.
@@ -30,7 +44,6 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
 
 import msgspec
 
@@ -61,14 +74,11 @@ from dalston.orchestrator.protocol.messages import (
 from dalston.orchestrator.protocol.parameters import objection
 from dalston.orchestrator.transcription import assembler
 from dalston.orchestrator.transcription.audio import AudioStream
+from dalston.orchestrator.transcription.changes import changes, configured, merged, thresholds
 from dalston.orchestrator.transcription.decoding import PARTIAL_EVERY, Decoding, Ended, Utterance
 from dalston.orchestrator.transcription.endpointer import (
-    PAUSE,
-    QUICK_PAUSE,
     Endpointer,
     Event,
-    Thresholds,
-    TurnRules,
 )
 from dalston.orchestrator.transcription.model_requests import (
     EndOfTurnRequest,
@@ -660,33 +670,3 @@ class Session:
         )
         self._endpointer.resume_speech(self._cursor)
         self._confirm(self._open)
-
-
-def thresholds(config: SessionConfig) -> Thresholds:
-    turns = None
-    if config.endpointing == "smart":
-        shortest = config.turn_silence_ms * SAMPLE_RATE // 1000
-        longest = config.max_silence_duration_ms * SAMPLE_RATE // 1000
-        turns = TurnRules(config.turn_threshold, shortest, max(shortest, longest))
-    return Thresholds(
-        threshold=config.vad_threshold,
-        min_speech=config.min_speech_duration_ms * SAMPLE_RATE // 1000,
-        min_silence=config.min_silence_duration_ms * SAMPLE_RATE // 1000,
-        manual=config.endpointing == "manual",
-        turns=turns,
-        pause=QUICK_PAUSE if config.endpointing == "manual" else PAUSE,
-    )
-
-
-def configured(config: SessionConfig, change: Configure) -> SessionConfig:
-    return msgspec.structs.replace(config, **changes(change))
-
-
-def merged(first: Configure, then: Configure) -> Configure:
-    return msgspec.structs.replace(first, **changes(then))
-
-
-def changes(change: Configure) -> dict[str, Any]:
-    return {
-        name: value for name, value in msgspec.structs.asdict(change).items() if value is not None
-    }

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import psutil
 import redis.asyncio
-from proxy import Proxy
+from support.proxy import Proxy
 
 from dalston.cli.up import Part, redis_server
 from dalston.triton.process import free_port

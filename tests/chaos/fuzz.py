@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import checks
-import wire
 from deployment import ROOT, Deployment, Size, deployed
-from wire import Wire
+from support import wire
+from support.wire import Wire
 
 STREAM, SESSION = "/v1/audio/transcriptions/stream", "/session"
 AT_ONCE = 16  # sessions

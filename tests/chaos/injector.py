@@ -15,8 +15,8 @@ import psutil
 from caller import PATH, Caller
 from deployment import Deployment, Link, Member
 from faults import Fault
-from proxy import Proxy
 from redis.exceptions import RedisError
+from support.proxy import Proxy
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from corpus import recordings as of_corpus
 from recordings import Recording, foreign, recordings
-from sounds import converted
+from support.sounds import converted
 
 from dalston.orchestrator.protocol.messages import Encoding
 from dalston.triton.contract import SAMPLE_RATE

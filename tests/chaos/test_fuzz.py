@@ -10,7 +10,7 @@ import pytest
 from deployment import deployed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from speech import WORDS
+from support.speech import WORDS
 
 from dalston.orchestrator.protocol.messages import (
     Clear,

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from scripted import RATE, Line, Part, server
+from support.scripted import RATE, Line, Part, server
 
 from dalston import client
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from javascript import speaking, told
-from scripted import RATE, Line, Part, server
+from support.javascript import speaking, told
+from support.scripted import RATE, Line, Part, server
 
 AUDIO = b"".join(n.to_bytes(2, "little") for n in range(2 * RATE))
 CONTROLS = [[RATE, "flush"], [RATE + 2400, "configure", {"language": "es"}]]

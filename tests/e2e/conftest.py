@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from stack import Stack, start_stack
+from support.stack import Stack, start_stack
 
 
 @pytest.fixture(scope="session")

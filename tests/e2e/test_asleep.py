@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from recordings import recordings
-from stack import Stack, start_stack
+from support.stack import Stack, start_stack
 
 from dalston import client
 

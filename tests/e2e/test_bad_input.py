@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from recordings import recordings
-from stack import Stack
+from support.stack import Stack
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 

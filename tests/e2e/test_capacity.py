@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from recordings import recordings
-from stack import Stack
+from support.stack import Stack
 
 from dalston import client
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from deployment import Deployment, Size, deployed
-from javascript import speaking, told
-from proxy import Proxy
 from recordings import recordings
+from support.javascript import speaking, told
+from support.proxy import Proxy
 
 from dalston import client
 

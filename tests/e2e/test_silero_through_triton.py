@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from recordings import Pcm, recordings
-from silero_file import probabilities
+from support.silero_file import probabilities
 
 from dalston.orchestrator.inference.local_vad import LocalVad
 from dalston.orchestrator.inference.triton_client import SequenceLost, Triton, speech_probabilities

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from recordings import recordings
-from stack import Stack
+from support.stack import Stack
 
 SAMPLES = Path(__file__).parents[2] / "demo" / "samples"
 

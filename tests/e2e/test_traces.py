@@ -11,9 +11,9 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from collector import Collector, Span, collecting
 from recordings import recordings
-from stack import Stack, start_stack
+from support.collector import Collector, Span, collecting
+from support.stack import Stack, start_stack
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from recordings import Recording, foreign, recordings
 from scoring import wer
-from sounds import converted
-from stack import Stack
+from support.sounds import converted
+from support.stack import Stack
 
 from dalston import client
 from dalston.orchestrator.protocol.messages import Encoding

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from recordings import recordings
-from stack import Stack, start_stack
+from support.stack import Stack, start_stack
 
 from dalston import client
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import single_triton
 from recordings import recordings
-from stack import Stack
+from support.stack import Stack
 
 from dalston import client
 from dalston.orchestrator.inference.fleet import Fleet

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from recordings import recordings
-from stack import Stack, start_stack
+from support.stack import Stack, start_stack
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from recordings import recordings
-from redis_process import redis_process
+from support.redis_process import redis_process
 from websockets.asyncio.client import connect
 
 from dalston import client

@@ -1,7 +1,7 @@
 from collections.abc import AsyncGenerator
 
 import pytest
-from fronted import Gateway, gateway_over
+from support.fronted import Gateway, gateway_over
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counted import counted
-from fronted import STREAM, FakeWorker, Gateway, drained, echo, gateway_over
-from redis_process import redis_process
-from registered import BEGIN
+from support.counted import counted
+from support.fronted import STREAM, FakeWorker, Gateway, drained, echo, gateway_over
+from support.redis_process import redis_process
+from support.registered import BEGIN
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection
 

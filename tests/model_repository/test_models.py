@@ -15,7 +15,7 @@ import pytest
 import triton_python_backend_utils as pb_utils
 from google.protobuf import json_format, text_format
 from recordings import Pcm, spoken
-from silero_file import probabilities
+from support.silero_file import probabilities
 from triton_python_backend_utils import InferenceRequest, InferenceResponse
 from tritonclient.grpc import model_config_pb2
 

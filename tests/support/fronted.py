@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from registered import BEGIN, snapshot
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_websocket
@@ -24,6 +23,7 @@ from dalston.gateway.protocols import PROTOCOLS
 from dalston.gateway.server import serve
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.capacity.slots import Registration, Slots, redis_client
+from support.registered import BEGIN, snapshot
 
 STREAM = "/v1/audio/transcriptions/stream"
 Script = Callable[[ServerConnection], Awaitable[None]]

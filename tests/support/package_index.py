@@ -89,6 +89,7 @@ def serving(projects: dict[str, dict[str, bytes]]) -> Generator[Index]:
     try:
         yield index
     finally:
+        index.goes_on.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -25,7 +25,7 @@ import grpc.aio
 import psutil
 import pytest
 import pytest_asyncio
-import waiting
+from support import waiting
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from dalston.triton import probe, server

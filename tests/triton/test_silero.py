@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import Pcm, recordings
-from silero_file import probabilities
+from support.silero_file import probabilities
 
 from dalston.triton.contract import SAMPLE_RATE, VAD_CONTEXT, VAD_FRAME
 from dalston.triton.silero import SWEEP_S, Chunk, SequenceLost, Silero

@@ -20,12 +20,11 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import hub
-import package_index
 import pytest
-from hub import REPOSITORY, REVISION, Hub
-from package_index import Index, wheel
 from pydantic import TypeAdapter
+from support import hub, package_index
+from support.hub import REPOSITORY, REVISION, Hub
+from support.package_index import Index, wheel
 
 from dalston.triton.greedy import DECODER, ENCODER, HEAD
 from dalston.triton.models import (

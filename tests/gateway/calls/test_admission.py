@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
-from redis_process import redis_process
-from registered import PREFIX, active, register, worker
+from support.redis_process import redis_process
+from support.registered import PREFIX, active, register, worker
 
 from dalston.gateway.calls.admission import Admission, admit
 from dalston.orchestrator.capacity.redis_client import redis_client

@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from counted import counted
-from fronted import STREAM, FakeWorker, Gateway, drained, echo, gateway_over
-from redis_process import redis_process
-from registered import BEGIN, snapshot
-from waiting import until
+from support.counted import counted
+from support.fronted import STREAM, FakeWorker, Gateway, drained, echo, gateway_over
+from support.redis_process import redis_process
+from support.registered import BEGIN, snapshot
+from support.waiting import until
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenes import Scene, scenes, told
-from speech import Driver, Step, pcm, say, silence
+from support.scenes import Scene, scenes, told
+from support.speech import Driver, Step, pcm, say, silence
 
 from dalston.gateway.calls.relay import Relay
 from dalston.orchestrator.protocol.messages import (
@@ -38,7 +38,7 @@ from dalston.orchestrator.protocol.messages import (
     serialize,
 )
 from dalston.orchestrator.protocol.parameters import contradiction
-from dalston.orchestrator.transcription.session import configured
+from dalston.orchestrator.transcription.changes import configured
 
 # Scenes of minutes, ten of them: a busy machine takes longer than two minutes for some.
 pytestmark = pytest.mark.timeout(400)

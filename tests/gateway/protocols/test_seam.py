@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 
 import pytest
-from fronted import FakeWorker, Gateway, echo, gateway_over
+from support.fronted import FakeWorker, Gateway, echo, gateway_over
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 

@@ -5,7 +5,7 @@ Connections that never say what they want.
 import asyncio
 
 import pytest
-from fronted import FakeWorker, echo, gateway_over
+from support.fronted import FakeWorker, echo, gateway_over
 
 REQUEST = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 UPGRADE = b"GET /v1/audio/transcriptions/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"

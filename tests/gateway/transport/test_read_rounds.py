@@ -9,9 +9,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
-from fronted import STREAM, FakeWorker, Gateway, echo
-from waiting import until
-from wire import BINARY, TEXT, Wire, frame
+from support.fronted import STREAM, FakeWorker, Gateway, echo
+from support.waiting import until
+from support.wire import BINARY, TEXT, Wire, frame
 
 from dalston.gateway.transport import read_rounds
 from dalston.gateway.transport.read_rounds import Rounds

@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from fronted import STREAM, FakeWorker, Gateway, echo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from waiting import until
-from wire import BINARY, CLOSE, CONTINUATION, PING, TEXT, Wire, frame
+from support.fronted import STREAM, FakeWorker, Gateway, echo
+from support.waiting import until
+from support.wire import BINARY, CLOSE, CONTINUATION, PING, TEXT, Wire, frame
 
 from dalston.gateway.transport.uvicorn_protocol import Cutter, payload
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from registered import PREFIX, register, worker
+from support.registered import PREFIX, register, worker
 
 from dalston.orchestrator.capacity.slots import NoCapacity, Slot, Slots, TooMany
 

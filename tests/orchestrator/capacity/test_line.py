@@ -5,7 +5,7 @@ The line for a slot, in a real Redis: nobody overtakes, nobody blocks whom he do
 from typing import Any
 
 import pytest
-from registered import PREFIX, register, worker
+from support.registered import PREFIX, register, worker
 
 from dalston.orchestrator.capacity.slots import NoCapacity, Slot, Slots
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import uvloop
-from proxy import Proxy
 from redis.exceptions import RedisError
-from redis_process import RedisProcess, redis_process
+from support.proxy import Proxy
+from support.redis_process import RedisProcess, redis_process
 
 from dalston.orchestrator.capacity.redis_client import (
     UnsupportedRedis,

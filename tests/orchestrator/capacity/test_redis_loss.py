@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
-from redis_process import REMEMBERS, RedisProcess, redis_process
-from registered import PREFIX, active, register, worker
+from support.redis_process import REMEMBERS, RedisProcess, redis_process
+from support.registered import PREFIX, active, register, worker
 
 from dalston.orchestrator.capacity.redis_client import UnsupportedRedis, redis_client
 from dalston.orchestrator.capacity.slots import NoCapacity, Slots

@@ -4,7 +4,7 @@ What a session is continued from, kept in a real Redis.
 
 from typing import Any
 
-from registered import PREFIX, register, worker
+from support.registered import PREFIX, register, worker
 
 from dalston.orchestrator.capacity.slots import Slots
 

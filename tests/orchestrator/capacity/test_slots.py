@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from registered import PREFIX, active, register, worker
+from support.registered import PREFIX, active, register, worker
 
 from dalston.orchestrator.capacity.slots import EVENTS, NoCapacity, Slot, Slots, WorkerIdTaken
 

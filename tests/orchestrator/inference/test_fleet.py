@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import waiting
 from instant import Asked, Refused, Tensor, serving
-from small_triton import SmallTriton, Wire, end, final, more, partial, start
+from support import waiting
+from support.small_triton import SmallTriton, Wire, end, final, more, partial, start
 
 from dalston.orchestrator.inference import fleet, health_channel
 from dalston.orchestrator.inference.fleet import Fleet
@@ -617,7 +617,7 @@ async def test_a_worker_that_finds_unknown_models_asleep_loads_them_to_know_them
 async def test_models_that_answer_somebody_are_not_probed(monkeypatch: pytest.MonkeyPatch):
     triton = SmallTriton()
     async with fleet_of(triton) as fleet:
-        monkeypatch.setattr("dalston.orchestrator.inference.fleet.PROBE_AFTER_S", 0.05)
+        monkeypatch.setattr("dalston.orchestrator.inference.member.PROBE_AFTER_S", 0.05)
         await asyncio.sleep(0.1)
         probes = triton.probes
         triton.given += 1  # the supervisor's probes count

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from instant import serving
 from recordings import spoken
-from small_triton import SmallTriton, start
+from support.small_triton import SmallTriton, start
 
 from dalston.orchestrator.inference import triton_client
 from dalston.orchestrator.inference.triton_client import (

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import uvloop
 from picows import ws_create_server  # pyright: ignore[reportUnknownVariableType]
-from waiting import until
+from support.waiting import until
+from support.wire import BINARY, CONTINUATION, TEXT, Wire, frame
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
-from wire import BINARY, CONTINUATION, TEXT, Wire, frame
 
 from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.websocket_peer import (

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scenes import Scene
-from speech import RATE, Driver, Step, Vad, chunks, pcm, recognise, say, silence, snapshots
+from support.scenes import Scene
+from support.speech import RATE, Driver, Step, Vad, chunks, pcm, recognise, say, silence, snapshots
 
 from dalston.orchestrator.protocol.messages import (
     Clear,

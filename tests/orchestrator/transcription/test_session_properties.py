@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenes import SIZES, Scene, scenes, told, utterances
-from speech import WORDS, Driver, chunks, pcm, say, silence, snapshots
+from support.scenes import SIZES, Scene, scenes, told, utterances
+from support.speech import WORDS, Driver, chunks, pcm, say, silence, snapshots
 
 from dalston.orchestrator.protocol.messages import (
     Eager,

@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from counted import counted
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from speech import Vad, chunks, end_of_turn, pcm, recognise, say, silence
+from support.counted import counted
+from support.speech import Vad, chunks, end_of_turn, pcm, recognise, say, silence
 
 from dalston.orchestrator.inference.triton_client import InferenceError, SequenceLost, SpeechAnswer
 from dalston.orchestrator.protocol.messages import LONGEST_FRAME, SessionConfig, Snapshot

@@ -26,7 +26,7 @@ FINAL = Final(
 class Position:
     """Of a session: the only thing that stage times ask of one."""
 
-    heard: int = 0
+    searched: int = 0
     processed: int = 0
     received: int = 0
     dues: list[int] = field(default_factory=list[int])
@@ -55,7 +55,7 @@ def waited(times: StageTimes, now: float) -> float:
 def test_a_final_is_waited_for_from_where_its_end_was_heard() -> None:
     times, session = timed(Position())
     for sample in (1536, 3072, 4608):
-        session.heard = sample
+        session.searched = sample
         session.processed = min(sample, 3072)
         times.searched(sample / 16_000)
     session.dues = [3072]
@@ -63,7 +63,7 @@ def test_a_final_is_waited_for_from_where_its_end_was_heard() -> None:
 
 
 def test_an_end_that_a_client_asks_for_is_waited_for_from_then() -> None:
-    times, session = timed(Position(heard=1536, processed=1536))
+    times, session = timed(Position(searched=1536, processed=1536))
     times.searched(0.1)
     times.message_came(5.0)
     session.dues = [1536]
@@ -71,7 +71,7 @@ def test_an_end_that_a_client_asks_for_is_waited_for_from_then() -> None:
 
 
 def test_what_a_cut_makes_to_be_heard_again_does_not_begin_the_waiting_anew() -> None:
-    times, session = timed(Position(heard=4608, processed=4608))
+    times, session = timed(Position(searched=4608, processed=4608))
     times.searched(1.0)
     times.searched(1.5)  # the cursor went back; no more is heard than before
     session.dues = [4608]

@@ -17,8 +17,8 @@ import msgspec
 import numpy as np
 import pytest
 from recordings import recordings
-from redis_process import redis_process
-from speech import chunks
+from support.redis_process import redis_process
+from support.speech import chunks
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
-from proxy import Proxy
+
+from support.proxy import Proxy
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

@@ -9,8 +9,6 @@ from typing import Any
 import msgspec
 import numpy as np
 from hypothesis import strategies as st
-from sounds import encoded
-from speech import RATE, WORDS, Step, chunks, say, silence
 
 from dalston.orchestrator.protocol.messages import (
     SAMPLE_BYTES,
@@ -32,6 +30,8 @@ from dalston.orchestrator.protocol.messages import (
     Withdrawn,
 )
 from dalston.orchestrator.transcription.session import Session
+from support.sounds import encoded
+from support.speech import RATE, WORDS, Step, chunks, say, silence
 
 CONTROLS: list[ClientMessage] = [
     Flush(),
