@@ -38,7 +38,7 @@ Protocols = Mapping[str, Callable[[Opening], ClientProtocol]]
 
 @dataclass(frozen=True)
 class Gateway:
-    """What the routes are about."""
+    """The parts of one gateway, for its routes."""
 
     settings: GatewaySettings
     redis: "redis.asyncio.Redis"
@@ -49,7 +49,7 @@ class Gateway:
 
     @classmethod
     def of(cls, settings: GatewaySettings) -> "Gateway":
-        """Raises KeysError."""
+        """The parts as the settings say. Raises KeysError."""
         client = redis_client(settings.redis_url)
         slots, access = Slots(client), Access(settings, client)
         return cls(settings, client, slots, access, Calls(slots, access, settings), Rounds())

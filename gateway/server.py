@@ -87,8 +87,8 @@ def _configured(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
         # Deflate costs each stream 300 KB and most of its processor time, for speech that does
         # not compress; a proxy in front can offer it.
         ws_per_message_deflate=False,
-        # Pings keep proxies from forgetting the connection. An answer may wait behind audio that
-        # we do not read yet; whether a client lives shows by what it sends.
+        # Pings keep proxies from forgetting the connection. An answer may be queued after
+        # audio that we do not read yet; what a client sends shows that it lives.
         ws_ping_timeout=None,
         timeout_graceful_shutdown=3,
     )

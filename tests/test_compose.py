@@ -76,6 +76,7 @@ def test_the_schema_refuses_what_is_misspelt(tmp_path: Path) -> None:
     assert not is_valid(path)
 
 
+# 000-16, 000-46, K-07, C-10
 def test_starting_realtime_whisper_1_starts_all_it_needs() -> None:
     expected = {"realtime-whisper-1", "redis", "models", "triton", "gateway"}
     assert needs("realtime-whisper-1") == expected
@@ -90,6 +91,7 @@ def test_what_a_service_needs_is_in_all_its_profiles(name: str) -> None:
         assert profiles <= set(SERVICES[dependency]["profiles"]), dependency
 
 
+# 001-54, 001-57
 def test_only_triton_asks_for_a_gpu_and_only_in_the_gpu_profile() -> None:
     reserving = {name for name, service in SERVICES.items() if "deploy" in service}
     assert reserving == {"triton"}
@@ -99,6 +101,7 @@ def test_only_triton_asks_for_a_gpu_and_only_in_the_gpu_profile() -> None:
     ]
 
 
+# K-08
 @pytest.mark.parametrize(
     ("profile", "worker", "triton"),
     [
@@ -118,6 +121,7 @@ def test_each_profile_is_a_whole_stack(profile: str, worker: str, triton: str) -
     assert SERVICES[triton]["healthcheck"]["test"] == ["CMD", "dalston", "triton", "--probe"]
 
 
+# 001-51, 001-52, 001-53, 001-55, 001-56, 001-58
 def test_workers_are_what_deployments_expect() -> None:
     for number in (1, 2):
         name = f"realtime-whisper-{number}"
@@ -215,6 +219,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
     return service
 
 
+# 001-02
 @pytest.mark.parametrize("name", WORKERS)
 def test_a_worker_is_where_it_says(name: str, environment: Service) -> None:
     settings = from_environment(WorkerSettings)
@@ -274,6 +279,7 @@ def test_no_folder_of_ours_shadows_a_package_in_an_image(dockerfile: str) -> Non
     assert re.search(r"^ENV PYTHONSAFEPATH=1 ", (ROOT / dockerfile).read_text(), re.MULTILINE)
 
 
+# C-22
 def test_a_python_image_is_python_and_what_its_health_check_runs() -> None:
     for dockerfile in ("gateway/Dockerfile", "orchestrator/Dockerfile"):
         text = (ROOT / dockerfile).read_text("utf-8")
@@ -325,8 +331,8 @@ for module in modules:
 @pytest.mark.parametrize(
     ("dockerfile", "extra", "modules"),
     [
-        ("gateway/Dockerfile", "gateway", ["cli.main", "cli.keys", "gateway.app"]),
-        ("orchestrator/Dockerfile", "worker", ["cli.main", "orchestrator.worker"]),
+        ("gateway/Dockerfile", "gateway", ["cli.main", "cli.keys", "gateway.server"]),
+        ("orchestrator/Dockerfile", "worker", ["cli.main", "orchestrator.worker.worker"]),
         (
             "triton/Dockerfile",
             "triton",
@@ -363,6 +369,7 @@ def test_an_image_has_all_that_its_program_imports(
 # The documentation.
 
 
+# 001-56, 001-57
 def test_what_docker_md_adds_to_the_file_fits(tmp_path: Path) -> None:
     guide = (ROOT / "docs" / "docker.md").read_text("utf-8")
     added = "\n".join(re.findall(r"^```yaml\n(.*?)^```", guide, re.MULTILINE | re.DOTALL))

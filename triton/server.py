@@ -29,26 +29,20 @@ from typing import Any
 import grpc
 import grpc.aio
 import psutil
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
-from dalston.triton.contract import VAD_MODEL, asleep_mark
+from dalston.triton import control
 from dalston.triton.idleness import Idleness
 from dalston.triton.installation import STUB, ServerError, backend_folder, find
 from dalston.triton.probe import probe
 from dalston.triton.process import dies_with_us, guard
+from dalston.triton.sleepers import SHARED_MEMORY, Sleepers
 
 logger = logging.getLogger(__name__)
 
-_SHARED_MEMORY = Path("/dev/shm")
-
-STARTING_S = 600.0  # large checkpoints take minutes to load
-UNLOADING_S = 10.0  # it waits for what is under way
 WATCH_EVERY_S = 0.5
 PROBE_EVERY_S = 10.0
 PROBED_S = 10.0  # for the answer of a model that gave none since the last look
-# For the process of an unloaded model to end: it takes 3 s, and with requests under way as long as
-# those. What then still runs is killed.
-ENDING_S = 30.0
 # After so many reloads of one model within this time, a new server is the better cure.
 RELOADS, RELOADS_WITHIN_S = 3, 60.0
 # Before a new server; one that lasted is replaced as fast as the first.
@@ -71,14 +65,6 @@ class Ports:
     grpc: int
     http: int
     metrics: int
-
-
-@dataclass
-class _Asleep:
-    """A model that was unloaded because nobody used it."""
-
-    since: float
-    old: set[psutil.Process]  # that served it, and end later
 
 
 class Server:
@@ -119,7 +105,7 @@ class Server:
         self._idleness = Idleness(unload_after_s)
         # How often use is looked at; None: never.
         self._count_every_s = None if unload_after_s is None else min(unload_after_s / 4, 10.0)
-        self._asleep: dict[str, _Asleep] = {}  # by model
+        self._sleepers = Sleepers(self.models, self._idleness, self._shm, self._stubs)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start, watch and restart the server until `stop`; then stop it.
@@ -166,12 +152,12 @@ class Server:
             # Ctrl-C is for us: it is stopped in order. And its stubs can be told from others.
             start_new_session=True,
         )
-        self._guard = await guard(self._process.pid, f"{_SHARED_MEMORY}/{self._shm}")
+        self._guard = await guard(self._process.pid, f"{SHARED_MEMORY}/{self._shm}")
         address = f"{'127.0.0.1' if self._host == '0.0.0.0' else self._host}:{self._ports.grpc}"
         async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             serving = await self._wait_until_ready(stub)
-            self._asleep.clear()  # a new server loads them all
+            self._sleepers.clear()
             for model in self.models:
                 await probe(stub, model)
                 self._idleness.loaded(model, time.monotonic())
@@ -184,15 +170,14 @@ class Server:
                 await asyncio.sleep(WATCH_EVERY_S)
                 self._check_processes()
                 living = self._stubs()
-                for model in await self._wanted(stub):
-                    if stubs := await self._wake(stub, model):
+                for model in await self._sleepers.wanted(stub):
+                    if stubs := await self._sleepers.wake(stub, model):
                         serving[model] = stubs
                         living = self._stubs()  # it took a while
-                for model, asleep in self._asleep.items():
-                    self._end(model, living[model] & asleep.old, asleep)
+                self._sleepers.end_old(living)
                 if self._count_every_s is not None and time.monotonic() >= next_count:
-                    for model in await self._idle(stub):
-                        if await self._unload(stub, model, living[model]):
+                    for model in await self._sleepers.idle(stub):
+                        if await self._sleepers.put_to_sleep(stub, model, living[model]):
                             serving[model] = set()
                             answered.pop(model, None)
                     next_count = time.monotonic() + self._count_every_s
@@ -202,7 +187,7 @@ class Server:
                     next_probe = time.monotonic() + PROBE_EVERY_S
                     # One that hangs would keep its model from being unloaded.
                     for process in (process for model in dead for process in living[model]):
-                        _kill(process)
+                        control.kill(process)
                 for model in sorted(dead):
                     serving[model] = await self._reload(stub, model)
 
@@ -269,7 +254,7 @@ class Server:
         for process in stubs:
             if process.pid in still:
                 logger.error("a model's process is stopped (SIGSTOP); it is killed")
-                _kill(process)
+                control.kill(process)
 
     def _stubs(self) -> dict[str, set[psutil.Process]]:
         """Living stub processes by model. Their command line names the model's file."""
@@ -289,11 +274,11 @@ class Server:
         """The processes that serve each model, those included that died since they were started."""
         began, told = time.monotonic(), ""
         serving = self._stubs()
-        while time.monotonic() - began < STARTING_S:
+        while time.monotonic() - began < control.STARTING_S:
             self._check_processes()
             for model, stubs in self._stubs().items():
                 serving[model] |= stubs
-            ready = [model for model in self.models if await _is_ready(stub, model)]
+            ready = [model for model in self.models if await control.is_ready(stub, model)]
             line = f"models loaded: {', '.join(ready) or 'none yet'}"
             if line != told:
                 self._tell(line)
@@ -301,19 +286,19 @@ class Server:
             if len(ready) == len(self.models):
                 return serving
             await asyncio.sleep(0.1)
-        raise ServerError(f"tritonserver was not ready after {STARTING_S:g} s")
+        raise ServerError(f"tritonserver was not ready after {control.STARTING_S:g} s")
 
     async def _silent(self, stub: Any, answered: dict[str, int]) -> set[str]:
         """Models that have answered nothing since we last looked, and do not when asked.
 
         Raises ServerError if it is the server.
         """
-        if not await _is_live(stub) and not await _is_live(stub):
+        if not await control.is_live(stub) and not await control.is_live(stub):
             raise ServerError("tritonserver does not answer")
         silent = set[str]()
-        for model in self._awake():
+        for model in self._sleepers.awake():
             try:
-                count = await _answers(stub, model)
+                count = await control.answers(stub, model)
                 if count <= answered.get(model, -1):
                     await probe(stub, model, PROBED_S)
                     self._idleness.probed(model)
@@ -327,105 +312,6 @@ class Server:
                 silent.add(model)
         return silent
 
-    def _awake(self) -> list[str]:
-        return [model for model in self.models if model not in self._asleep]
-
-    async def _idle(self, stub: Any) -> list[str]:
-        """Whisper models that nobody has used for long."""
-        idle = list[str]()
-        for model in self._awake():
-            if model == VAD_MODEL:
-                continue  # it is tiny, and the first thing that a session asks
-            with contextlib.suppress(grpc.aio.AioRpcError):  # _silent sees what that means
-                self._idleness.counted(model, await _answers(stub, model), time.monotonic())
-                if self._idleness.is_idle(model, time.monotonic()):
-                    idle.append(model)
-        return idle
-
-    async def _unload(self, stub: Any, model: str, stubs: set[psutil.Process]) -> bool:
-        """Put it to sleep; whether it is.
-
-        What it was asked before is still answered. What it is asked now is refused, and whoever
-        asks has it loaded again.
-        """
-        idle_s = self._idleness.idle_s(model, time.monotonic())
-        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-        try:
-            await self._mark(stub, model)  # first: who finds it unloaded looks for the mark
-            await stub.RepositoryModelUnload(request, timeout=UNLOADING_S)
-        except grpc.aio.AioRpcError as error:
-            # It is only memory: no reason to harm whoever uses the others.
-            logger.warning("%s cannot be unloaded: %s", model, error.details())
-            self._idleness.loaded(model, time.monotonic())
-            return False
-        self._asleep[model] = _Asleep(time.monotonic(), stubs)
-        logger.info("%s is unloaded: nobody has used it for %.0f s", model, idle_s)
-        return True
-
-    async def _mark(self, stub: Any, model: str) -> None:
-        """That it is asleep. Raises AioRpcError."""
-        # One each: Triton takes the second region of a key for the first's, which is closed.
-        memory = f"{self._shm}{asleep_mark(model)}"
-        (_SHARED_MEMORY / memory).write_bytes(b"\0")
-        request = service_pb2.SystemSharedMemoryRegisterRequest(
-            name=asleep_mark(model), key=f"/{memory}", byte_size=1
-        )
-        await stub.SystemSharedMemoryRegister(request, timeout=5)
-
-    async def _wanted(self, stub: Any) -> list[str]:
-        """The models that are asleep and whose mark somebody has taken away."""
-        if not self._asleep:
-            return []
-        request = service_pb2.SystemSharedMemoryStatusRequest()
-        try:
-            marks = (await stub.SystemSharedMemoryStatus(request, timeout=5)).regions
-        except grpc.aio.AioRpcError:
-            return []  # _silent sees what that means
-        return [model for model in self._asleep if asleep_mark(model) not in marks]
-
-    async def _wake(self, stub: Any, model: str) -> set[psutil.Process]:
-        """The processes that serve it now, those included that died since they were started; none,
-        if it cannot be loaded, and then it is marked again.
-
-        Raises ServerError if Triton does not answer.
-        """
-        asleep = self._asleep[model]
-        began = time.monotonic()
-        old = self._stubs()[model]
-        try:
-            try:
-                serving = await self._load(stub, model, old)
-            except grpc.aio.AioRpcError as error:
-                logger.error("%s cannot be loaded: %s", model, error.details())
-                await self._mark(stub, model)
-                return set()
-        except grpc.aio.AioRpcError as error:
-            raise ServerError(f"{model} cannot be loaded: {error.details()}") from None
-        del self._asleep[model]
-        now = time.monotonic()
-        self._idleness.loaded(model, now)
-        slept_s, took_s = began - asleep.since, now - began
-        logger.info("%s is loaded again, in %.1f s, after %.0f s", model, took_s, slept_s)
-        return serving
-
-    async def _load(self, stub: Any, model: str, old: set[psutil.Process]) -> set[psutil.Process]:
-        """The processes that serve it then, those included that died. Raises AioRpcError."""
-        load = service_pb2.RepositoryModelLoadRequest(model_name=model)
-        loading = asyncio.ensure_future(stub.RepositoryModelLoad(load, timeout=STARTING_S))
-        serving = set[psutil.Process]()
-        while not loading.done():
-            await asyncio.wait([loading], timeout=0.1)
-            serving |= self._stubs()[model] - old
-        await loading
-        return serving
-
-    def _end(self, model: str, left: set[psutil.Process], asleep: _Asleep) -> None:
-        """Processes of an unloaded model that this Triton never ends (docs/log.md)."""
-        if left and time.monotonic() - asleep.since > ENDING_S:
-            logger.warning("%s: %d processes do not end; they are killed", model, len(left))
-            for process in left:
-                _kill(process)
-
     async def _reload(self, stub: Any, model: str) -> set[psutil.Process]:
         """The processes that serve it now, those included that died since they were started."""
         now = time.monotonic()
@@ -435,11 +321,10 @@ class Server:
             raise ServerError(f"{model} keeps dying")
         logger.error("%s is dead; it is loaded again", model)
         # This Triton ends what it has unloaded later, or never (docs/log.md).
-        segments, old = self._shared_memory(), self._stubs()[model]
+        segments = self._shared_memory()
         try:
-            unload = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-            await stub.RepositoryModelUnload(unload, timeout=UNLOADING_S)
-            serving = await self._load(stub, model, old)
+            await control.unload(stub, model)
+            serving = await control.load(stub, model, lambda: self._stubs()[model])
             await probe(stub, model)
         except grpc.aio.AioRpcError as error:
             raise ServerError(f"{model} cannot be loaded again: {error.details()}") from None
@@ -470,7 +355,7 @@ class Server:
             await self._guard.communicate()
 
     def _shared_memory(self) -> list[Path]:
-        return list(_SHARED_MEMORY.glob(f"{self._shm}*"))
+        return list(SHARED_MEMORY.glob(f"{self._shm}*"))
 
     def _remove_shared_memory(self, segments: Iterable[Path]) -> None:
         """Those that no process of ours holds: a stub that is killed leaves its own behind."""
@@ -509,34 +394,6 @@ def _is_stopped(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() == psutil.STATUS_STOPPED
     return False
-
-
-def _kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
-
-
-async def _is_live(stub: Any) -> bool:
-    try:
-        await stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
-    except grpc.aio.AioRpcError:
-        return False
-    return True
-
-
-async def _answers(stub: Any, model: str) -> int:
-    """How many a model has given since it was loaded."""
-    request = service_pb2.ModelStatisticsRequest(name=model)
-    statistics = await stub.ModelStatistics(request, timeout=5)
-    return sum(s.inference_stats.success.count for s in statistics.model_stats)
-
-
-async def _is_ready(stub: Any, model: str) -> bool:
-    try:
-        request = service_pb2.ModelReadyRequest(name=model)
-        return (await stub.ModelReady(request, timeout=2)).ready
-    except grpc.aio.AioRpcError:
-        return False
 
 
 def main(

@@ -25,7 +25,7 @@ ASK_FIRST_S, ASK_LAST_S, ASK_MORE_S = 0.1, 1.0, 0.02  # more for each place in l
 
 @dataclass(frozen=True)
 class Admission:
-    """Who asks for a slot, and what is to be done if there is none."""
+    """A request for a slot: who asks, and what is to be done if there is none."""
 
     session_id: str
     variant: str
@@ -43,7 +43,8 @@ async def admit(
 ) -> Slot:
     """A slot for a new session. Raises NoCapacity, TooMany and RedisError.
 
-    Whoever waits is told its position, and again when that changes. Cancelled, it waits no more.
+    A caller that waits is told their position, and again when it changes. If this is cancelled,
+    they leave the line.
     """
     if request.strategy != "queue":
         return await _acquire(slots, request, ticket=False)

@@ -7,9 +7,9 @@ One call: a client, the worker that has its session, and the next worker if that
                   v                                          v
                closed as the worker did               session.terminated
 
-Knows slots and sockets; what has to be said again, and what the client knows already, knows
-relay.py. A frame is passed on before the next is read, so whoever is slow slows down the other
-side and nobody's memory fills up.
+A call knows slots and connections. relay.py keeps track of what has to be said again, and of what
+the client already knows. A frame is passed on before the next is read, so a side that is slow slows
+down the other one, and memory does not fill up.
 """
 
 import asyncio
@@ -55,12 +55,13 @@ logger = logging.getLogger(__name__)
 FIRST_WORKER_S = 2 * (CONNECT_S + BEGIN_S)
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
 LAST_WORDS_S = 2.0  # for a client to take them
-# Workers lost without a snapshot in between: audio that kills whoever hears it is told to no more.
+# After so many workers lost without a snapshot in between we assume that the audio itself crashes
+# them, and stop.
 MOST_LOSSES = 8
 
 
 class Unreachable(Exception):
-    """No worker could be had in time."""
+    """No worker answered in time."""
 
 
 class TakenOver(Exception):
@@ -102,7 +103,7 @@ class Call:
         )
 
     async def run(self) -> None:
-        """Until either side has ended."""
+        """Carry frames both ways until either side has ended."""
         tasks = [
             asyncio.create_task(work)
             for work in (
@@ -164,7 +165,7 @@ class Call:
             logger.error("%s: the slot comes back with its lease: %s", self.slot.session_id, error)
 
     async def _write(self) -> bool:
-        """Whether the register has all there is."""
+        """Save what is new. Returns whether the register now has everything."""
         written = await self._kept.write(self.slot)
         if written == "taken over":
             self.send_away("taken_over", None)
@@ -185,7 +186,7 @@ class Call:
         self._end_with(message, CloseCode.GOING_AWAY)
 
     def _end_with(self, message: ServerMessage, code: CloseCode) -> None:
-        if not self._leave.done() and not self._relay.end:  # behind which nothing is told
+        if not self._leave.done() and not self._relay.end:  # nothing is told after it
             self._leave.set_result((message, code))
 
     @property

@@ -48,7 +48,7 @@ class Caller:
         return self._transport.address
 
     async def accept(self) -> None:
-        """Raises Disconnected."""
+        """Open the connection, and greet. Raises Disconnected."""
         await self._transport.accept(self._protocol.subprotocols)
         await self.send(self._protocol.greeting())
 
@@ -104,7 +104,7 @@ class Caller:
         return meaning
 
     def ignore(self) -> None:
-        """Whatever comes now is not heard."""
+        """Drop whatever comes from now on."""
         self._transport.listen(_nobody)
 
     def pause(self) -> None:
@@ -133,7 +133,7 @@ class Caller:
             await self._transport.send(frame)
 
     async def tell(self, message: ServerMessage) -> None:
-        """Raises Disconnected."""
+        """Tell the caller, and wait as long as they do not read. Raises Disconnected."""
         await self.send(self.say(serialize(named(message))))
 
     async def close(self, reason: int, sentence: str = "") -> None:

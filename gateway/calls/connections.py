@@ -70,7 +70,7 @@ class Calls:
 
     @property
     def sessions(self) -> int:
-        """Of these, those that have a slot."""
+        """How many calls have a slot."""
         return len(self._calls)
 
     @property
@@ -78,7 +78,7 @@ class Calls:
         return sum(call.held_bytes for call in self._calls.values())
 
     async def renew(self) -> None:
-        """To be called well within every lease."""
+        """Renew the leases of all calls. To be called well within every lease."""
         calls = list(self._calls.values())
         for session_id in await self.slots.renew([call.slot for call in calls]):
             if call := self._calls.get(session_id):
@@ -87,7 +87,7 @@ class Calls:
                 call.send_away("taken_over", None)
 
     async def restore(self) -> None:
-        """Redis is back, perhaps without what it knew."""
+        """Write everything again: Redis is back, perhaps without what it knew."""
         for call in self._calls.values():
             call.save_everything()
         await self.renew()
@@ -119,7 +119,7 @@ class Calls:
                 await self.end(session_id, End("server_drain"))
 
     async def serve(self, caller: Caller) -> None:
-        """One caller, from its first frame to the last."""
+        """Serve one caller, from its first frame to the last."""
         self._count += 1
         try:
             await caller.accept()
@@ -159,7 +159,7 @@ class Calls:
         await self._run(call, relay, caller)
 
     async def _run(self, call: Call, relay: Relay, caller: Caller) -> None:
-        """A call that has a slot, until it has none."""
+        """Run a call that has a slot, until its slot is given back."""
         if before := self._calls.get(relay.session_id):
             before.send_away("taken_over", None)
         self._calls[relay.session_id] = call
@@ -182,7 +182,7 @@ class Calls:
                 self._away.leave(call.slot, relay)
 
     async def _asked(self, caller: Caller) -> Asked:
-        """What the caller asks for, once it has said so."""
+        """What the caller asks for, as soon as they have said it. Raises CallRefused."""
         patience_s = self._settings.handshake_seconds
         try:
             return await caller.asked(patience_s)
@@ -274,7 +274,7 @@ class Calls:
             raise _no_capacity(sentence) from None
 
     async def _resumed(self, asked: Asked, resume: Resume, holder: KeyHolder) -> Relay:
-        """The session the caller wants to go on with."""
+        """The session that the caller wants to go on with. Raises CallRefused and AccessDenied."""
         session_id = resume.session_id
         try:
             kept = await self.slots.kept(session_id)

@@ -1,5 +1,5 @@
 """
-What a caller says: held for the case that its worker is lost, passed on to the one there is, and
+What a caller sends: it is held in case its worker is lost, passed on to the worker there is, and
 read no faster than it may be sent.
 
 Reading stops while the caller has to slow down, while as much is held as may be, and while the
@@ -47,14 +47,14 @@ class Intake:
             self._caller.resume()
 
     def end(self) -> None:
-        """Whatever comes now is not heard."""
+        """Drop whatever comes from now on."""
         self._caller.ignore()
         self._worker = None
         if self._slowed:
             self._slowed.cancel()
 
     def pass_to(self, worker: Peer | None) -> None:
-        """From now on it goes straight to this worker, which has heard all that is held."""
+        """From now on frames go straight to this worker, which has been sent all that is held."""
         self._worker = worker
         if worker:
             worker.unblocked = self.go_on
@@ -67,7 +67,7 @@ class Intake:
             self._worker.send_now(frame)
 
     def go_on(self) -> None:
-        """Less is held, or the worker is another, or takes more."""
+        """Read again, if nothing hinders it any more: less is held, or a worker takes more."""
         if not self._stopped or self._held_up:
             return
         self._stopped = False

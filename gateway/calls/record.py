@@ -16,7 +16,7 @@ from dalston.orchestrator.capacity.slots import Slot, Slots
 
 logger = logging.getLogger(__name__)
 
-AFTER_S = 0.05  # a final and the snapshot behind it are one
+AFTER_S = 0.05  # a final and the snapshot after it are saved together
 AGAIN_S = 1.0  # what could not be written
 AWAY_S = 120.0  # the register keeps a session for so long (RESUME_TTL in prelude.lua)
 
@@ -28,12 +28,12 @@ class Record:
         self._over = asyncio.Event()
 
     def more(self) -> None:
-        """There may be something to write."""
+        """Say that there may be something to write."""
         if self._relay.has_unsaved:
             self._more.set()
 
     def everything(self) -> None:
-        """The register has lost it all."""
+        """Write everything: the register has lost what it had."""
         self._relay.nothing_is_saved()
         self._more.set()
 

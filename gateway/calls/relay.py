@@ -2,7 +2,7 @@
 What a session would lose with its worker, and what its client has heard already. No I/O.
 
 The client's frames are held from the last snapshot on, and can be sent again to another worker,
-which says everything behind that snapshot once more: what the client knows already is left out.
+which says everything after that snapshot once more; what the client already knows is left out.
 Messages come in the order of the audio and finals depend on nothing but it, so "once more" means
 the same messages in the same order; only partials may differ.
 
@@ -50,13 +50,13 @@ _EAGER, _WITHDRAWN = prefix(Eager), prefix(Withdrawn)
 _SPEECH, _ACK = (prefix(SpeechStart), prefix(SpeechEnd)), prefix(Ack)
 _UPDATED, _PONG, _ERROR = prefix(ConfigUpdated), prefix(Pong), prefix(Error)
 
-# Audio that is held, in seconds of it: an utterance, silence before a snapshot, and being behind.
+# Audio that is held, in seconds of it: an utterance, silence before a snapshot, and lag.
 HELD_S = 120
 
 
 @dataclass(slots=True)
 class HeldFrame:
-    """A frame of the client."""
+    """A frame of the client that the next worker may need."""
 
     frame: Frame
     end: int  # audio bytes of the session up to and with it
@@ -186,11 +186,11 @@ class Relay:
             self._saved_from = msgspec.json.decode(fields["snapshot"], type=Snapshot).replay_from
 
     def not_saved(self, fields: Mapping[str, str]) -> None:
-        """It could not be told after all."""
+        """Saving failed: these fields have to be saved again."""
         self._unsaved = {**fields, **self._unsaved}
 
     def nothing_is_saved(self) -> None:
-        """The register has lost it all."""
+        """The register has lost everything, so that everything is unsaved."""
         self._unsaved = {**self.finals, "config": msgspec.json.encode(self.config).decode()}
         if self.snapshot:
             self._unsaved["snapshot"] = serialize(self.snapshot)
@@ -205,7 +205,7 @@ class Relay:
         if self.snapshot is None:
             return self.config
         finals = map(_final, self.finals.values())
-        # A final behind the snapshot is told again, and not yet part of it.
+        # A final after the snapshot is told again, and is not yet part of it.
         segments = [
             Segment(final.start, final.end, final.text, final.segment_id)
             for final in finals
@@ -358,7 +358,7 @@ class Relay:
         return frame
 
     def _drop_invalid(self) -> None:
-        """A worker has said so; no other has to."""
+        """A worker has refused the invalid frame; no other worker has to."""
         for at, held in enumerate(self._held):
             if held.invalid:
                 del self._held[at]
@@ -366,7 +366,7 @@ class Relay:
                 return
 
     def _state(self, frame: str) -> None:
-        """Nothing before a snapshot is needed any more."""
+        """Keep a new snapshot, and drop the frames before it: nobody needs them any more."""
         snapshot = msgspec.json.decode(frame, type=Snapshot)
         self.snapshot = msgspec.structs.replace(snapshot, segments=[])
         self._unsaved["snapshot"] = serialize(self.snapshot)

@@ -1,6 +1,7 @@
 """
-A connection has so long to say what it wants. uvicorn closes one that is idle behind an answer, and
-none that never asked; whoever opens connections and sends nothing would have them for ever.
+A connection has limited time to say what it wants. uvicorn closes one that is idle after an answer,
+but none that never asked: somebody who opens connections and sends nothing would keep them for
+ever.
 """
 
 import asyncio

@@ -1,10 +1,10 @@
 """
 Reads what callers say in rounds.
 
-Each caller's frame by itself would wake the gateway, and behind it the worker, ten times a second
-for every stream, and a process that wakes finds its caches cold: that, not the work, is what most
-of a stream costs (docs/log.md). So whoever speaks first is heard at once, and all who speak in the
-next moment are heard together.
+If each frame were read by itself, it would wake the gateway, and then the worker, ten times a
+second for every stream. A process that wakes finds its caches cold: that, not the work, is most of
+what a stream costs (docs/log.md). So the first frame is read at once, and all frames that come in
+the next moment are read together.
 """
 
 import asyncio
@@ -17,7 +17,10 @@ ROUND_S = 0.04
 
 
 class Rounds:
-    """Of one event loop. Sockets are theirs who add them, until they are removed."""
+    """The sockets that are read together; one instance per event loop.
+
+    Whoever adds a socket owns it.
+    """
 
     def __init__(self):
         self._waiting = select.epoll()
@@ -34,7 +37,7 @@ class Rounds:
             self._watch()
 
     def remove(self, descriptor: int) -> None:
-        """Has to come before it is closed."""
+        """Stop reading it. To be called before the socket is closed."""
         if self._readers.pop(descriptor, None):
             self._waiting.unregister(descriptor)
         if not self._readers:
@@ -51,7 +54,7 @@ class Rounds:
             asyncio.get_running_loop().remove_reader(self._waiting.fileno())
 
     def _rest(self) -> None:
-        """Nothing of us is left in the loop."""
+        """Leave nothing of ours in the event loop."""
         self._unwatch()
         if self._next:
             self._next.cancel()

@@ -13,7 +13,7 @@ class Disconnected(ConnectionError):
 
 
 class Transport(Protocol):
-    """One connection of a client. Who makes it owns it, and closes it."""
+    """One connection of a client. Whoever makes it owns it, and closes it."""
 
     address: str  # of the client, without a port; empty if nobody knows
 

@@ -1,8 +1,8 @@
 """
-A short way for what a caller says.
+A short way for what a caller sends.
 
-uvicorn carries each frame through a queue to the task that serves its connection, and stops and
-starts reading around it: for speech, ten frames a second of every caller, that is most of what a
+uvicorn carries each frame through a queue to the task that serves its connection, and pauses and
+resumes reading around it. For speech, ten frames a second of every caller, that is most of what a
 gateway does (docs/log.md). Here a task can ask to be called with each frame instead, and frames are
 read in rounds (read_rounds.py). What is sent, how a connection begins and ends, and everything
 unusual is uvicorn's and the websockets library's business as before.
@@ -24,8 +24,8 @@ from dalston.orchestrator.protocol.messages import Frame
 _NAME = "dalston.direct"  # in a connection's scope
 _BINARY = 0x82  # a whole message of bytes: final, no extension
 _USUAL = bytes((_BINARY, 0xFE))  # masked, and its length in the next two bytes
-# Bytes at once, and how often in a round: a caller who is back and sends a minute again does not
-# wait for it.
+# Bytes read at once, and how often in a round: a caller that is back and sends a minute of audio
+# again does not have to wait.
 _READ, _READS = 1 << 16, 4
 
 
@@ -46,7 +46,7 @@ class Cutter:
         return not (self.too_long or self._rest or self._passed_over)
 
     def receive(self, data: bytes) -> tuple[list[bytes], bytes]:
-        """The frames that are whole now, each by itself, and what is behind them once cutting has
+        """The frames that are whole now, each by itself, and what follows them once cutting has
         stopped."""
         frames, at = list[bytes](), min(self._passed_over, len(data))
         self._passed_over -= at
@@ -68,7 +68,7 @@ class Cutter:
         return frames, data[at:]
 
     def pass_over(self, rest: bytes) -> tuple[list[bytes], bytes]:
-        """Go on with what receive() has left, behind the frame at which cutting stopped."""
+        """Go on with what receive() has left, after the frame at which cutting stopped."""
         self._passed_over, self.too_long = self._size(rest, 0), 0
         return self.receive(rest)
 
@@ -174,7 +174,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
                 self.transport.resume_reading()
 
     def _read(self) -> None:
-        """In a round: what its transport would do."""
+        """Read in a round, as the transport would."""
         for _ in range(_READS):
             try:
                 data = b"" if self.transport.is_closing() else os.read(self._socket, _READ)

@@ -1,7 +1,7 @@
 """
 The way to Redis: one server, or the one that Sentinels name.
 
-Whoever asks Redis has somebody waiting: when it is gone or hangs, that is known within seconds.
+Somebody waits for every answer of Redis: if it is gone or hangs, that is known within seconds.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
 """
-Who has room: workers, their slots and the sessions in them, in Redis.
+Which workers have room: workers, their slots and the sessions in them, in Redis.
 
 Each operation is one Lua script (lua/*.lua), so it happens whole or not at all, whoever else is
 at work. A slot is held by a lease: a gateway renews the leases of its sessions, and those of a
@@ -282,7 +282,7 @@ class Slots:
         await self._unregister(args=[worker_id, instance])
 
     async def announce(self, event: Mapping[str, str]) -> None:
-        """Tell all gateways. A hint: who does not listen at the moment never hears it."""
+        """Tell all gateways. It is a hint: a gateway that does not listen now never hears it."""
         await self._redis.publish(EVENTS, json.dumps(event))
 
     async def follow(

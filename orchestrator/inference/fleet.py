@@ -1,5 +1,5 @@
 """
-Several Tritons as one: who is asked, and who next when that one fails.
+Several Tritons as one: which is asked, and which is next when that one fails.
 
 Transcripts go to the server with the fewest requests under way, and those that fail to another
 one at once. A sequence of the VAD stays where it was started; when it is lost, the next one starts
@@ -213,7 +213,7 @@ class Fleet:
         return self._another(model) is None and any(m.is_asleep(model) for m in self._members)
 
     def sleeping(self) -> list[tuple[str, str]]:
-        """URL and model of all that are unloaded."""
+        """URL and model of every model that is unloaded."""
         return [(m.triton.url, model) for m in self._members for model in sorted(m.triton.asleep)]
 
     def wake(self, variant: str) -> None:
@@ -228,7 +228,7 @@ class Fleet:
         return any(model in m.triton.loading for m in self._members) and self.asleep(variant)
 
     def _sleeper(self, model: str) -> Member:
-        """The one to wake."""
+        """The member that is to load a model that sleeps everywhere."""
         asleep = [member for member in self._members if member.is_asleep(model)]
         return min(asleep, key=lambda member: (model not in member.waking, member.triton.pending))
 

@@ -1,9 +1,9 @@
 """
 The calls to one Triton: their form on the wire, their deadlines, and whether anybody is there.
 
-Who asks is called with the answer; that costs less than a task that waits for it. A call that
-nobody waits for any more goes on and is dropped: the work is done anyhow, and behind the answer
-its connection is clean.
+The answer comes as a call; that costs less than a task that waits for it. A call that nobody waits
+for any more goes on, and its answer is dropped: the work is done anyhow, and after the answer the
+connection can be used again.
 
 A server that is slow is not dead: finals take seconds under overload. So while answers are due
 and none comes it is asked whether it lives, which waits for no model. Each call has a connection of
@@ -43,7 +43,7 @@ def _nothing() -> None:
 
 @dataclass(eq=False)
 class Due:
-    """What was asked, until it is answered or too late."""
+    """A call that is under way, until it is answered or too late."""
 
     model: str
     audio_s: float
@@ -56,7 +56,7 @@ class Due:
     overtaken: float | None = None  # since one of the model that was asked later is answered
 
     def fail(self, error: CallFailed) -> None:
-        """Whoever waits waits no more."""
+        """Tell whoever waits that there is no answer."""
         if self.waited:
             self.waited = False
             self.on_answer(error)
@@ -187,7 +187,7 @@ class Channel:
         return due
 
     def _finish(self, due: Due) -> None:
-        """The server is done with it, or too late."""
+        """Forget a call that the server has answered, or is too late for."""
         due.alarm.cancel()
         self._calls.discard(due)
         self._due.pop(due, None)
@@ -267,7 +267,7 @@ class Channel:
             await self._probe(model)
 
     async def _be_silent(self) -> None:
-        """Let everybody go who waits, until the server is heard again."""
+        """Fail all calls that wait, and refuse new ones until the server answers again."""
         logger.warning("Triton %s is silent", self.url)
         metrics.SILENCES.labels(self.url).inc()
         self.silent = True

@@ -68,7 +68,7 @@ class Exchange:
 
 
 class _Connection(asyncio.Protocol):
-    """One exchange at a time."""
+    """A connection to the server, with one exchange at a time."""
 
     def __init__(self, client: "HttpClient"):
         self._client = client
@@ -147,7 +147,7 @@ class HttpClient:
         return exchange
 
     def drop_idle(self) -> None:
-        """What is asked next goes over new connections."""
+        """Close idle connections, so that the next request goes over a new one."""
         for connection in self._idle:
             connection.transport.abort()
         self._idle.clear()

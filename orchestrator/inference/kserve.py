@@ -49,7 +49,7 @@ def _wanted(outputs: Sequence[str]) -> str:
 
 
 class InferRequest:
-    """What is asked of a model, and its outputs: binary tensors behind their names in JSON.
+    """A request to a model: the names of its tensors as JSON, and after them the tensors, binary.
 
     The JSON is written by hand: names are those of the contract, and an object for each part costs
     more than the text.
@@ -63,7 +63,7 @@ class InferRequest:
         self._contents = list[bytes]()
 
     def add(self, name: str, datatype: str, length: int, content: bytes) -> None:
-        """One row of an input."""
+        """Add an input, of one row."""
         self._inputs.append(
             f'{{"name":"{name}","shape":[1,{length}],"datatype":"{datatype}",'
             f'"parameters":{{"binary_data_size":{len(content)}}}}}'
@@ -97,7 +97,7 @@ def outputs(answer: Answer) -> Outputs:
 
 
 def check(answer: Answer) -> None:
-    """Raises CallFailed if it tells of a failure."""
+    """Raises CallFailed if the answer tells of a failure."""
     if answer.status == 200:
         return
     try:

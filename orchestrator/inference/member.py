@@ -115,7 +115,7 @@ class Member:
         logger.info("%s of %s is awake after %.1f s", model, self.triton.url, took)
 
     async def answers(self, model: str) -> bool:
-        """Whether it does, or would if it were awake."""
+        """Whether a model answers a probe, or would if it were awake."""
         try:
             await self.triton.probe(model)
         except InferenceError as error:
@@ -133,7 +133,7 @@ class Member:
             return False
 
     def doubt(self, model: str) -> None:
-        """Avoid it until it answers."""
+        """Avoid a model until it answers a probe."""
         if model not in self.doubted:
             metrics.AVOIDED.labels(self.triton.url, model).inc()
             # Not about the session that met it: not in its log lines and traces.

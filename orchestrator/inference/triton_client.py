@@ -57,7 +57,7 @@ SPEECH_EVERY_S = 0.04
 TURN_DEADLINE_S = 2.0
 PARTIAL_DEADLINE_S = 5.0  # another is due long before
 FINAL_DEADLINE_S = 60.0
-PROBE_DEADLINE_S = 10.0  # behind a queue of finals
+PROBE_DEADLINE_S = 10.0  # it may be queued after finals
 LOADING_S = 600.0  # large checkpoints take minutes
 LOOK_EVERY_S = 0.2  # whether it is there
 _SILENCE = bytes(2 * 1600)  # 0.1 s
@@ -115,7 +115,7 @@ def _ignore(_: SequenceLost) -> None:
 
 
 class Triton:
-    """The models behind one server's URL, "host:port" of its HTTP."""
+    """The models of one Triton. url: "host:port" of its HTTP."""
 
     def __init__(self, url: str):
         self._channel = Channel(url, self.probe)

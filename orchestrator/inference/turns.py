@@ -1,5 +1,6 @@
 """
-Who is next: so many at a time. What cannot wait goes at once, and takes a turn all the same.
+Turns: so many requests at a time, in the order they came. What cannot wait goes at once, and is
+counted all the same.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ class Turns:
         self._waiting = deque[asyncio.Future[None]]()
 
     def acquire_now(self) -> None:
-        """Without waiting; to be released."""
+        """Take a turn without waiting; it has to be released."""
         self._free -= 1
 
     @property

@@ -60,7 +60,7 @@ LanguageDetection = Literal["session", "utterance"]
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
-    """The common form of all messages."""
+    """The base of all messages: frozen structs whose tag is their `type`."""
 
 
 def prefix(kind: type[Message]) -> str:
@@ -118,7 +118,7 @@ ClientMessage = Configure | Flush | Commit | Clear | End | Ping
 
 
 def client_frame(position: int, sample_rate: int) -> int:
-    """The first frame of `sample_rate` a second at or behind `position`, samples at 16 kHz."""
+    """The first frame of `sample_rate` a second at or after `position`, samples at 16 kHz."""
     return -(-position * sample_rate // SAMPLE_RATE)
 
 
@@ -165,11 +165,11 @@ class SessionConfig(msgspec.Struct, frozen=True):
 
     @property
     def bytes_per_second(self) -> int:
-        """Of the client's audio."""
+        """Bytes of the client's audio in a second."""
         return self.frame_bytes * self.sample_rate
 
     def frame(self, position: int) -> int:
-        """The first of the client's frames at or behind `position`, samples at 16 kHz."""
+        """The first of the client's frames at or after `position`, samples at 16 kHz."""
         return client_frame(position, self.sample_rate)
 
 
@@ -417,6 +417,7 @@ def segment_id(number: int) -> str:
 
 
 def segment_number(segment_id: str) -> int:
-    """Of seg_0007 it is 7; -1 if that is no segment."""
+    """Of seg_0007 it is 7; -1 if that is no segment, nor one that a session can have."""
     digits = segment_id.removeprefix("seg_")
-    return int(digits) if digits != segment_id and digits.isdecimal() else -1
+    known = digits != segment_id and digits.isdecimal() and len(digits) <= 9
+    return int(digits) if known else -1

@@ -1,5 +1,5 @@
 """
-One end of a WebSocket: a worker's to whoever has a session there, and a gateway's to a worker.
+One end of a WebSocket: a worker's end to a gateway or a client, and a gateway's end to a worker.
 
 Frames come as calls and leave without a wait. What happens ten times a second for every stream
 has to cost little, and a task that waits for each frame costs more than all the rest
@@ -43,7 +43,8 @@ class PeerClosed(ConnectionError):
 
 
 class Peer(WSListener):
-    """Owned by who made it: it gets frames by listen() or by received(), and has to close()."""
+    """One end of a connection. Whoever makes it owns it: it takes frames by listen() or received(),
+    and has to close it."""
 
     transport: WSTransport
 
@@ -65,7 +66,7 @@ class Peer(WSListener):
         self._reading = True
         self._saying_alive: asyncio.TimerHandle | None = None
         # Loop time: when it was asked whether it lives and has not answered, and when it last did.
-        # Who waits for its frames may count those as well.
+        # Its owner may count frames that came as well.
         self.pinged_at: float | None = None
         self.heard_at = 0.0
 
@@ -111,7 +112,7 @@ class Peer(WSListener):
                 self.transport.underlying_transport.resume_reading()
 
     def send_now(self, frame: Frame) -> None:
-        """To one that is gone it is lost."""
+        """Send a frame without waiting. If the other side is gone, the frame is lost."""
         kind = WSMsgType.TEXT if isinstance(frame, str) else WSMsgType.BINARY
         self.transport.send(kind, frame)
 
@@ -130,7 +131,7 @@ class Peer(WSListener):
             raise PeerClosed
 
     def ping(self, now: float) -> None:
-        """Whether it lives."""
+        """Ask whether the other side lives."""
         self.pinged_at = now
         self.transport.send_ping()
 
@@ -198,7 +199,7 @@ class Peer(WSListener):
             self.unblocked()
 
     def _join(self, kind: WSMsgType, frame: WSFrame) -> None:
-        """A text, or a fragment of a message."""
+        """Take a text, or a fragment of a message."""
         if (kind is WSMsgType.CONTINUATION) is not bool(self._parts):
             raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "a fragment out of place")
         if not self._parts:

@@ -99,7 +99,7 @@ def _words(hypothesis: Hypothesis) -> list[_Word]:
 
 
 def _bounds(hypothesis: Hypothesis) -> Iterator[tuple[int, int]]:
-    """First token of each word, and the one behind its last."""
+    """First token of each word, and the one after its last."""
     text, ends = hypothesis.text, hypothesis.token_ends
     said = [letters(text[a:b]) for a, b in zip((0, *ends), ends, strict=False)]
     first = 0
@@ -146,14 +146,14 @@ class _Chosen:
 
 
 class Agreement:
-    """The partials of one utterance."""
+    """The hypotheses of one utterance, and what they agree on so far."""
 
     def __init__(self) -> None:
         self.tokens: tuple[int, ...] = ()  # forced upon the next hypothesis
         self.text = ""  # what they say: the stable part
         self.before: Sequence[int] = ()  # these, and the others of the last hypothesis
         self._said: list[str] = []  # the words of the stable part
-        self._voters = deque[list[_Word]](maxlen=_VOTERS)  # words behind the stable part
+        self._voters = deque[list[_Word]](maxlen=_VOTERS)  # words after the stable part
 
     def receive(self, hypothesis: Hypothesis, whole: bool = False) -> Shown | None:
         """What to show now.
@@ -202,7 +202,7 @@ class Agreement:
             )
 
     def _settle(self, words: list[_Word]) -> None:
-        """These come next in the stable part."""
+        """Add these words to the stable part."""
         if not words:
             return
         said = [word.said for word in words]

@@ -69,7 +69,7 @@ def after_cut(words: list[Word], said: list[Word], cut: int) -> list[Word]:
     cut decides, word by word.
     """
     # The longest end of what was said that stands near the beginning of what is said now. Words
-    # far behind the cut may well be a true repetition.
+    # long after the cut may well be a true repetition.
     reach = sum((word.start + word.end) / 2 < cut / SAMPLE_RATE + 0.3 for word in words)
     old, new = [_letters(word) for word in said], [_letters(word) for word in words]
     for length in range(min(len(old), reach), 0, -1):
@@ -83,7 +83,7 @@ def changed_words(stable: str, final: str, cut: bool) -> tuple[int, int]:
     """How many words partials had declared stable, and how many of them the final has not. Other
     capitals or marks are no other word."""
     shown, said = spoken(stable), spoken(final)
-    if cut:  # what was shown from behind the cut is said by the next segment
+    if cut:  # what was shown of the audio after the cut is said by the next segment
         shown = shown[: len(said)]
     matcher = difflib.SequenceMatcher(None, shown, said, autojunk=False)
     kept = sum(block.size for block in matcher.get_matching_blocks())

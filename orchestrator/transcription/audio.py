@@ -67,7 +67,7 @@ class AudioStream:
         return frame * SAMPLE_RATE // self._rate
 
     def frame(self, position: int) -> int:
-        """The first of the client's frames at or behind `position`."""
+        """The first of the client's frames at or after `position`."""
         return client_frame(position, self._rate)
 
     @property
@@ -76,12 +76,12 @@ class AudioStream:
 
     @property
     def received(self) -> int:
-        """The position behind all audio received; a frame of which bytes are missing is not."""
+        """The position after all audio received, without a frame of which bytes are missing."""
         return self.position(self.received_frames)
 
     @property
     def end(self) -> int:
-        """The position behind the samples that can be read now."""
+        """The position after the samples that can be read now."""
         return self._pcm_position + len(self._pcm) // 2
 
     # Receiving and reading.
@@ -115,7 +115,7 @@ class AudioStream:
 
     def drain(self, frame: int) -> int:
         """Turn every byte before the client's `frame` into samples, those included that the
-        resampler holds back. What comes behind it needs a restart first."""
+        resampler holds back. What comes after it needs a restart first."""
         self.produce(self.position(frame), frame)
         if not self._drained:
             self._drained = True
@@ -152,7 +152,7 @@ class AudioStream:
             self._pcm_position += cut
 
     def forget_raw(self, position: int) -> None:
-        """Nobody will restart before `position`."""
+        """Forget audio before `position`: nobody will restart before it."""
         cut = min(self.frame(position), self._fed) - self._raw_frame
         if cut > 0:
             del self._raw[: cut * self._frame_bytes]

@@ -43,7 +43,7 @@ PARTIAL_EVERY = SAMPLE_RATE // 2  # samples of speech, unless the worker is set 
 # A detected language is kept when it was heard in so much speech. In less none is detected where
 # there is one that was kept.
 LANGUAGE_SPEECH = SAMPLE_RATE
-# Behind an outage or a burst several utterances wait; they may share a batch.
+# After an outage or a burst several utterances wait; they may share a batch.
 FINALS_IN_FLIGHT = 4
 
 
@@ -53,7 +53,7 @@ class Decode:
 
     id: int
     asked: tuple[object, ...]  # all that decides it
-    last: int  # position behind its audio
+    last: int  # position after its audio
     done: bool = False
     hypothesis: Hypothesis | None = None  # None when done: it failed
     failure: str = ""
@@ -77,7 +77,7 @@ class Utterance:
 
     @property
     def shown_from(self) -> int:
-        """Behind a cut the overlap was shown already."""
+        """Where partials begin: after a cut the overlap was shown already."""
         return self.onset if self.continues else self.start
 
     @property
@@ -126,7 +126,7 @@ class Decoding:
         self._partial: tuple[int, Utterance, int] | None = None  # in flight: id, of, audio end
         self._finals: dict[int, Decode] = {}  # in flight
         self._ended: deque[Ended] = deque()  # in order; told from the left
-        # A language configured anew is detected anew, for the utterances that end behind it.
+        # A language configured anew is detected anew, for the utterances that end after it.
         self.generation = 0
         self._detected: dict[int, str] = {}
         self.segments: list[Segment] = []
@@ -239,7 +239,7 @@ class Decoding:
     ) -> None:
         """The speaker pauses: ask for the final that is due if this turns out to be the end, which
         then was at `end`."""
-        # While an earlier final is due the models are behind: this one would hardly come earlier,
+        # While an earlier final is due the models are late: this one would hardly come earlier,
         # and where speech goes on its decode is lost.
         if self._ended:
             return
@@ -248,7 +248,7 @@ class Decoding:
         utterance.speculation = self._ask_final(utterance, audio, last, language, words, config)
 
     def resume(self, utterance: Utterance) -> None:
-        """It was only a pause."""
+        """Speech goes on: take back what was asked for and told in the pause."""
         if utterance.eager:
             utterance.eager = False
             self._outbox.say(Withdrawn(utterance.segment_id))

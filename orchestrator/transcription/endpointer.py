@@ -23,7 +23,7 @@ from enum import Enum
 
 # Hysteresis: what ends speech is well below what starts it (silero-vad utils_vad.py).
 RELEASE = 0.15
-# The audio of a final ends so long behind the last speech: consonants fade below any threshold.
+# The audio of a final ends so long after the last speech: consonants fade below any threshold.
 # When so much silence is heard, the final can be asked for.
 PAUSE = 3_200  # samples: 200 ms
 # Where the client ends utterances. Whoever listens for the end itself says so after 200 ms of
@@ -74,7 +74,7 @@ class Endpointer:
         self._over: float | None = None
 
     def resume_speech(self, onset: int) -> None:
-        """Begin in the middle of speech: behind a cut."""
+        """Begin in the middle of speech: after a cut."""
         self.__init__()
         self.onset, self.confirmed = onset, True
 
@@ -100,7 +100,7 @@ class Endpointer:
             self._asked, self._judged, self._over = False, True, probability
 
     def _enough(self, rules: Thresholds) -> int:
-        """Silence that ends what is spoken."""
+        """How much silence ends the speech, in samples."""
         turns = rules.turns
         if turns is None or not self.confirmed:
             return rules.min_silence

@@ -1,7 +1,7 @@
 """
-How far a session is behind its audio, and when that is too far. No I/O, no clock.
+The lag of a session after its audio, and when it is too much. No I/O, no clock.
 
-    behind  = min(received, wall time since the session began) - processed
+    lag     = min(received, wall time since the session began) - processed
 
 in seconds of the session's audio. What is processed is decided, and its finals are told; so all
 that waits for a model counts. Wall time stands still while nothing is there to be processed: audio
@@ -87,7 +87,7 @@ class Lag:
         )
 
     def last_words(self, session_id: str, last_transcript_s: float | None) -> list[ServerMessage]:
-        """What a session says last that is too far behind; `last_transcript_s` is where the last
+        """What a session says last that lags too much; `last_transcript_s` is where the last
         of its finals ended."""
         limit_s = self.limits.limit_s
         sentence = f"{self.seconds:.1f} s behind; a session ends above {limit_s:g} s"

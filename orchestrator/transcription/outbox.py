@@ -1,7 +1,7 @@
 """
 Messages to the client in the order of the audio, of which some are not known yet.
 
-A final is placed where its utterance ended, and told once the model has answered; nothing behind
+A final is placed where its utterance ended, and told once the model has answered; nothing after
 it is told before. So the order of messages does not depend on how long an answer took.
 """
 
@@ -20,13 +20,13 @@ class Outbox:
         self._told: list[ServerMessage] = []
 
     def say(self, message: ServerMessage) -> None:
-        # A partial that still waits behind a final is out of date when the next comes.
+        # A partial that still waits for a final before it is out of date when the next comes.
         if isinstance(message, Partial) and self._line and isinstance(self._line[-1], Partial):
             self._line.pop()
         self._line.append(message)
 
     def say_at_once(self, message: ServerMessage) -> None:
-        """Out of line, before everything that waits."""
+        """Tell it out of line, before everything that waits."""
         self._told.append(message)
 
     def later(self, function: Later) -> None:
@@ -46,6 +46,6 @@ class Outbox:
             self._line.popleft()
 
     def collect(self) -> list[ServerMessage]:
-        """All that can be told and was not taken before."""
+        """All that can be told and was not collected before."""
         told, self._told = self._told, []
         return told

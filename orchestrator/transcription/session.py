@@ -96,10 +96,10 @@ from dalston.triton.contract import SAMPLE_RATE, TURN_AUDIO, VAD_FRAME, Variant
 HOP, LONG_HOP, LONGEST_HOP = 3 * VAD_FRAME, 8 * VAD_FRAME, 32 * VAD_FRAME  # 96 ms, 256 ms, 1 s
 SILENCE_BETWEEN_SNAPSHOTS = 20 * SAMPLE_RATE
 # An utterance that is too long is cut where it is quietest, in this much of its end (or a third
-# of it). The first side's audio goes on behind the cut, the second's begins before it, so that a
-# word at the cut is whole in one of them.
+# of it). The first part keeps the audio up to half a second after the cut, the second part begins a
+# second before it, so that a word at the cut is whole in one of them.
 CUT_SEARCH = 5 * SAMPLE_RATE
-CUT_BEHIND, CUT_BEFORE = SAMPLE_RATE // 2, SAMPLE_RATE
+CUT_AFTER, CUT_BEFORE = SAMPLE_RATE // 2, SAMPLE_RATE
 CUT_WIDTH = 3 * VAD_FRAME
 _OF_LANGUAGE = {"language", "languages", "language_detection"}
 
@@ -112,7 +112,7 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Marker:
-    """A client message in the line of audio."""
+    """A client message, at its place in the line of audio."""
 
     message: Configure | Flush | Clear | End
     frame: int  # the client's frame that it came before
@@ -163,7 +163,7 @@ class Session:
         self._sequence = 0
         self._fed = self._cursor  # audio before it was sent in this sequence
         self._waiting = False
-        self._undecided = deque[float]()  # probabilities that came, of frames behind the cursor
+        self._undecided = deque[float]()  # probabilities that came, of frames after the cursor
         self._turns_asked = 0  # the last is the one whose answer counts
         self._told_unjudged = False
         self._enough = 0  # frames of the client: with less nothing more can be asked
@@ -289,7 +289,7 @@ class Session:
             self._refuse(sentence)
 
     def finish(self, reason: EndReason) -> None:
-        """No more audio: finish what was said, then end."""
+        """End the session: no more audio comes, and what was said is finished first."""
         if self.state is State.LISTENING:
             self._mark(End(), reason)
             self.state = State.ENDING
@@ -396,7 +396,7 @@ class Session:
         self._enough = 0
         while not (self._waiting or self._undecided) and self.state is not State.DONE:
             marker = self._markers[0] if self._markers else None
-            # Audio behind a message that ends something belongs to what comes after it.
+            # Audio after a message that ends something belongs to what follows.
             ending = next((m for m in self._markers if not isinstance(m.message, Configure)), None)
             frame = ending.frame if ending else self._audio.received_frames
             end = self._audio.produce(self._fed + LONGEST_HOP, frame)
@@ -436,7 +436,7 @@ class Session:
         self._outbox.settle()
 
     def _take_effect(self, marker: Marker) -> None:
-        """At the cursor."""
+        """Let a client message take effect: the cursor has come to it."""
         self._controls = marker.ordinal
         utterance = self._open
         match marker.message:
@@ -653,10 +653,10 @@ class Session:
 
     def _cut(self, utterance: Utterance, longest: int) -> None:
         """End it at its quietest recent point, and go on with another from there."""
-        behind = min(CUT_BEHIND, longest // 12)
+        after = min(CUT_AFTER, longest // 12)
         search = min(CUT_SEARCH, longest // 3)
-        cut = self._audio.quietest(self._cursor - search, self._cursor - behind, CUT_WIDTH)
-        self._close(utterance, cut, cut + behind, cut=True)
+        cut = self._audio.quietest(self._cursor - search, self._cursor - after, CUT_WIDTH)
+        self._close(utterance, cut, cut + after, cut=True)
         self._restart(cut, replay_from=max(cut - CUT_BEFORE, utterance.start), continues=True)
         self._continue_speech()
 

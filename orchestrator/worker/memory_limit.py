@@ -16,7 +16,7 @@ STEPS = 8  # from nothing to all
 
 
 class MemoryLimit:
-    """How many sessions there is room for."""
+    """A limit of sessions that sinks when memory runs out, and rises again while it does not."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic):
         """most: sessions, as configured."""
@@ -26,14 +26,14 @@ class MemoryLimit:
 
     @property
     def sessions(self) -> int:
-        """That there is room for."""
+        """How many there is room for now."""
         if self._held == self._most:
             return self._most
         quiet = int((self._clock() - self._ran_out_at) / QUIET_S)
         return min(self._most, self._held + quiet * max(1, self._most // STEPS))
 
     def ran_out(self, active: int) -> bool:
-        """It did, with so many sessions. Whether there are fewer now than before."""
+        """Memory ran out, with so many sessions. Returns whether there is room for fewer now."""
         now, before = self._clock(), self.sessions
         if now - self._lowered_at < ONE_SHORTAGE_S:
             self._ran_out_at = now

@@ -126,7 +126,7 @@ def _observe() -> None:
 
 @dataclass(frozen=True)
 class WorkerState:
-    """Of a worker, at this moment."""
+    """What is true of a worker at this moment."""
 
     capacity: int
     healthy: bool
@@ -156,7 +156,7 @@ class SessionCounts:
 
     @property
     def lag_s(self) -> float:
-        """The longest."""
+        """The lag of the session that lags most, in seconds."""
         return max((lag.seconds for _, lag in self._running.values()), default=0.0)
 
     @property

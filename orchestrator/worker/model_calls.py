@@ -84,7 +84,7 @@ class ModelCalls:
 
     @property
     def failing(self) -> bool:
-        """Whether models fail, so that it is no overload if the session is behind."""
+        """Whether models fail, so that it is no overload if the session lags."""
         asked = self._speech_asked
         unanswered = asked is not None and self._loop.time() - asked >= NO_ANSWER_S
         lost = self._speech_fails_since is not None

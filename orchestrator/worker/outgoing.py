@@ -68,7 +68,7 @@ class Outgoing:
         return self._finalised
 
     def tell(self, message: ServerMessage) -> None:
-        """Raises SlowReader if too much waits already."""
+        """Queue a message. Raises SlowReader if too much waits already."""
         waiting = self._waiting.qsize()
         if isinstance(message, Partial | Ack) and waiting >= PARTIALS_WAITING:
             return
@@ -87,7 +87,7 @@ class Outgoing:
         self._times.told(message, began)
 
     def close(self) -> None:
-        """Nothing follows."""
+        """End the queue: nothing follows."""
         self._waiting.put_nowait(None)
 
     async def write(self) -> int | None:

@@ -3,7 +3,7 @@ The asyncio loop around one session: the only place where a session meets the mo
 
 Knows neither WebSockets nor Triton: the connection to the client and the models are passed in.
 Frames are received where they come in, without a task in between. Receiving never waits for a
-model; it stops only when the session is MAX_BACKLOG_S behind, and then the client's own connection
+model; it stops only when the session lags by MAX_BACKLOG_S, and then the client's own connection
 slows it down. What is asked of the models is in model_calls.py, what the client is told in
 outgoing.py, and what ends a session that does not end by itself in watch.py.
 """

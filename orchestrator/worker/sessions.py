@@ -67,7 +67,7 @@ class SessionDenied(Exception):
 
 @dataclass(frozen=True)
 class SessionRequest:
-    """What a caller asks for."""
+    """What a caller asks of this worker."""
 
     epoch: int
     config: SessionConfig
@@ -96,7 +96,7 @@ class Sessions:
         slots: Slots,
         memory: MemoryLimit,
     ):
-        """request_speech, tritons: who is request. slots: where ends are told. memory: how many
+        """request_speech, tritons: the models. slots: where ends are told. memory: how many
         sessions there may be."""
         self._settings, self._slots, self._memory = settings, slots, memory
         self._request_speech, self._tritons = request_speech, tritons
@@ -183,7 +183,7 @@ class Sessions:
             raise SessionDenied("session_timeout", sentence, CloseCode.TIMEOUT, sentence) from None
 
     def _session(self, session_id: str, request: SessionRequest) -> Session:
-        """Raises SessionDenied if no model here can do what is request."""
+        """Raises SessionDenied if no model here can do what is asked for."""
         languages = {name: loaded.languages for name, loaded in self.variants.items()}
         translating = [name for name, loaded in self.variants.items() if loaded.translates]
         try:
@@ -208,7 +208,7 @@ class Sessions:
         )
 
     async def _run(self, session: Session, connection: Peer, direct: bool, parent: str) -> None:
-        """A session to its end, and its slot back."""
+        """Run a session to its end, and give its slot back."""
         settings, variant = self._settings, session.variant
         self._tritons.wake(variant)
         limits = LagLimits(

@@ -38,7 +38,7 @@ class WorkerSettings(BaseSettings):
     heartbeat_seconds: float = Field(HEARTBEAT_S, alias="DALSTON_HEARTBEAT_SECONDS", gt=0, le=20)
     idle_seconds: float = Field(30.0, alias="DALSTON_IDLE_SECONDS", gt=0)
     session_seconds: float = Field(4 * 3600.0, alias="DALSTON_SESSION_SECONDS", gt=0)
-    # So far behind a session is warned; so far, for so long, it ends.
+    # A session that lags so much is warned; one that lags so much for so long ends.
     lag_warning_seconds: float = Field(3.0, alias="DALSTON_LAG_WARNING_SECONDS", gt=0)
     lag_limit_seconds: float = Field(5.0, alias="DALSTON_LAG_LIMIT_SECONDS", gt=0)
     lag_held_seconds: float = Field(2.0, alias="DALSTON_LAG_HELD_SECONDS", ge=0)

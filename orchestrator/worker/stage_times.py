@@ -3,7 +3,7 @@ Where the milliseconds of a session's finals go, by stage.
 
     buffering       the first sample of a hop waits for the last, and for the hop before
     vad             the hop's speech probabilities, asked and answered
-    queue           the final's request: on the wire, and behind others in Triton
+    queue           the final's request: on the wire, and waiting for others in Triton
     features, encode, decode, align      in the model
     assembly        the answer becomes messages
     serialisation   the final becomes bytes
@@ -72,7 +72,7 @@ class StageTimes:
             metrics.FIRST_PARTIAL.observe(session.received / SAMPLE_RATE - message.start)
 
     def means_ms(self) -> dict[str, float]:
-        """Of each stage, over all that was added."""
+        """The mean of each stage, in milliseconds."""
         return {
             stage: round(1000 * total / self._counts[stage], 2)
             for stage, total in self._sums.items()

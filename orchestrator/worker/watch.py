@@ -2,7 +2,7 @@
 What is done by the clock while a session listens: its lag is measured, its client is told how far
 it is, and a session that does not end by itself is ended.
 
-A session that is too far behind what was said gets fewer partials, then a warning, and at last
+A session that lags too much gets fewer partials, then a warning, and at last
 ends: transcription/lag.py.
 """
 
@@ -64,13 +64,13 @@ class Watch:
 
     async def follow_lag(self) -> None:
         """How far the session is: told to a client that asked for acks, and followed by less work,
-        a warning or the end if it is too far behind."""
+        a warning or the end if it lags too much."""
         # All sessions in one wake-up.
         due = self._loop.time() // MEASURE_EVERY_S * MEASURE_EVERY_S
         while self._session.state is State.LISTENING:
             now = self._loop.time()
             if self._measure(now) is Verdict.EXCEEDED:
-                return self._end_behind()
+                return self._end_lagging()
             self._ack(now)
             due = max(due + MEASURE_EVERY_S, now // MEASURE_EVERY_S * MEASURE_EVERY_S)
             await asyncio.sleep(due - now)
@@ -89,7 +89,7 @@ class Watch:
             self._outgoing.tell(lag.warning())
         return verdict
 
-    def _end_behind(self) -> None:
+    def _end_lagging(self) -> None:
         session = self._session
         self._outgoing.close_code = CloseCode.LAG
         for message in self._lag.last_words(session.id, session.last_transcript):

@@ -55,7 +55,7 @@ from dalston.orchestrator.worker.settings import WorkerSettings
 logger = logging.getLogger(__name__)
 
 LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
-CLOSE_S = 1.0  # for whoever is still there when a worker goes
+CLOSE_S = 1.0  # for connections that are still there when a worker ends
 # What the kernel holds of a connection (Linux doubles it). What is there is read at once, and the
 # room for it is kept: without a limit a burst would cost megabytes as long as the connection lives.
 RECEIVED_BYTES = 1 << 17
@@ -237,7 +237,7 @@ class Worker:
             self._unhealthy = None
 
     def _asleep(self) -> list[str]:
-        """Variants that a session would have to wait for."""
+        """The variants that are unloaded, so that a session would have to wait for them."""
         return sorted(name for name in self._sessions.variants if self._tritons.asleep(name))
 
     def _out_of_memory(self) -> None:

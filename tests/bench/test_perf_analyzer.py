@@ -161,6 +161,7 @@ def test_what_does_not_run_is_no_perf_analyzer(tmp_path: Path) -> None:
 # --- the real binary, the real server ------------------------------------------------------------
 
 
+# K-07
 def test_all_three_models_answer_perf_analyzer(
     model_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def test_the_gateway_help_names_every_variable_that_is_read() -> None:
     assert all(alias and alias in shown for alias in aliases)
 
 
+# 001-24, 001-26
 def test_a_worker_without_settings_names_all_that_are_missing() -> None:
     done = dalston("worker")
     assert done.returncode == 2

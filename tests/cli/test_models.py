@@ -67,6 +67,7 @@ def test_what_cannot_be_built_is_said_in_a_sentence_with_status_1(
     assert not (tmp_path / "model_repository").exists()
 
 
+# 001-07, C-01
 def test_the_list_names_every_profile_and_where_its_checkpoints_come_from(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

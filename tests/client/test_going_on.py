@@ -105,6 +105,7 @@ async def test_acks_are_for_those_who_ask() -> None:
         assert sum(event["type"] == "ack" for event in events) == expected
 
 
+# 004-22
 async def test_what_is_said_while_no_server_answers_is_not_lost() -> None:
     async def away(line: Line) -> None:
         line.cut()

@@ -27,6 +27,7 @@ def loads(stack: Stack) -> list[int]:
     return [worker["active_sessions"] for worker in workers]
 
 
+# 000-04, 000-47, 002-04
 async def test_workers_share_sessions_and_the_next_one_is_refused(stack: Stack) -> None:
     stack.until_free()
     async with AsyncExitStack() as exits:

@@ -137,6 +137,7 @@ MOMENTS = {
 }
 
 
+# 002-31, 004-22
 async def test_a_connection_that_is_cut(
     gateways: Deployment, undisturbed: list[client.Event]
 ) -> None:

@@ -85,6 +85,7 @@ def bits(values: list[float]) -> bytes:
     return struct.pack(f"<{len(values)}f", *values)
 
 
+# K-03, K-04
 async def test_both_placements_equal_the_file_for_interleaved_sequences_of_odd_chunks(
     placements: Placements, model_repository: Path
 ):

@@ -26,6 +26,7 @@ def events(done: subprocess.CompletedProcess[bytes]) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+# 000-46
 def test_json_is_one_message_a_line_and_the_last_is_session_end(stack: Stack) -> None:
     lines = events(stream(stack, str(SAMPLES / "00.wav"), "--json", "--fast", "--words"))
     assert lines[0]["type"] == "session.begin"

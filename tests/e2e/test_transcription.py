@@ -70,6 +70,7 @@ async def in_turn(jobs: list[Any], at_once: int = 4) -> list[Any]:
     return await asyncio.gather(*map(one, jobs))
 
 
+# 000-01, 000-02, 000-47, 003-27
 @pytest.mark.timeout(180)
 async def test_the_committed_recordings_are_understood(stack: Stack) -> None:
     """Four at a time at real-time pace; the last three are voices that training never heard."""
@@ -87,6 +88,7 @@ async def test_the_committed_recordings_are_understood(stack: Stack) -> None:
         assert all(spent[stage] > 0 for stage in ("buffering", "vad", "encode", "decode"))
 
 
+# 000-43, 001-13
 async def test_words_stand_where_they_were_spoken(stack: Stack) -> None:
     recording = recordings()[0]
     events = await transcribe(
@@ -112,6 +114,7 @@ CHUNKINGS = {
 }
 
 
+# 001-11, 002-06
 async def test_every_chunking_gives_identical_messages(stack: Stack) -> None:
     audio = recordings()[3].audio.tobytes()
     jobs = [transcribe(stack.url, audio, sizes, language="en") for sizes in CHUNKINGS.values()]
@@ -131,6 +134,7 @@ FORMATS: list[tuple[int, Encoding]] = [
 ]
 
 
+# L-01
 @pytest.mark.timeout(240)
 async def test_every_rate_and_encoding_is_understood_alike(stack: Stack) -> None:
     """The same words on the bundled recording, and WER within one point on all."""
@@ -171,6 +175,7 @@ async def test_stereo_is_mixed_down(stack: Stack) -> None:
     assert transcript(stereo) == transcript(mono)
 
 
+# 002-11, 003-21, K-02
 async def test_both_variants_serve(stack: Stack) -> None:
     events = await transcribe(
         stack.url, recordings()[0].audio.tobytes(), [16_000], model="accurate", language="en"
@@ -191,6 +196,7 @@ async def test_the_language_is_found_and_the_words_are_understood_in_it(stack: S
     assert wer(pairs, "mul") <= 0.2, pairs
 
 
+# 004-20
 async def test_a_minute_without_a_pause_is_cut_and_joined(stack: Stack) -> None:
     """Sentences with no silence that an endpoint could fall into."""
     gap = np.zeros(3_200, np.int16)

@@ -125,6 +125,7 @@ async def both(redis_url: str, triton_url: str) -> AsyncGenerator[Both]:
         yield Both(gateway, worker)
 
 
+# L-10
 async def test_a_call_moves_what_it_should(both: Both) -> None:
     before = await both.samples()
     events = await both.call()
@@ -158,6 +159,7 @@ async def test_a_call_moves_what_it_should(both: Both) -> None:
         assert moved("dalston_worker_stage_seconds_count", stage) >= 8 / 0.256
 
 
+# L-10
 async def test_the_deployment_as_redis_knows_it(both: Both) -> None:
     async with connect(f"ws://127.0.0.1:{both.gateway}/v1/audio/transcriptions/stream") as stream:
         await stream.recv()
@@ -177,6 +179,7 @@ async def test_the_deployment_as_redis_knows_it(both: Both) -> None:
     assert now["dalston_worker_healthy",] == 1
 
 
+# L-10
 async def test_who_gets_no_slot_is_counted_by_the_reason(redis_url: str, both: Both) -> None:
     stream = f"ws://127.0.0.1:{both.gateway}/v1/audio/transcriptions/stream"
     before = await samples(both.gateway)
@@ -242,6 +245,7 @@ async def extended(port: int) -> tuple[int, Any]:
     return status, json.loads(body)
 
 
+# 004-28
 async def test_extended_health_tells_what_health_depends_on(both: Both) -> None:
     async with connect(f"ws://127.0.0.1:{both.gateway}/v1/audio/transcriptions/stream") as stream:
         await stream.recv()

@@ -24,6 +24,7 @@ from dalston.orchestrator.capacity.slots import Slots, WorkerRecord, redis_clien
 from dalston.triton.process import free_port
 
 
+# 000-16, 000-21, 003-07
 async def test_frames_go_both_ways_and_the_close_code_comes_back(gateway: Gateway) -> None:
     async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as stream:
         await stream.send(bytes(3200))
@@ -41,6 +42,7 @@ async def test_snapshots_are_between_worker_and_gateway(gateway: Gateway) -> Non
     assert "session.snapshot" not in [m["type"] for m in messages]
 
 
+# 001-34
 async def test_the_worker_is_told_the_settings_and_who_it_is_for(gateway: Gateway) -> None:
     worker = FakeWorker(gateway.slots, "a", echo)
     async with worker.running(), gateway.stream("language=de&word_timestamps=true") as stream:
@@ -52,6 +54,7 @@ async def test_the_worker_is_told_the_settings_and_who_it_is_for(gateway: Gatewa
     assert request["epoch"] == "1"
 
 
+# L-12
 async def test_the_record_of_the_session_is_in_redis(gateway: Gateway) -> None:
     async with (
         FakeWorker(gateway.slots, "a", echo).running(),
@@ -63,6 +66,7 @@ async def test_the_record_of_the_session_is_in_redis(gateway: Gateway) -> None:
     assert (record["model"], record["client_ip"]) == ("fast", "127.0.0.1")
 
 
+# 000-21, 002-03, C-14
 async def test_the_slot_is_held_while_it_lasts_and_back_at_once(gateway: Gateway) -> None:
     async with FakeWorker(gateway.slots, "a", echo).running():
         async with gateway.stream() as stream:
@@ -79,6 +83,7 @@ async def test_a_caller_that_vanishes_gives_its_slot_back(gateway: Gateway) -> N
         await gateway.until_held(0)
 
 
+# 000-45, 002-15, L-04, C-28
 async def test_without_workers_the_caller_is_told_when_to_come_back(gateway: Gateway) -> None:
     async with gateway.stream() as stream:
         (error,), code = await drained(stream)
@@ -93,6 +98,7 @@ async def test_without_workers_the_caller_is_told_when_to_come_back(gateway: Gat
     assert code == 1013
 
 
+# 000-21, C-24
 async def test_one_over_capacity_is_refused_and_takes_nothing(gateway: Gateway) -> None:
     async with (
         FakeWorker(gateway.slots, "a", echo, capacity=1).running(),
@@ -271,6 +277,7 @@ async def test_a_slot_that_nobody_renews_comes_back_and_is_counted(
 # HTTP.
 
 
+# 004-27
 async def test_health_is_200_only_with_a_worker_that_takes_sessions(gateway: Gateway) -> None:
     status, body = await gateway.http("/health")
     assert (status, body) == (503, {"status": "unhealthy", "reason": "no worker is ready"})
@@ -279,6 +286,7 @@ async def test_health_is_200_only_with_a_worker_that_takes_sessions(gateway: Gat
         assert (status, body["status"]) == (200, "healthy")
 
 
+# 003-08, L-06
 async def test_status_counts_slots(gateway: Gateway) -> None:
     async with FakeWorker(gateway.slots, "a", echo, capacity=2).running(), gateway.stream() as s:
         await s.recv()
@@ -312,6 +320,7 @@ async def test_sessions_are_for_admins(gateway: Gateway) -> None:
     assert (await gateway.http("/v1/realtime/sessions/x", "DELETE", wrong))[0] == 401
 
 
+# L-07
 async def test_an_admin_lists_and_ends_sessions(gateway: Gateway) -> None:
     key = {"Authorization": "Bearer secret"}
     async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as stream:

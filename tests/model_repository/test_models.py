@@ -113,6 +113,7 @@ def row(
     )
 
 
+# 001-13
 def test_a_transcript_has_every_output_in_the_type_of_the_contract(whisper: Any):
     (response,) = whisper.execute([row(words=True)])
     outputs = answer(response)
@@ -254,6 +255,7 @@ def heard(response: InferenceResponse) -> npt.NDArray[np.float32]:
     return answer(response)["PROBABILITY"]
 
 
+# K-03
 def test_states_are_kept_by_sequence(vad: Any, model_repository: Path):
     audio = {"a.1.1": SPEECH[: 20 * VAD_FRAME], "b.1.1": SPEECH[5000:][: 20 * VAD_FRAME]}
     found: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in audio}

@@ -19,6 +19,7 @@ ENGINE: dict[str, Any] = yaml.safe_load(
 )
 
 
+# 001-45, 001-46
 def test_its_name_and_needs_are_the_documented_ones() -> None:
     assert ENGINE["id"] == "whisper-streaming"
     assert ENGINE["type"] == "realtime"
@@ -27,10 +28,12 @@ def test_its_name_and_needs_are_the_documented_ones() -> None:
     assert ENGINE["container"] == {"gpu": "required", "memory": "16G"}
 
 
+# 001-45
 def test_its_version_is_that_of_the_protocol() -> None:
     assert ENGINE["version"] == f"{PROTOCOL_VERSION}.0"
 
 
+# 001-47, C-15
 def test_its_capabilities_are_those_of_a_worker_as_it_comes() -> None:
     capabilities = ENGINE["capabilities"]
     assert set(capabilities["models"]) == set(VARIANTS)
@@ -53,6 +56,7 @@ def test_its_settings_are_those_of_a_session() -> None:
         assert actual == expected, name
 
 
+# 001-48
 def test_its_schema_takes_what_a_session_takes() -> None:
     schema = ENGINE["config_schema"]
     validate(msgspec.json.decode(msgspec.json.encode(SessionConfig())), schema)
@@ -61,6 +65,7 @@ def test_its_schema_takes_what_a_session_takes() -> None:
             validate(wrong, schema)
 
 
+# 001-48
 @pytest.mark.parametrize(
     ("name", "default"),
     [

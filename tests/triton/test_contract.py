@@ -71,6 +71,7 @@ def test_inputs_of_any_length_are_ragged_so_that_all_lengths_share_batches(model
     assert ragged == {entry.name for entry in config.input if -1 in entry.dims}
 
 
+# K-02
 @pytest.mark.parametrize("model", WHISPERS)
 def test_nothing_keeps_triton_from_handing_requests_to_a_busy_instance(model: str):
     config = config_of(model)
@@ -83,6 +84,7 @@ def test_nothing_keeps_triton_from_handing_requests_to_a_busy_instance(model: st
     assert not batching.priority_queue_policy
 
 
+# K-04
 def test_the_vad_keeps_state_by_correlation_id_without_what_this_server_breaks():
     config = config_of(contract.VAD_MODEL)
     assert config.WhichOneof("scheduling_choice") == "sequence_batching"

@@ -14,6 +14,7 @@ from dalston.triton.models import ModelError, local_checkpoint, parse_override, 
 # --- the manifest ---------------------------------------------------------------------------------
 
 
+# C-01
 def test_every_profile_serves_every_variant():
     found = profiles()
     assert list(found) == ["demo", "cpu", "cpu-small", "cpu-tiny.en", "gpu"]

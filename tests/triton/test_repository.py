@@ -126,6 +126,7 @@ def test_the_configuration_says_what_the_profile_says(out: Path, silero: Path):
         assert batching.max_queue_delay_microseconds == 0
 
 
+# 001-07, K-08
 def test_the_gpu_profile_runs_on_gpus(out: Path, silero: Path, checkpoint: Path):
     gpu = models.profiles()["gpu"]
     here = {

@@ -66,6 +66,7 @@ def stream(silero: Silero, sequence: str, pieces: list[Pcm]) -> npt.NDArray[np.f
 # --- the numbers ----------------------------------------------------------------------------------
 
 
+# 000-08
 def test_speech_is_heard_where_it_is_and_silence_is_not_taken_for_it(path: Path):
     for recording in recordings():
         (heard,) = ask(Silero(path), Chunk("s", recording.audio, start=True))
@@ -85,6 +86,7 @@ def test_one_chunk_gives_the_numbers_of_the_file_itself(
     assert np.array_equal(heard, speech_probabilities)
 
 
+# C-27
 @settings(max_examples=30)
 @given(sizes=st.lists(st.integers(1, 6000), min_size=1, max_size=8))
 def test_any_chunking_gives_the_same_probabilities(
@@ -95,6 +97,7 @@ def test_any_chunking_gives_the_same_probabilities(
     assert len(heard) == 4 * SAMPLE_RATE // VAD_FRAME
 
 
+# C-27
 def test_a_chunk_shorter_than_a_frame_is_answered_with_nothing_and_kept(
     path: Path, speech_probabilities: npt.NDArray[np.float32]
 ):

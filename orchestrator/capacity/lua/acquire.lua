@@ -1,12 +1,13 @@
 -- Take a slot of the least loaded worker for a session, when it is its turn.
 --
 -- ARGV: session, lease seconds, variant, worker to avoid (or ""), key and its limit, address and its
--- limit (0: none), ticket, degrade ("1" or "0"), the epoch that the caller knows (or 0), until when he
--- waits for the answer (or 0), then field, value, ... of the session's record. The ticket is "" for who does not wait, "new" for who would, and
--- for who does already, when he came: should Redis have lost the line, he has his place again.
+-- limit (0: none), ticket, degrade ("1" or "0"), the epoch that the caller knows (or 0), until when they
+-- wait for the answer (or 0), then field, value, ... of the session's record. The ticket is "" for one
+-- that does not wait, "new" for one that would, and for one that waits already, when they came: should
+-- Redis have lost the line, they have their place again.
 --
 -- Answers this clock, then "slot", worker, endpoint, epoch; or "limit", "key" or "address"; or "none",
--- reason, position in line (0: not in line), when he came; or "late": Redis hung, and nobody would
+-- reason, position in line (0: not in line), when they came; or "late": Redis hung, and nobody would
 -- use the slot. The reasons: "no_workers" none is alive, "draining" all that live are going, "full"
 -- every slot is taken or wanted by others before, "taken_over" another gateway has the session.
 --
@@ -38,7 +39,7 @@ if known_epoch > 0 then
   end
 end
 
--- Whether somebody has as many sessions as he may, this one not counted.
+-- Whether somebody has as many sessions as they may, this one not counted.
 local function reached(of, id, limit)
   local set = counted_in(of, id)
   if id == "" or limit == 0 or redis.call("SISMEMBER", set, session) == 1 then return false end

@@ -75,6 +75,7 @@ async def test_with_a_free_slot_every_strategy_gives_it_at_once(slots: Slots) ->
     assert await active(slots) == {"a": 3}
 
 
+# 002-15
 @pytest.mark.parametrize("strategy", ["reject", "degrade"])
 async def test_without_a_free_slot_there_is_an_answer_at_once(
     slots: Slots, client: Any, strategy: str
@@ -87,6 +88,7 @@ async def test_without_a_free_slot_there_is_an_answer_at_once(
     assert await waiters(client) == 0
 
 
+# 002-17, C-24
 async def test_degrading_takes_a_worker_with_another_variant(slots: Slots) -> None:
     await register(slots, worker("a", 1), worker("b", models=["accurate"]))
     assert (await admit(slots, asks("s1"), deaf)).worker_id == "a"

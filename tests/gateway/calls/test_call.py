@@ -116,6 +116,7 @@ async def moved(
     return messages, a, b
 
 
+# 003-11
 async def test_a_worker_that_dies_is_replaced_by_one_that_hears_everything(
     gateway: Gateway,
 ) -> None:
@@ -350,6 +351,7 @@ async def broken_off(gateway: Gateway, *says: str) -> str:
     return id
 
 
+# 002-31, L-08
 async def test_a_client_that_comes_back_is_told_what_it_missed_and_where_to_go_on(
     gateway: Gateway,
 ) -> None:
@@ -615,6 +617,7 @@ async def one_in_line(
             yield first, second
 
 
+# 002-16, C-24
 async def test_a_caller_in_line_is_told_its_position_and_gets_the_slot(gateway: Gateway) -> None:
     async with FakeWorker(gateway.slots, "a", Notes(), capacity=1).running():
         async with one_in_line(gateway) as (first, second):
@@ -623,6 +626,7 @@ async def test_a_caller_in_line_is_told_its_position_and_gets_the_slot(gateway: 
             assert json.loads(await second.recv())["type"] == "session.begin"
 
 
+# 002-16
 async def test_a_caller_for_whom_no_slot_comes_free_is_sent_away_in_the_end(
     redis_url: str,
 ) -> None:
@@ -698,6 +702,7 @@ async def test_a_call_that_is_over_leaves_nothing_for_pythons_collector(gateway:
 # Too fast, too slow.
 
 
+# L-04
 async def test_a_client_that_pushes_is_slowed_down_and_in_the_end_refused(redis_url: str) -> None:
     limits: dict[str, Any] = {
         "audio_rate": 2.0,
@@ -890,6 +895,7 @@ async def test_a_client_that_reads_late_slows_its_worker_down_and_reads_everythi
     assert (messages[-1]["type"], code) == ("session.end", 1000)
 
 
+# L-09
 def test_the_defaults_are_the_documented_ones() -> None:
     settings = GatewaySettings(REDIS_URL="redis://here")  # pyright: ignore[reportCallIssue]
     assert (settings.outage_seconds, settings.queue_seconds) == (30, 30)

@@ -59,6 +59,7 @@ def test_a_minute_at_once_is_a_burst() -> None:
     assert file.now == 0
 
 
+# L-03
 def test_what_is_beyond_the_burst_is_read_at_one_and_a_half_times_real_time() -> None:
     file = client()
     file.push(60 + 75)

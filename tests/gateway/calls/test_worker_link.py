@@ -17,7 +17,7 @@ SOMETHING = serialize(Pong())
 @pytest.mark.parametrize(
     ("code", "last", "is_lost"),
     [
-        (CloseCode.ABNORMAL, SOMETHING, True),  # 000-31: it died
+        (CloseCode.ABNORMAL, SOMETHING, True),  # it died
         (CloseCode.GOING_AWAY, SOMETHING, True),
         (CloseCode.SERVICE_RESTART, "", True),  # it drains
         (CloseCode.INTERNAL, SOMETHING, True),  # its library closed, without a word of why

@@ -20,6 +20,7 @@ async def test_a_slot_names_the_worker_and_its_endpoint(slots: Slots) -> None:
     assert await active(slots) == {"a": 1}
 
 
+# 000-14
 async def test_sessions_go_to_the_least_loaded_worker(slots: Slots) -> None:
     await register(slots, worker("a", 4), worker("b", 4))
     chosen = [(await slots.acquire(f"s{n}", "fast", {})).worker_id for n in range(6)]
@@ -90,6 +91,7 @@ async def test_a_worker_can_be_avoided(slots: Slots) -> None:
     assert (await slots.acquire("s1", "fast", {}, avoid="a")).worker_id == "b"
 
 
+# 000-12, 002-27, K-06
 async def test_a_thousand_acquires_at_once_never_exceed_capacity(slots: Slots, client: Any) -> None:
     await register(slots, worker("a", 60), worker("b", 40))
 
@@ -107,6 +109,7 @@ async def test_a_thousand_acquires_at_once_never_exceed_capacity(slots: Slots, c
     assert await client.zcard(f"{PREFIX}leases") == 100
 
 
+# 002-29, K-06
 async def test_acquires_and_releases_at_once_leave_nothing_behind(
     slots: Slots, client: Any
 ) -> None:
@@ -133,6 +136,7 @@ async def test_acquires_and_releases_at_once_leave_nothing_behind(
 # Releasing.
 
 
+# 000-13, C-14
 async def test_release_gives_the_slot_back_once(slots: Slots) -> None:
     await register(slots, worker("a", 1))
     slot = await slots.acquire("s1", "fast", {})
@@ -150,6 +154,7 @@ async def test_releasing_a_session_nobody_knows_is_nothing(slots: Slots) -> None
     assert not await slots.release("never", 1, "ended")
 
 
+# 002-28
 async def test_the_record_of_a_session_outlives_it(slots: Slots, client: Any) -> None:
     await register(slots, worker("a"))
     slot = await slots.acquire("s1", "fast", {"language": "en", "model": "fast"})
@@ -277,6 +282,7 @@ async def test_what_an_older_epoch_says_is_ignored(slots: Slots) -> None:
 # Workers.
 
 
+# 000-11, 002-25, 002-26, 003-13, C-12
 async def test_a_worker_record_has_the_documented_fields(slots: Slots, client: Any) -> None:
     await slots.heartbeat(worker("a", gpu_memory_used="4.2GB", gpu_memory_total="24.0GB"), {})
     record = await client.hgetall(f"{PREFIX}worker:a")
@@ -302,6 +308,7 @@ async def test_heartbeats_never_write_the_count(slots: Slots) -> None:
     assert await active(slots) == {"a": 1}
 
 
+# 000-15, 002-30, L-12, C-13
 async def test_a_silent_worker_goes_offline_and_is_announced_once(
     slots: Slots, client: Any
 ) -> None:
@@ -370,6 +377,7 @@ async def test_a_record_that_ran_out_is_removed_from_the_index(slots: Slots, cli
     assert await client.smembers(f"{PREFIX}workers") == set()
 
 
+# 002-28, 003-13
 async def test_sessions_are_listed_with_their_records(slots: Slots) -> None:
     await register(slots, worker("a"))
     await slots.acquire("s1", "fast", {"language": "en"})

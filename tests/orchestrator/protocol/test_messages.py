@@ -33,11 +33,13 @@ def examples(kind: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
+# 000-38, 000-39, 001-41
 @pytest.mark.parametrize("line", examples("client"))
 def test_client_examples_are_understood_as_they_are(line: str) -> None:
     assert json.loads(serialize(parse(line))) == json.loads(line)
 
 
+# 000-40, 000-41, 000-42, 000-43, 000-44, 000-45, 001-15, 001-35, 001-40, 001-44
 @pytest.mark.parametrize("line", examples("server"))
 def test_server_examples_are_what_the_server_writes(line: str) -> None:
     assert json.loads(serialize(parse_server(line))) == json.loads(line)

@@ -14,6 +14,7 @@ from dalston.orchestrator.protocol.parameters import (
 )
 
 
+# 000-17, 000-18, 000-19, 000-20, 000-31, 000-33, 000-34, 001-33, L-01, L-02, C-23
 def test_without_parameters_everything_is_as_documented() -> None:
     config, warnings = session_config({})
     assert warnings == []
@@ -82,6 +83,7 @@ def test_a_parameter_is_taken(name: str, text: str, value: object) -> None:
     assert getattr(config, name) == value
 
 
+# 000-18, L-02
 @pytest.mark.parametrize(
     ("name", "text", "allowed"),
     [
@@ -123,6 +125,7 @@ def test_a_value_that_is_not_allowed_is_refused_by_name(name: str, text: str, al
     assert allowed in str(refused.value)
 
 
+# L-04
 @pytest.mark.parametrize("code", ["xx", "english", "", "e", "🙂", "x" * 9_000])
 def test_a_language_whisper_does_not_know_is_refused(code: str) -> None:
     with pytest.raises(ParameterError) as refused:
@@ -183,6 +186,7 @@ def test_regions_are_dropped() -> None:
 MANY, ENGLISH = ("en", "es", "de"), ("en",)
 
 
+# 001-05, L-05, C-15
 @pytest.mark.parametrize(
     ("model", "language", "loaded", "served", "warned"),
     [

@@ -33,6 +33,7 @@ def test_nothing_is_stable_in_the_first_hypothesis() -> None:
     assert Agreement().receive(hypothesis(0, 1, 3)) == Shown("turn on the", 0)
 
 
+# C-02
 def test_what_two_sure_hypotheses_share_is_stable_but_the_last_word() -> None:
     agreement = Agreement()
     agreement.receive(hypothesis(0, 1, 3))

@@ -21,6 +21,7 @@ def texts(items: list[Word]) -> list[str]:
     return [word.word for word in items]
 
 
+# 001-14, 001-21
 def test_words_move_to_session_time() -> None:
     heard = Hypothesis(
         "one two", words=[TimedWord("one", 0.4, 0.7, 0.81239), TimedWord("two", 0.8, 1.1, 1)]
@@ -64,6 +65,7 @@ def test_the_first_side_of_a_cut_keeps_what_lies_before_it() -> None:
     assert texts(assembler.before_cut(said, 10 * SECOND)) == ["one", "two"]
 
 
+# 001-14, 002-08
 def test_the_second_side_drops_what_was_said_already() -> None:
     said = words(("one", 8.9, 9.2), ("two", 9.5, 9.8))
     now = words(("Two,", 9.5, 9.85), ("three", 10.1, 10.4))
@@ -110,6 +112,7 @@ def test_words_that_move_to_the_next_segment_are_not_changed() -> None:
     assert assembler.changed_words("one two three four", "one two", cut=True) == (2, 0)
 
 
+# 000-29, 001-23
 def test_the_transcript_joins_segments_with_a_space() -> None:
     segments = [Segment(0, 1, "one two", "seg_0000"), Segment(2, 3, "three", "seg_0001")]
     assert assembler.transcript(segments) == "one two three"

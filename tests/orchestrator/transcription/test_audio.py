@@ -35,11 +35,13 @@ def drained(stream: AudioStream, data: bytes) -> npt.NDArray[np.int16]:
     return samples(stream, 0, stream.drain(stream.received_frames))
 
 
+# 000-26, 000-37
 def test_pcm_at_16_khz_is_taken_as_it_is() -> None:
     data = np.arange(-500, 500, dtype="<i2").tobytes()
     assert drained(AudioStream("pcm_s16le", 16_000, 1), data).tobytes() == data
 
 
+# 001-10
 def test_an_odd_byte_is_carried_over() -> None:
     data = np.arange(1000, dtype="<i2").tobytes()
     stream = AudioStream("pcm_s16le", 16_000, 1)
@@ -79,6 +81,7 @@ def test_two_channels_are_mixed() -> None:
     assert drained(AudioStream("pcm_s16le", 16_000, 2), pairs.tobytes()).tolist() == [2000, 0]
 
 
+# L-01
 # Values of ITU-T G.711's tables 1a and 2a, scaled to 16 bits as every decoder does.
 @pytest.mark.parametrize(
     ("encoding", "code", "value"),
@@ -123,6 +126,7 @@ def test_the_number_of_samples_is_exact(rate: int) -> None:
         assert stream.drain(frames) == frames * 16_000 // rate == stream.received
 
 
+# 001-37
 @settings(max_examples=40, deadline=None)
 @given(
     rate=st.sampled_from(RATES),

@@ -34,6 +34,7 @@ def heard(
     return endpointer, events
 
 
+# 000-31
 def test_speech_begins_at_the_threshold() -> None:
     assert heard([0.4, 0.49, 0.5])[1] == [(2, Event.ONSET)]
 
@@ -42,6 +43,7 @@ def test_below_the_threshold_nothing_begins() -> None:
     assert heard([0.49] * 50)[1] == []
 
 
+# 000-33
 def test_an_onset_is_confirmed_after_the_shortest_speech() -> None:
     # 250 ms are 7.8 frames.
     assert heard([0.9] * 8)[1] == [(0, Event.ONSET), (7, Event.CONFIRMED)]
@@ -51,6 +53,7 @@ def test_a_short_sound_is_dropped_after_the_silence_of_an_endpoint() -> None:
     assert heard([0.9] * 3 + [0.0] * 16)[1] == [(0, Event.ONSET), (18, Event.DROPPED)]
 
 
+# 000-34, 001-12
 def test_silence_ends_speech() -> None:
     endpointer, events = heard([0.9] * 10 + [0.0] * 15)
     assert endpointer.silence == 10 * FRAME
@@ -68,6 +71,7 @@ def test_a_run_of_silence_lasts_until_the_threshold_is_reached_again() -> None:
     assert events[-1] == (25, Event.ENDPOINT)
 
 
+# 001-18
 def test_speech_that_resumes_in_time_is_the_same_utterance() -> None:
     _, events = heard([0.9] * 10 + [0.0] * 10 + [0.9] * 5 + [0.0] * 16)
     assert [event for _, event in events] == [
@@ -212,6 +216,7 @@ def test_behind_a_cut_speech_is_confirmed_from_the_start_and_may_have_been_nothi
     assert not endpointer.spoke
 
 
+# 000-32, 001-12
 @given(st.lists(st.floats(0, 1), max_size=300))
 def test_events_alternate_as_the_diagram_says(probabilities: list[float]) -> None:
     follows = {

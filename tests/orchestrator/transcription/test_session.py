@@ -65,6 +65,7 @@ def finals(driver: Driver) -> list[str]:
     return [m.text for m in driver.messages if isinstance(m, Final)]
 
 
+# 000-40, 001-35
 def test_a_session_begins_by_stating_how_it_listens() -> None:
     (begin,) = new_session(sample_rate=8_000).messages()
     assert isinstance(begin, SessionBegin)
@@ -72,6 +73,7 @@ def test_a_session_begins_by_stating_how_it_listens() -> None:
     assert begin.config.sample_rate == 8_000
 
 
+# 000-27, 000-36, 002-07
 def test_silence_after_speech_ends_the_utterance() -> None:
     driver = session_after(audio(0.5, [1, 2, 3], 0.7))
     kinds = [type(m) for m in driver.messages if not isinstance(m, Partial | SessionBegin)]
@@ -79,11 +81,13 @@ def test_silence_after_speech_ends_the_utterance() -> None:
     assert finals(driver) == ["wb wc wd"]
 
 
+# 001-18
 def test_silence_shorter_than_the_endpoint_stays_in_the_utterance() -> None:
     driver = session_after(audio([1, 2], 0.35, [3], 0.7))
     assert finals(driver) == ["wb wc wd"]
 
 
+# 000-41, 001-38, C-05
 def test_events_carry_the_audio_clock_of_the_session() -> None:
     driver = session_after(audio(2.0, [1, 2, 3], 1.0))
     (start,) = [m for m in driver.messages if isinstance(m, SpeechStart)]
@@ -92,6 +96,7 @@ def test_events_carry_the_audio_clock_of_the_session() -> None:
     assert end.timestamp == pytest.approx(2.0 + 3 * 0.32, abs=0.07)
 
 
+# 000-35, C-08
 def test_the_lookback_keeps_the_onset_of_the_first_word() -> None:
     driver = session_after(audio(1.0, [4], 0.8))
     (final,) = [m for m in driver.messages if isinstance(m, Final)]
@@ -127,6 +132,7 @@ def test_a_click_long_before_speech_is_forgotten() -> None:
     assert start.timestamp == pytest.approx(2.55, abs=0.04)
 
 
+# 000-28, 002-07, C-02
 def test_partials_come_every_half_second_of_speech() -> None:
     words = [k % 12 for k in range(12)]  # 3.84 s
     driver = session_after(*chunks(audio(words, 0.7), [3200]))
@@ -210,12 +216,14 @@ def asked_of_whisper(session: Session, driver: Driver, data: bytes) -> list[Tran
     return found
 
 
+# 000-20
 def test_no_interim_results_means_that_no_partial_is_even_asked_for() -> None:
     driver = session_after(audio([1, 2, 3, 4], 0.7), interim_results=False)
     assert {r.kind for r in driver.asked} == {"final"}
     assert not [m for m in driver.messages if isinstance(m, Partial)]
 
 
+# 001-32, C-09
 def test_enable_vad_false_hides_the_events_and_nothing_else() -> None:
     driver = session_after(audio([1, 2, 3], 0.7), enable_vad=False)
     assert finals(driver) == ["wb wc wd"]
@@ -262,6 +270,7 @@ def test_nothing_is_speculated_while_an_earlier_final_is_due() -> None:
     assert [m.text for m in session.messages() if isinstance(m, Final)] == ["wb wc wd", "we wf"]
 
 
+# 000-39, C-03
 def test_flush_makes_a_final_of_the_open_utterance_at_once() -> None:
     driver = session_after(audio(0.3, [1, 2, 3]))
     assert not finals(driver)
@@ -286,6 +295,7 @@ def test_commit_is_flush() -> None:
     assert finals(session_after(audio([1, 2]), Commit())) == ["wb wc"]
 
 
+# C-03
 def test_speech_goes_on_after_a_flush() -> None:
     driver = session_after(audio([1, 2]), Flush(), audio([3, 4], 0.7))
     assert finals(driver) == ["wb wc", "wd we"]
@@ -299,6 +309,7 @@ def test_clear_forgets_the_open_utterance() -> None:
     assert len(starts) == len(ends) == 2
 
 
+# 000-30, 000-44, 001-44, C-04, C-06, C-07
 def test_end_finishes_what_was_said_and_is_the_last_word() -> None:
     driver = session_after(audio(0.5, [1, 2], 0.7, [3, 4]), End())
     assert driver.session.state is State.DONE
@@ -331,6 +342,7 @@ def test_end_waits_for_finals_that_are_under_way() -> None:
     assert isinstance(driver.messages[-1], SessionEnd)
 
 
+# C-09
 def test_manual_endpointing_leaves_the_end_to_the_client() -> None:
     driver = session_after(audio([1, 2], 2.0, [3], 2.0), endpointing="manual")
     assert not finals(driver)
@@ -513,6 +525,7 @@ def test_in_a_pause_nothing_is_waited_for_longer_than_a_decision_takes() -> None
         raise AssertionError("no final was speculated")
 
 
+# 002-08, C-23
 def test_an_utterance_of_thirty_seconds_is_cut_where_it_is_quiet_and_joined() -> None:
     words = [k % 12 for k in range(120)]  # 38 s
     driver = session_after(audio(words, 0.7), End(), word_timestamps=True)
@@ -531,6 +544,7 @@ def test_an_utterance_below_thirty_seconds_is_left_whole() -> None:
     assert len(final.text.split()) == 92
 
 
+# 000-17
 def test_a_language_is_detected_once_and_kept() -> None:
     driver = session_after(audio(0.3, [1, 2, 3, 4], 0.7, [5, 6], 0.7), language="auto")
     asked = [r.language for r in driver.asked if r.kind == "final"]
@@ -543,6 +557,7 @@ def test_a_language_is_not_believed_on_less_than_a_second_of_speech() -> None:
     assert [r.language for r in driver.asked if r.kind == "final"] == ["auto", "auto"]
 
 
+# 001-41
 def test_config_changes_the_language_from_here_on() -> None:
     driver = session_after(
         audio([1, 2, 3, 4], 0.7), Configure(language="es"), audio([1, 2, 3, 4], 0.7)
@@ -733,11 +748,13 @@ def test_translated_words_are_joined_with_spaces_whatever_is_spoken() -> None:
     assert sum(len(text.split()) for text in texts) == 110
 
 
+# 004-20
 def test_config_of_the_vad_takes_effect() -> None:
     driver = session_after(Configure(min_silence_duration_ms=1500), audio([1], 1.0, [2], 2.0))
     assert finals(driver) == ["wb wc"]
 
 
+# 000-19, 001-40
 def test_word_timestamps_are_told_when_asked_for() -> None:
     driver = session_after(audio(0.4, [1, 2], 0.7), word_timestamps=True)
     (final,) = [m for m in driver.messages if isinstance(m, Final)]
@@ -767,6 +784,7 @@ def test_the_model_is_asked_for_word_times_only_where_they_are_needed() -> None:
     assert all(cut)
 
 
+# 001-39
 def test_empty_text_makes_no_final() -> None:
     session = new_session()
     driver = Driver(session)
@@ -852,6 +870,7 @@ def test_a_final_that_fails_is_an_error_and_the_session_goes_on() -> None:
     assert isinstance(messages[-1], SessionEnd)
 
 
+# 001-10, L-04
 def test_values_that_are_no_numbers_are_heard_as_silence_and_told_once() -> None:
     bad = np.full(8_000, np.nan, "<f4").tobytes()
     good = np.concatenate([say([1, 2]), silence(0.7)]).astype("<f4").tobytes()
@@ -1004,6 +1023,7 @@ def test_a_cut_is_not_heard_less_for_being_heard_twice() -> None:
     assert driver.session.received - driver.session.processed < RATE // 5
 
 
+# 001-22
 def test_sparing_the_models_leaves_the_first_partial_of_an_utterance() -> None:
     driver = Driver(new_session())
     driver.session.sparing = True

@@ -76,6 +76,7 @@ def test_a_session_continued_from_any_snapshot_equals_the_undisturbed_one(
     assert told([m for m in messages if not isinstance(m, SessionBegin)]) == expected
 
 
+# 002-09
 @settings(max_examples=10, deadline=None)
 @given(scene=scenes(), seed=st.integers(0, 2**32 - 1))
 def test_every_utterance_starts_then_ends_then_has_at_most_one_final(
@@ -144,6 +145,7 @@ def test_words_are_in_order_inside_their_segment(scene: Scene) -> None:
         assert times[-1] <= final.end
 
 
+# 000-42
 @settings(max_examples=10, deadline=None)
 @given(scene=scenes(), seed=st.integers(0, 2**32 - 1))
 def test_stable_text_never_shrinks_and_never_changes(scene: Scene, seed: int) -> None:
@@ -170,6 +172,7 @@ def test_no_word_is_lost_or_said_twice(words: list[list[int]], pause: float) -> 
     assert end.transcript == " ".join(segment.text for segment in end.segments)
 
 
+# C-05
 @pytest.mark.parametrize("rate", [16_000, 44_100])
 def test_the_clock_does_not_drift_over_an_hour_of_silence_and_speech(rate: int) -> None:
     driver = Driver(

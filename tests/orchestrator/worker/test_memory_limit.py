@@ -34,6 +34,7 @@ def test_the_words_of_runtimes_for_it_are_known(sentence: str, expected: bool):
     assert ran_out_of_memory(sentence) is expected
 
 
+# 002-32
 def test_a_quarter_of_what_was_too_much_is_given_up(passes: Callable[[float], float]):
     memory = MemoryLimit(16, lambda: passes(0))
     assert memory.sessions == 16

@@ -168,6 +168,7 @@ async def ended(task: asyncio.Task[int | None]) -> int | None:
 END = '{"type":"end"}'
 
 
+# 000-07, 000-38, 001-43, C-04
 async def test_a_conversation_ends_with_session_end_and_1000() -> None:
     peer = Peer()
     task = peer.start()
@@ -265,6 +266,7 @@ async def test_a_client_that_leaves_while_models_are_busy_cancels_them() -> None
     assert cancelled.is_set()
 
 
+# L-03, L-04
 async def test_silence_on_the_line_ends_the_session_with_what_was_said() -> None:
     peer = Peer(limits=Limits(idle_s=0.4))
     task = peer.start()
@@ -297,6 +299,7 @@ async def test_a_ping_is_a_sign_of_life() -> None:
     assert peer.kinds().count("pong") == 5
 
 
+# L-03
 async def test_the_longest_session_ends_in_order() -> None:
     peer = Peer(limits=Limits(session_s=0.5))
     task = peer.start()
@@ -321,6 +324,7 @@ async def test_a_drain_ends_the_session_in_order() -> None:
     assert peer.told[-1]["reason"] == "server_drain"
 
 
+# L-04
 @pytest.mark.parametrize("frame", ["{", "hello", '{"type":"what"}', '{"a":' * 4000])
 async def test_a_frame_that_is_no_message_is_answered_and_the_session_goes_on(frame: str) -> None:
     peer = Peer()
@@ -398,6 +402,7 @@ async def test_a_final_that_fails_for_too_long_is_given_up_and_the_session_goes_
     assert counted(metrics.FAILED, "fast", "final") == failed + 1
 
 
+# 002-33, L-04
 async def test_a_final_that_cannot_be_made_is_an_error_and_the_session_goes_on() -> None:
     peer = Peer()
     refused = False
@@ -950,6 +955,7 @@ async def test_a_session_that_has_time_left_is_heard_to_its_end() -> None:
     assert peer.finals() == ["wb wc wd"]
 
 
+# L-03, L-09
 def test_the_defaults_are_the_documented_ones() -> None:
     settings = WorkerSettings(REDIS_URL="redis://here", WORKER_ID="w")  # pyright: ignore[reportCallIssue]
     held = (settings.idle_seconds, settings.session_seconds)

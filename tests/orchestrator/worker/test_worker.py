@@ -137,6 +137,7 @@ def texts(messages: list[Any]) -> list[str]:
     return [m["text"] for m in messages if m["type"] == "transcript.final"]
 
 
+# 000-06, 001-01, 001-03, 002-05, 003-28
 async def test_a_session_is_transcribed(workers: Workers) -> None:
     worker = await workers.ready()
     async with worker.session("language=en") as session:
@@ -261,6 +262,7 @@ async def test_an_epoch_that_is_over_is_refused_where_a_later_one_runs(
         assert (len(texts(messages)), code) == (1, 1000)
 
 
+# 000-24, 001-09
 async def test_sessions_share_one_worker(workers: Workers) -> None:
     worker = await workers.ready(max_sessions=4)
 
@@ -276,6 +278,7 @@ async def test_sessions_share_one_worker(workers: Workers) -> None:
     assert all(together)
 
 
+# 001-04, 001-58, C-16
 async def test_health_is_told_over_http_and_websocket(workers: Workers) -> None:
     worker = await workers.ready()
     status, body = await worker.http("/health")
@@ -285,6 +288,7 @@ async def test_health_is_told_over_http_and_websocket(workers: Workers) -> None:
     assert (await worker.http("/elsewhere"))[0] == 404
 
 
+# 001-30
 async def test_a_wrong_path_closes_with_1008(workers: Workers) -> None:
     worker = await workers.ready()
     async with worker.session(path="/sessions") as connection:
@@ -292,6 +296,7 @@ async def test_a_wrong_path_closes_with_1008(workers: Workers) -> None:
         assert connection.close_reason == "Invalid path"
 
 
+# 001-31, C-28
 async def test_one_session_too_many_closes_with_1013(workers: Workers) -> None:
     worker = await workers.ready(max_sessions=1)
     async with worker.session() as first:
@@ -369,6 +374,7 @@ async def test_every_error_names_the_request_that_the_gateway_named(workers: Wor
         assert error["request_id"].startswith("req_")
 
 
+# 000-09, L-12, C-12
 async def test_the_record_says_what_the_worker_is(workers: Workers) -> None:
     worker = await workers.ready(max_sessions=7, endpoint="ws://here:9000")
     record = await until(lambda: worker.record("w1"), bool)
@@ -381,6 +387,7 @@ async def test_the_record_says_what_the_worker_is(workers: Workers) -> None:
     assert "gpu_memory_used" not in record  # there is none
 
 
+# 001-08, 001-28
 async def test_a_direct_session_takes_a_slot_too(workers: Workers) -> None:
     worker = await workers.ready(heartbeat_seconds=0.1)
     async with worker.session() as session:
@@ -389,6 +396,7 @@ async def test_a_direct_session_takes_a_slot_too(workers: Workers) -> None:
     await until(lambda: worker.record("w1"), lambda r: r.get("active_sessions") == "0")
 
 
+# L-11
 async def test_a_worker_that_ends_unregisters(workers: Workers) -> None:
     worker = await workers.ready()
     await until(lambda: worker.record("w1"), bool)
@@ -397,6 +405,7 @@ async def test_a_worker_that_ends_unregisters(workers: Workers) -> None:
     assert await worker.record("w1") == {}
 
 
+# L-11
 async def test_draining_lets_running_sessions_end_and_takes_no_new_ones(workers: Workers) -> None:
     worker = await workers.ready(drain_seconds=20)
     async with worker.session("language=en") as session:
@@ -485,6 +494,7 @@ async def said(session: ClientConnection) -> Any:
                 return message
 
 
+# 002-33
 async def test_a_final_that_a_model_fails_on_is_an_error_and_the_session_goes_on(
     workers: Workers, failing_triton: Any
 ) -> None:
@@ -500,6 +510,7 @@ async def test_a_final_that_a_model_fails_on_is_an_error_and_the_session_goes_on
         assert (await said(session))["text"] == "all is well"
 
 
+# 002-32
 async def test_a_model_without_memory_lowers_the_capacity_and_its_final_comes_later(
     workers: Workers, failing_triton: Any
 ) -> None:
