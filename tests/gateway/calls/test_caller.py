@@ -3,10 +3,10 @@ A caller over a transport of the test's: what is said early, at once, late, and 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import pytest
+from support.transports import Line
 
 from dalston.gateway.calls.caller import Caller, CallRefused
 from dalston.gateway.protocols.protocol import Asked, ClientProtocol, Opening, Reply
@@ -35,48 +35,6 @@ class Spelled(ClientProtocol):
 
     def close_code(self, reason: int) -> int:
         return reason + 1
-
-
-@dataclass
-class Line:
-    """A client's connection, as a transport."""
-
-    address: str = "::1"
-    reads: bool = True  # the client, what it is sent
-    sent: list[Frame] = field(default_factory=list[Frame])
-    paused: bool = False
-    receive: Callable[[Frame], None] | None = None
-
-    async def accept(self, subprotocols: Sequence[str]) -> None: ...
-
-    def listen(
-        self, receive: Callable[[Frame], None], on_too_long: Callable[[int], None] | None = None
-    ) -> None:
-        self.receive = receive
-
-    def pause(self) -> None:
-        self.paused = True
-
-    def resume(self) -> None:
-        self.paused = False
-
-    def send_now(self, frame: Frame) -> bool:
-        if self.reads:
-            self.sent.append(frame)
-        return self.reads
-
-    async def send(self, frame: Frame) -> None:
-        self.sent.append(frame)
-
-    async def close(self, code: int, sentence: str = "") -> None:
-        self.sent.append(f"closed {code}")
-
-    async def until_disconnected(self) -> None: ...
-
-    def says(self, *frames: Frame) -> None:
-        assert self.receive
-        for frame in frames:
-            self.receive(frame)
 
 
 def called() -> tuple[Caller, Line]:

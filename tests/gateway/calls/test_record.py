@@ -1,0 +1,112 @@
+"""
+What is written to the register of a session, and what is written again: with a register that
+answers what the test wants. With a real Redis: test_call.py and capacity/test_resume_record.py.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+from redis.exceptions import RedisError
+
+from dalston.gateway.calls.record import Away, Record
+from dalston.gateway.calls.relay import Relay
+from dalston.orchestrator.capacity.slots import Slot
+from dalston.orchestrator.protocol.messages import Final, SessionConfig, serialize
+
+SLOT = Slot("s", "w", "ws://w", 3, key_id="kiosk")
+FINAL = serialize(
+    Final(
+        segment_id="seg_0000",
+        text="so",
+        start=0.0,
+        end=0.5,
+        confidence=1.0,
+        language="en",
+        processing_ms=1,
+    )
+)
+
+
+@dataclass
+class Register:
+    answers: list[str | Exception] = field(default_factory=list[str | Exception])
+    kept: list[tuple[set[str], bool]] = field(default_factory=list[tuple[set[str], bool]])
+
+    async def keep(
+        self, id: str, epoch: int, fields: Mapping[str, str], key_id: str, whole: bool
+    ) -> str:
+        assert (id, epoch, key_id) == ("s", 3, "kiosk")
+        self.kept.append((set(fields), whole))
+        answer = self.answers.pop(0) if self.answers else "kept"
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def recorded(*answers: str | Exception) -> tuple[Record, Relay, Register]:
+    relay, register = Relay("s", SessionConfig()), Register(list(answers))
+    relay.pass_on(FINAL)
+    return Record(relay, cast(Any, register)), relay, register
+
+
+async def test_what_is_new_is_written_once() -> None:
+    record, relay, register = recorded()
+    assert await record.write(SLOT) == "kept"
+    assert await record.write(SLOT) == "kept"
+    assert register.kept == [({"seg_0000"}, False)]
+    assert not relay.has_unsaved
+
+
+async def test_a_register_that_has_lost_the_session_is_told_everything() -> None:
+    record, _, register = recorded("lost")
+    assert await record.write(SLOT) == "kept"
+    assert register.kept == [({"seg_0000"}, False), ({"config", "seg_0000"}, True)]
+
+
+async def test_what_could_not_be_written_is_written_later() -> None:
+    record, relay, register = recorded(RedisError("away"))
+    assert await record.write(SLOT) == "not yet"
+    assert relay.has_unsaved
+    assert await record.write(SLOT) == "kept"
+    assert register.kept == [({"seg_0000"}, False)] * 2
+
+
+async def test_a_session_that_another_gateway_has_is_not_written() -> None:
+    record, _, register = recorded("stale")
+    assert await record.write(SLOT) == "taken over"
+    assert len(register.kept) == 1
+
+
+async def test_writing_goes_on_until_the_end_and_once_more_after_a_failure() -> None:
+    record, _, _ = recorded()
+    written = list[bool]()
+
+    async def write() -> bool:
+        written.append(len(written) > 0)
+        return written[-1]
+
+    keeping = asyncio.create_task(record.keep(write))
+    record.more()
+    async with asyncio.timeout(5):
+        while len(written) < 2:
+            await asyncio.sleep(0.01)
+    record.end()
+    await asyncio.wait_for(keeping, 5)
+    assert written[:2] == [False, True]
+
+
+async def test_the_record_of_a_caller_who_left_is_written_again_while_they_may_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, relay, register = recorded()
+    away = Away(cast(Any, register))
+    away.leave(SLOT, relay)
+    await away.write()
+    assert register.kept == [({"config", "seg_0000"}, True)]
+    monkeypatch.setattr("dalston.gateway.calls.record.AWAY_S", -1.0)
+    away.leave(SLOT, relay)
+    await away.write()
+    assert len(register.kept) == 1

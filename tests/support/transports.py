@@ -1,0 +1,51 @@
+"""
+A client's connection without a socket: what the client sends is said by the test.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from dalston.orchestrator.protocol.messages import Frame
+
+
+@dataclass
+class Line:
+    """A transport."""
+
+    address: str = "::1"
+    reads: bool = True  # the client, what it is sent
+    sent: list[Frame] = field(default_factory=list[Frame])
+    paused: bool = False
+    receive: Callable[[Frame], None] | None = None
+    on_too_long: Callable[[int], None] | None = None
+
+    async def accept(self, subprotocols: Sequence[str]) -> None: ...
+
+    def listen(
+        self, receive: Callable[[Frame], None], on_too_long: Callable[[int], None] | None = None
+    ) -> None:
+        self.receive, self.on_too_long = receive, on_too_long
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def send_now(self, frame: Frame) -> bool:
+        if self.reads:
+            self.sent.append(frame)
+        return self.reads
+
+    async def send(self, frame: Frame) -> None:
+        self.sent.append(frame)
+
+    async def close(self, code: int, sentence: str = "") -> None:
+        self.sent.append(f"closed {code}")
+
+    async def until_disconnected(self) -> None: ...
+
+    def says(self, *frames: Frame) -> None:
+        assert self.receive
+        for frame in frames:
+            self.receive(frame)
