@@ -14,7 +14,8 @@ environment:
   REDIS_URL              where the slots are, redis://host:port (required)
   WORKER_ID              name of this worker, unlike all others (required)
   WORKER_PORT            port to listen at (9000)
-  WORKER_ENDPOINT        where gateways reach it (ws://HOSTNAME:PORT)
+  WORKER_ENDPOINT        where gateways reach it (ws://HOSTNAME:PORT; ws://127.0.0.1:PORT
+                         if it listens there)
   DALSTON_HOST           address to listen at (127.0.0.1)
   MAX_SESSIONS           sessions at the same time (4)
   TRITON_URLS            HTTP addresses of Triton, comma separated (127.0.0.1:8000)

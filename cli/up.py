@@ -36,8 +36,9 @@ console = Console(stderr=True, highlight=False)
 
 STARTING_S = 900.0
 RESTART_FIRST_S, RESTART_LAST_S = 0.5, 5.0
-# One that dies this often before it ever worked will not work.
-HOPELESS = 3
+# What dies so early has not worked. A stack that was never ready is given up after so many such
+# ends of one part in a row; one that was ready goes on for ever.
+SHORT_S, HOPELESS = 10.0, 3
 
 
 class StackError(Exception):
@@ -54,10 +55,8 @@ class Part:
     log: Path
     stop_s: float  # after SIGTERM, before SIGKILL
     process: asyncio.subprocess.Process | None = None
-    starts: int = 0
 
     async def start(self) -> None:
-        self.starts += 1
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *dies_with_us(self.command),
@@ -162,9 +161,11 @@ async def running(stack: list[Part], url: str) -> AsyncGenerator[asyncio.Task[No
 
     The task ends with StackError if a part cannot be kept running. Raises StackError.
     """
-    watching = asyncio.create_task(_watch(stack))
+    ready = asyncio.Event()
+    watching = asyncio.create_task(_watch(stack, ready))
     try:
         await _until_ready(stack, url, watching)
+        ready.set()
         yield watching
     finally:
         watching.cancel()
@@ -178,25 +179,26 @@ async def running(stack: list[Part], url: str) -> AsyncGenerator[asyncio.Task[No
             await asyncio.gather(*(part.stop() for part in group))
 
 
-async def _watch(stack: list[Part]) -> None:
-    """Start every part and keep it running."""
+async def _watch(stack: list[Part], ready: asyncio.Event) -> None:
+    """Start every part and keep it running. ready: set once a session would have worked."""
     try:
         async with asyncio.TaskGroup() as tasks:
             for part in stack:
-                tasks.create_task(_keep(part))
+                tasks.create_task(_keep(part, ready))
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
 
 
-async def _keep(part: Part) -> None:
-    wait = RESTART_FIRST_S
+async def _keep(part: Part, ready: asyncio.Event) -> None:
+    wait, short = RESTART_FIRST_S, 0
     while True:
         began = time.monotonic()
         await part.start()
         assert part.process
         code = await part.process.wait()
         lasted = time.monotonic() - began
-        if part.starts >= HOPELESS and lasted < 10:
+        short = short + 1 if lasted < SHORT_S else 0
+        if short >= HOPELESS and not ready.is_set():
             raise StackError(f"{part.name} keeps ending (status {code}):\n{part.last_words()}")
         wait = RESTART_FIRST_S if lasted > 30 else wait
         console.print(f"{part.name} ended with status {code}; started again in {wait:g} s")

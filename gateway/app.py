@@ -57,7 +57,7 @@ class Gateway:
 
 def create_app(gateway: Gateway, lifespan: Any = None, protocols: Protocols = PROTOCOLS) -> FastAPI:
     """protocols: what is spoken, by path."""
-    app = FastAPI(title="dalston", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="dalston", lifespan=lifespan, openapi_url=None)
     app.state.gateway = gateway
     app.add_exception_handler(AnyHTTPException, _refuse)  # pyright: ignore[reportArgumentType]
     app.add_exception_handler(RedisError, _redis_is_away)

@@ -91,6 +91,12 @@ ERRORS = Counter(
     ["code"],
     registry=_EVENTS,
 )
+TASK_FAILURES = Counter(
+    "dalston_realtime_task_failures",
+    "Times a task that is done by the clock failed, and went on (the log says why).",
+    ["task"],
+    registry=_EVENTS,
+)
 CLOSED = Counter(
     "dalston_realtime_connections_closed",
     "Connections that ended, by the code we closed with; client is one that left.",

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 RENEW_S = LEASE_S / 4
 EXPIRE_S = 5.0
+GO_ON_S = 1.0  # after a task failed that is done by the clock
 DEAF_MS = 30_000  # without an acknowledgement of what was sent
 LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
 
@@ -153,14 +154,20 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     async def expire() -> None:
         metrics.LEASES_EXPIRED.inc(await slots.expire())
 
-    works = (
-        _every(RENEW_S, calls.renew),
-        _every(EXPIRE_S, expire),
-        _every(gateway.settings.worker_silent_seconds / 5, calls.look_after),
-        _follow_events(slots, calls),
-        heap.keep_trimmed(),
-    )
-    tasks = [asyncio.create_task(work) for work in works]
+    async def follow() -> None:
+        await _follow_events(slots, calls)
+
+    look_s = gateway.settings.worker_silent_seconds / 5
+    tasks = [
+        asyncio.create_task(kept_going(name, work))
+        for name, work in {
+            "renew leases": lambda: _every(RENEW_S, calls.renew),
+            "expire leases": lambda: _every(EXPIRE_S, expire),
+            "look after workers": lambda: _every(look_s, calls.look_after),
+            "follow events": follow,
+            "trim memory": heap.keep_trimmed,
+        }.items()
+    ]
     try:
         yield
     finally:
@@ -168,6 +175,17 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await gateway.redis.aclose()
+
+
+async def kept_going(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do `work`, which never returns, again and again: what fails once is needed all the same."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            metrics.TASK_FAILURES.labels(name).inc()
+            logger.exception("%s: failed, and goes on", name)
+        await asyncio.sleep(GO_ON_S)
 
 
 async def _every(seconds: float, work: Any) -> None:
@@ -184,7 +202,7 @@ async def _follow_events(slots: Slots, calls: Calls) -> None:
 
     async def on_event(event: Mapping[str, str]) -> None:
         if event.get("type") == "session.terminate":
-            await calls.end(event["session_id"], End("terminated"))
+            await calls.end(event.get("session_id", ""), End("terminated"))
 
     # A Redis that is back may have lost our slots.
     await slots.follow(calls.restore, on_event)

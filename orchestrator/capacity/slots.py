@@ -100,6 +100,18 @@ class WorkerRecord:
     asleep: Sequence[str] = ()  # of the models
 
 
+def _event(data: bytes | str) -> Mapping[str, str] | None:
+    """What somebody has published; None if it is no event: anybody who reaches Redis may."""
+    try:
+        event = json.loads(data)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict) or not all(isinstance(v, str) for v in event.values()):  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        logger.warning("what came as an event is none: %.100r", data)
+        return None
+    return event  # pyright: ignore[reportUnknownVariableType]
+
+
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
@@ -288,9 +300,9 @@ class Slots:
     async def follow(
         self,
         connected: Callable[[], Awaitable[object]],
-        told: Callable[[Mapping[str, str]], Awaitable[object]] | None = None,
+        on_event: Callable[[Mapping[str, str]], Awaitable[object]] | None = None,
     ) -> None:
-        """Listen for ever: `told` is called with each event, `connected` whenever Redis is reached.
+        """Listen for ever: `on_event` is called with each event, `connected` whenever Redis is reached.
 
         That is at first, and after each time it was away; it may have lost all it knew. A call
         that fails with a RedisError is made again. Raises UnsupportedRedis.
@@ -305,8 +317,9 @@ class Slots:
                             await refuse_cluster(self._redis)
                             await connected()
                             lost = False
-                        elif item["type"] == "message" and told:
-                            await told(json.loads(item["data"]))
+                        elif item["type"] == "message" and on_event:
+                            if event := _event(item["data"]):
+                                await on_event(event)
             except RedisError as error:
                 if not lost:
                     logger.warning("Redis: %s", error)

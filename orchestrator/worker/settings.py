@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dalston.orchestrator.capacity.slots import HEARTBEAT_S
-from dalston.orchestrator.process.environment import HeaderSecret
+from dalston.orchestrator.process.environment import LOOPBACK, HeaderSecret
 from dalston.orchestrator.process.logs import Format
 from dalston.orchestrator.protocol.messages import LONGEST_FRAME, LONGEST_MESSAGE, LONGEST_TEXT
 
@@ -23,7 +23,7 @@ class WorkerSettings(BaseSettings):
     redis_url: str = Field(alias="REDIS_URL")
     worker_id: str = Field(alias="WORKER_ID", min_length=1)
     port: int = Field(9000, alias="WORKER_PORT", ge=0, le=65_535)
-    # Where gateways reach this worker: never localhost by itself.
+    # Where gateways reach this worker.
     endpoint: str | None = Field(None, alias="WORKER_ENDPOINT", pattern="^wss?://")
     host: str = Field("127.0.0.1", alias="DALSTON_HOST")  # the address to listen at
     max_sessions: int = Field(4, alias="MAX_SESSIONS", ge=1)
@@ -65,5 +65,9 @@ class WorkerSettings(BaseSettings):
         return [url.strip() for url in value.split(",")] if isinstance(value, str) else value
 
     def advertised(self, port: int) -> str:
-        """The endpoint to register, the worker listening at `port`."""
-        return self.endpoint or f"ws://{socket.gethostname()}:{port}"
+        """The endpoint to register, the worker listening at `port`.
+
+        A worker that listens to this machine only is reached at that address, not by its name.
+        """
+        name = self.host if self.host in LOOPBACK else socket.gethostname()
+        return self.endpoint or f"ws://{f'[{name}]' if ':' in name else name}:{port}"

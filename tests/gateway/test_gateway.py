@@ -274,6 +274,43 @@ async def test_a_slot_that_nobody_renews_comes_back_and_is_counted(
                     await asyncio.sleep(0.01)
 
 
+async def test_work_by_the_clock_that_fails_is_told_of_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "GO_ON_S", 0.01)
+    failed, done = counted(metrics.TASK_FAILURES, "count"), 0
+
+    async def work() -> None:
+        nonlocal done
+        done += 1
+        if done < 3:
+            raise ValueError("odd")
+        await asyncio.Event().wait()
+
+    going = asyncio.create_task(server.kept_going("count", work))
+    async with asyncio.timeout(5):
+        while done < 3:
+            await asyncio.sleep(0.01)
+    going.cancel()
+    assert counted(metrics.TASK_FAILURES, "count") == failed + 2
+    assert "count: failed, and goes on" in caplog.text
+
+
+@pytest.mark.parametrize("event", ["hello", "[1]", '{"type":1}', '{"type":"session.terminate"}'])
+async def test_whatever_is_published_an_admin_can_still_end_a_session(
+    gateway: Gateway, event: str
+) -> None:
+    async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as stream:
+        await stream.recv()
+        await gateway.client.publish("dalston:realtime:events", event)
+        (record,) = await gateway.slots.sessions()
+        path = f"/v1/realtime/sessions/{record['session_id']}"
+        key = {"Authorization": "Bearer secret"}
+        assert (await gateway.http(path, "DELETE", key))[0] == 202
+        messages, code = await drained(stream)
+    assert (messages[-1]["type"], code) == ("session.end", 1000)
+
+
 # HTTP.
 
 
