@@ -24,6 +24,7 @@ from dalston.gateway.protocols import PROTOCOLS, Native
 from dalston.gateway.protocols.protocol import ClientProtocol, Opening
 from dalston.gateway.settings import GatewaySettings
 from dalston.gateway.transport.read_rounds import Rounds
+from dalston.gateway.transport.transport import Disconnected
 from dalston.gateway.transport.websocket import WebSocketTransport
 from dalston.orchestrator.capacity.redis_client import redis_client
 from dalston.orchestrator.capacity.slots import Slots, WorkerRecord
@@ -79,16 +80,18 @@ def _stream(protocol: Callable[[Opening], ClientProtocol]) -> Callable[[WebSocke
 async def _nowhere(websocket: WebSocket) -> None:
     caller = _caller(websocket, Native, websocket.app.state.gateway)
     sentence = "no such path; live audio goes to /v1/audio/transcriptions/stream"
-    await caller.accept()
-    await caller.tell(Error(code="invalid_parameter", message=sentence, recoverable=False))
-    await caller.close(CloseCode.INVALID_PATH, "Invalid path")
+    with suppress(Disconnected):
+        await caller.accept()
+        await caller.tell(Error(code="invalid_parameter", message=sentence, recoverable=False))
+        await caller.close(CloseCode.INVALID_PATH, "Invalid path")
 
 
 def _caller(
     websocket: WebSocket, protocol: Callable[[Opening], ClientProtocol], gateway: Gateway
 ) -> Caller:
     opening = Opening(websocket.query_params.multi_items(), websocket.headers)
-    return Caller(WebSocketTransport(websocket, gateway.rounds), protocol(opening), opening)
+    transport = WebSocketTransport(websocket, gateway.rounds)
+    return Caller(transport, protocol(opening), opening, gateway.settings.frame_bytes)
 
 
 async def _refuse(_: Request, error: AnyHTTPException) -> JSONResponse:
@@ -104,7 +107,7 @@ async def _redis_is_away(_: Request, error: Exception) -> JSONResponse:
 # --- who may see a page ---------------------------------------------------------------------------
 
 
-def _gateway(connection: HTTPConnection) -> Gateway:
+async def _gateway(connection: HTTPConnection) -> Gateway:
     return connection.app.state.gateway
 
 
@@ -120,7 +123,7 @@ async def _caller_with_key(request: Request, here: Here) -> None:
         raise HTTPException(error.status, str(error), headers) from None
 
 
-def _admin(here: Here, authorization: Authorization = "") -> None:
+async def _admin(here: Here, authorization: Authorization = "") -> None:
     if here.settings.admin_key is None:
         raise HTTPException(403, "no DALSTON_ADMIN_KEY is set")
     expected = f"Bearer {here.settings.admin_key.get_secret_value()}"
@@ -129,10 +132,10 @@ def _admin(here: Here, authorization: Authorization = "") -> None:
         raise HTTPException(401, sentence, {"WWW-Authenticate": "Bearer"})
 
 
-def _operator(here: Here, authorization: Authorization = "") -> None:
+async def _operator(here: Here, authorization: Authorization = "") -> None:
     """Who watches: everybody where everything is open, else the admin."""
     if here.settings.admin_key or not here.access.open:
-        _admin(here, authorization)
+        await _admin(here, authorization)
 
 
 # --- pages ----------------------------------------------------------------------------------------

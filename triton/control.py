@@ -40,7 +40,7 @@ async def is_ready(stub: Any, model: str) -> bool:
 
 
 async def unload(stub: Any, model: str) -> None:
-    """What it was asked before is still answered. Raises AioRpcError."""
+    """Unload a model; requests that it already has are still answered. Raises AioRpcError."""
     request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
     await stub.RepositoryModelUnload(request, timeout=UNLOADING_S)
 

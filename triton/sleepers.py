@@ -19,15 +19,15 @@ import psutil
 from tritonclient.grpc import service_pb2
 
 from dalston.triton import control
-from dalston.triton.contract import VAD_MODEL, asleep_mark
+from dalston.triton.contract import TURN_MODEL, VAD_MODEL, asleep_mark
 from dalston.triton.idleness import Idleness
 from dalston.triton.installation import ServerError
 
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
-# For the process of an unloaded model to end: it takes 3 s, and with requests under way as long as
-# those. What then still runs is killed.
+# How long the process of an unloaded model has to end. It takes 3 s, or as long as its running
+# requests. What still runs after that is killed.
 ENDING_S = 30.0
 
 
@@ -65,8 +65,8 @@ class Sleepers:
         """Whisper models that nobody has used for long."""
         idle = list[str]()
         for model in self.awake():
-            if model == VAD_MODEL:
-                continue  # it is tiny, and the first thing that a session asks
+            if model in (VAD_MODEL, TURN_MODEL):
+                continue  # they are small, and a session asks them at once
             with contextlib.suppress(grpc.aio.AioRpcError):  # Server._silent sees what that means
                 self._idleness.counted(model, await control.answers(stub, model), time.monotonic())
                 if self._idleness.is_idle(model, time.monotonic()):
@@ -94,7 +94,8 @@ class Sleepers:
 
     async def _mark(self, stub: Any, model: str) -> None:
         """Mark a model as asleep. Raises AioRpcError."""
-        # One each: Triton takes the second region of a key for the first's, which is closed.
+        # Each model needs its own file: for a second region with the same key Triton reuses the
+        # first, which is closed.
         memory = f"{self._memory}{asleep_mark(model)}"
         (SHARED_MEMORY / memory).write_bytes(b"\0")
         request = service_pb2.SystemSharedMemoryRegisterRequest(

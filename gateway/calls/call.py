@@ -51,7 +51,8 @@ from dalston.orchestrator.protocol.websocket_peer import Peer, PeerClosed
 
 logger = logging.getLogger(__name__)
 
-# To look for a worker that answers, before the client is sent away: the first may be mute.
+# How long we look for the first worker before the client is sent away: the one asked first may be
+# mute.
 FIRST_WORKER_S = 2 * (CONNECT_S + BEGIN_S)
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
 LAST_WORDS_S = 2.0  # for a client to take them
@@ -99,7 +100,7 @@ class Call:
         )
         self._close_code: CloseCode | None = None  # instead of the worker's
         self._status: Literal["ended", "error"] = (
-            "ended"  # as the register is told; so it is too when the client leaves
+            "ended"  # what the register is told; "ended" also if the client leaves
         )
 
     async def run(self) -> None:
@@ -294,7 +295,7 @@ class Call:
         await self._caller.close(CloseCode.INTERNAL)
 
     async def _attach(self, slot: Slot | None, avoid: str, within: float) -> Peer:
-        """A worker that has begun the session; its slot is ours. Raises Unreachable and
+        """Find a worker, take its slot, and begin the session there. Raises Unreachable and
         SessionRefused."""
         loop = asyncio.get_running_loop()
         deadline, wait = loop.time() + within, RETRY_FIRST_S
@@ -345,7 +346,7 @@ class Call:
             raise
 
     async def _reach(self, slot: Slot) -> Peer:
-        """The worker of the slot, the session begun and the client told."""
+        """Connect to the slot's worker, begin the session there, and tell the client."""
         relay = self._relay
         link, frame = await begin(slot, relay.stated(), self._secret)
         try:

@@ -4,16 +4,16 @@ A caller: a client protocol over a transport. It is all that a call knows of its
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from dalston.gateway import metrics
-from dalston.gateway.protocols.protocol import Asked, ClientProtocol, Opening, Reply
+from dalston.gateway.protocols.protocol import Asked, ClientError, ClientProtocol, Opening, Reply
 from dalston.gateway.transport.transport import Transport
 from dalston.orchestrator.process.request_ids import named
 from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import (
-    LONGEST_FRAME,
     Error,
     ErrorCode,
     Frame,
@@ -23,6 +23,7 @@ from dalston.orchestrator.protocol.messages import (
 )
 
 _ERROR = prefix(Error)
+FRAME_COSTS = 64  # bytes that a frame counts besides its own, while it is kept
 
 
 class CallRefused(Exception):
@@ -34,14 +35,27 @@ class CallRefused(Exception):
         self.close_code = close_code
 
 
+class Objection(NamedTuple):
+    """Why nothing more is taken from a caller, and the close code for it."""
+
+    code: ErrorCode
+    sentence: str
+    close_code: CloseCode
+    at_once: bool  # else what was said before is finished first
+
+
 class Caller:
     """A connected client. What it says and is told are messages of ours, as text, and audio."""
 
-    def __init__(self, transport: Transport, protocol: ClientProtocol, opening: Opening):
-        self._transport, self._protocol = transport, protocol
+    def __init__(
+        self, transport: Transport, protocol: ClientProtocol, opening: Opening, longest: int
+    ):
+        """longest: bytes of a frame."""
+        self._transport, self._protocol, self._longest = transport, protocol, longest
         self.opening = opening
         self._early = list[Frame]()  # what was said before anybody listened
         self._unsent = list[Frame]()  # replies that the client did not take at once
+        transport.when_writable(self._flush)
 
     @property
     def address(self) -> str:
@@ -52,60 +66,96 @@ class Caller:
         await self._transport.accept(self._protocol.subprotocols)
         await self.send(self._protocol.greeting())
 
-    async def asked(self, patience_s: float) -> Asked:
-        """What the caller asks for. Raises ParameterError, TimeoutError if they do not say it in
-        time, and CallRefused if they say too much before it."""
-        if (asked := self._protocol.asked()) is not None:
-            return asked
+    def asked(self) -> Asked | None:
+        """What the caller asks for, if it is known by now. Raises ParameterError."""
+        return self._protocol.asked()
+
+    async def asked_later(self, patience_s: float) -> Asked:
+        """What the caller asks for, once they have said it. Raises ParameterError, TimeoutError if
+        they do not say it in time, and CallRefused for what they send before."""
         known: asyncio.Future[Asked] = asyncio.get_running_loop().create_future()
+        kept = 0  # bytes
+
+        def object_to(objection: Objection) -> None:
+            fail(CallRefused(objection.code, objection.sentence, objection.close_code))
+
+        def fail(error: Exception) -> None:
+            self.pause()
+            if not known.done():
+                known.set_exception(error)
 
         def receive(frame: Frame) -> None:
-            self._early += self._meaning(frame)
-            if known.done():
+            nonlocal kept
+            if known.done() and known.exception():
                 return
+            kept += len(frame) + FRAME_COSTS
             try:
+                self._early += self._meaning(frame)
+                if known.done():
+                    return
                 if (asked := self._protocol.asked()) is not None:
                     known.set_result(asked)
-                elif sum(map(len, self._early)) > LONGEST_FRAME:
-                    sentence = f"more than {LONGEST_FRAME} bytes came before any settings"
+                    self.pause()
+                elif kept > self._longest:
+                    sentence = f"more than {self._longest} bytes came before any settings"
                     raise CallRefused("invalid_message", sentence, CloseCode.TOO_BIG)
-                else:
-                    return
+            except ClientError as error:
+                object_to(_no_sense(error))
             except Exception as error:
-                known.set_exception(error)
-            self.pause()
+                fail(error)
 
-        self._transport.listen(receive)
+        self._transport.listen(receive, lambda size: object_to(self._too_long(size)))
+        self.resume()
         async with asyncio.timeout(patience_s):
             return await known
 
     def listen(
-        self, receive: Callable[[Frame], None], on_too_long: Callable[[int], None] | None = None
+        self,
+        receive: Callable[[Frame], None],
+        count: Callable[[], None],
+        object_to: Callable[[Objection], None],
     ) -> None:
-        """From now on `receive` is called with each message, and with audio; `on_too_long` with the
-        size in bytes of a frame that is too long."""
+        """From now on `receive` is called with each message, and with audio; `count` for each frame
+        that is neither; `object_to` with what cannot be taken."""
 
         def receive_frame(frame: Frame) -> None:
-            for meaning in self._meaning(frame):
-                receive(meaning)
+            try:
+                meaning = self._meaning(frame)
+            except ClientError as error:
+                return object_to(_no_sense(error))
+            for part in meaning:
+                receive(part)
+            if not meaning:
+                count()
 
         early, self._early = self._early, []
-        for meaning in early:
-            receive(meaning)
-        self._transport.listen(receive_frame, on_too_long)
+        for part in early:
+            receive(part)
+        self._transport.listen(receive_frame, lambda size: object_to(self._too_long(size)))
+
+    def _too_long(self, size: int) -> Objection:
+        sentence = f"a frame of {size} bytes; {self._longest} at most"
+        return Objection("invalid_message", sentence, CloseCode.TOO_BIG, at_once=False)
 
     def _meaning(self, frame: Frame) -> list[Frame]:
+        """Raises ClientError."""
         meaning = list[Frame]()
-        for one in self._protocol.receive(frame):
-            if not isinstance(one, Reply):
-                meaning.append(one)
-            elif not self._transport.send_now(one.frame):
-                self._unsent.append(one.frame)
+        for part in self._protocol.receive(frame):
+            if isinstance(part, Reply):
+                self._unsent.append(part.frame)
+                self._flush()
+            else:
+                meaning.append(part)
         return meaning
+
+    def _flush(self) -> None:
+        """Send the replies that wait, as far as the client takes them."""
+        while self._unsent and self._transport.send_now(self._unsent[0]):
+            del self._unsent[0]
 
     def ignore(self) -> None:
         """Drop whatever comes from now on."""
-        self._transport.listen(_nobody)
+        self._transport.ignore()
 
     def pause(self) -> None:
         """Read no more. What was read already is still heard."""
@@ -115,7 +165,8 @@ class Caller:
         self._transport.resume()
 
     def say(self, message: str) -> Sequence[Frame]:
-        """Tell the caller at once; what the client did not take is returned, to be sent."""
+        """Tell the caller at once. Frames that the client did not take are returned, to be sent;
+        earlier replies among them."""
         if message.startswith(_ERROR):
             metrics.ERRORS.labels(msgspec.json.decode(message, type=_Coded).code).inc()
         frames = self._protocol.say(message)
@@ -127,7 +178,7 @@ class Caller:
         return ()
 
     async def send(self, frames: Sequence[Frame]) -> None:
-        """Frames of the protocol. Waits as long as the client does not read. Raises
+        """Send frames of the protocol, and wait as long as the client does not read. Raises
         Disconnected."""
         for frame in frames:
             await self._transport.send(frame)
@@ -148,5 +199,5 @@ class _Coded(msgspec.Struct):
     code: str
 
 
-def _nobody(_: Frame) -> None:
-    pass
+def _no_sense(error: ClientError) -> Objection:
+    return Objection("invalid_message", str(error), CloseCode.INVALID_PARAMETER, at_once=True)

@@ -6,6 +6,7 @@ The calls of this gateway: what each caller asks for is checked, a slot taken, a
 import asyncio
 import logging
 import secrets
+from typing import Any, TypeVar
 
 import msgspec
 from redis.exceptions import RedisError
@@ -14,7 +15,7 @@ from dalston.gateway import metrics
 from dalston.gateway.access.access import Access, AccessDenied, KeyHolder, check_resume
 from dalston.gateway.calls.admission import Admission, admit
 from dalston.gateway.calls.call import Call, Unreachable
-from dalston.gateway.calls.caller import Caller, CallRefused
+from dalston.gateway.calls.caller import Caller, CallRefused, Objection
 from dalston.gateway.calls.intake import Intake
 from dalston.gateway.calls.pace import Pace, PaceLimits
 from dalston.gateway.calls.record import Away
@@ -36,6 +37,7 @@ from dalston.orchestrator.protocol.messages import (
 from dalston.orchestrator.protocol.parameters import ParameterError
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 RETRY_AFTER_S = 5  # what a caller without a slot is told to wait
 
@@ -62,7 +64,8 @@ class Calls:
         self._settings = settings
         self._calls: dict[str, Call] = {}
         self._away = Away(slots)
-        self._asking: set[asyncio.Task[Slot]] = set()  # for slots, some of them in line
+        # Who say what they want, or wait for slots, some of them in line.
+        self._asking: set[asyncio.Task[Any]] = set()
         self._count = 0
 
     def __len__(self) -> int:
@@ -131,6 +134,7 @@ class Calls:
         except Disconnected as gone:
             logger.debug("a caller left: %r", gone)
         finally:
+            caller.ignore()
             self._count -= 1
 
     async def _serve(self, caller: Caller) -> None:
@@ -148,7 +152,7 @@ class Calls:
             relay = Relay(f"sess_{secrets.token_hex(12)}", asked.config, asked.warnings)
         request_ids.session_id.set(relay.session_id)
         admission = self._admission(caller, relay, asked, holder)
-        intake = Intake(caller, relay, self._pace(relay), self._settings.frame_bytes)
+        intake = Intake(caller, relay, self._pace(relay))
         intake.begin()
         try:
             slot = await self._admit(caller, intake, admission)
@@ -182,10 +186,16 @@ class Calls:
                 self._away.leave(call.slot, relay)
 
     async def _asked(self, caller: Caller) -> Asked:
-        """What the caller asks for, as soon as they have said it. Raises CallRefused."""
+        """What the caller asks for, as soon as they have said it. Raises CallRefused and
+        Disconnected."""
         patience_s = self._settings.handshake_seconds
         try:
-            return await caller.asked(patience_s)
+            if (asked := caller.asked()) is not None:
+                return asked
+            if self.draining:
+                raise _no_capacity(_WHY_NOT["draining"])
+            asking = asyncio.create_task(caller.asked_later(patience_s))
+            return await self._unless_left(caller, asking)
         except ParameterError as error:
             raise CallRefused(error.code, str(error), CloseCode.INVALID_PARAMETER) from None
         except TimeoutError:
@@ -231,14 +241,22 @@ class Calls:
         """A slot, perhaps after a wait in line, which ends when the caller vanishes or we have to
         go. What they say meanwhile is held."""
         asking = asyncio.create_task(self._ask(caller, admission))
+        return await self._unless_left(caller, asking, intake.refused)
+
+    async def _unless_left(
+        self,
+        caller: Caller,
+        asking: asyncio.Task[T],
+        refused: asyncio.Future[Objection] | None = None,
+    ) -> T:
+        """The result of a task, unless the caller vanishes, or is objected to, or we have to go."""
         leaving = asyncio.create_task(caller.until_disconnected())
         self._asking.add(asking)
         try:
-            await asyncio.wait(
-                [asking, leaving, intake.refused], return_when=asyncio.FIRST_COMPLETED
-            )
-            if intake.refused.done():
-                objection = intake.refused.result()
+            over = [asking, leaving, refused] if refused else [asking, leaving]
+            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+            if refused and refused.done():
+                objection = refused.result()
                 if objection.at_once:
                     raise CallRefused(objection.code, objection.sentence, objection.close_code)
                 await asyncio.wait([asking, leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -304,7 +322,7 @@ def _no_capacity(sentence: str) -> CallRefused:
 
 
 async def _tell_the_end(caller: Caller, relay: Relay) -> None:
-    """The session had ended, and its client may not know how."""
+    """Tell a client that resumes how its session ended."""
     begin = SessionBegin(
         session_id=relay.session_id,
         protocol_version=PROTOCOL_VERSION,

@@ -8,32 +8,23 @@ worker does not take what it is sent. What was read before that waits here.
 
 import asyncio
 from collections import deque
-from typing import NamedTuple
 
-from dalston.gateway.calls.caller import Caller
+from dalston.gateway.calls.caller import Caller, Objection
 from dalston.gateway.calls.pace import Pace, TooFast
 from dalston.gateway.calls.relay import Relay
 from dalston.orchestrator.protocol.close_codes import CloseCode
-from dalston.orchestrator.protocol.messages import ErrorCode, Frame
+from dalston.orchestrator.protocol.messages import Frame
 from dalston.orchestrator.protocol.websocket_peer import Peer
 
-# The longest pause between two frames of a client that pushes: if it leaves, that is noticed then.
+# A client that pushes is not read for at most so long, so that we notice when it leaves.
 SLOWED_S = 1.0
 
 
-class Objection(NamedTuple):
-    """Why nothing more is taken from a caller, and the close code for it."""
-
-    code: ErrorCode
-    sentence: str
-    close_code: CloseCode
-    at_once: bool  # else what was said before is finished first
-
-
 class Intake:
-    def __init__(self, caller: Caller, relay: Relay, pace: Pace, longest: int):
-        """longest: bytes of a frame."""
-        self._caller, self._relay, self._pace, self._longest = caller, relay, pace, longest
+    """What one caller sends, on its way to the relay and to the worker there is."""
+
+    def __init__(self, caller: Caller, relay: Relay, pace: Pace):
+        self._caller, self._relay, self._pace = caller, relay, pace
         self._loop = asyncio.get_running_loop()
         self._worker: Peer | None = None
         self._stopped = False  # reading
@@ -42,7 +33,7 @@ class Intake:
         self.refused: asyncio.Future[Objection] = self._loop.create_future()
 
     def begin(self) -> None:
-        self._caller.listen(self._receive, self._on_too_long)
+        self._caller.listen(self._receive, self._count, self._object_to)
         if not self._stopped:
             self._caller.resume()
 
@@ -95,26 +86,33 @@ class Intake:
         self._relay.hold(frame)
         if self._worker:
             self._worker.send_now(frame)
+        self._keep_pace(frame)
+
+    def _count(self) -> None:
+        """A frame came that is nothing to a session."""
+        self._keep_pace("")
+
+    def _keep_pace(self, frame: Frame) -> None:
+        if self.refused.done():
+            return
         try:
             wait = self._pace.receive(frame, self._loop.time())
         except TooFast as error:
             self.refused.set_result(Objection("rate_limit", str(error), CloseCode.TOO_FAST, True))
         else:
-            if wait:
+            if wait and self._slowed is None:
                 self._slowed = self._loop.call_later(min(wait, SLOWED_S), self._was_slowed)
         if self._held_up:
             self._stopped = True
             self._caller.pause()
 
-    def _on_too_long(self, size: int) -> None:
-        """A frame of so many bytes is coming."""
+    def _object_to(self, objection: Objection) -> None:
+        """Take nothing more of the caller."""
         if not self.refused.done():
-            sentence = f"a frame of {size} bytes; {self._longest} at most"
-            objection = Objection("invalid_message", sentence, CloseCode.TOO_BIG, False)
             self.refused.set_result(objection)
         self._stopped = True
         self._caller.ignore()
-        self._caller.resume()  # for the rest of it
+        self._caller.resume()  # for the rest of a frame that is too long
 
     def _was_slowed(self) -> None:
         self._slowed = None

@@ -20,12 +20,12 @@ SHORTEST_FRAME_S = 0.0025
 @dataclass(frozen=True)
 class PaceLimits:
     rate: float  # seconds of audio, or messages, in a second
-    burst: float  # of them, beyond that
-    held_s: float  # of being slowed down, before it is refused
+    burst: float  # how much may come at once, above the rate
+    held_s: float  # how long a client may be slowed down before it is refused
 
 
 class TooFast(Exception):
-    """A client goes on pushing; says how much in a sentence."""
+    """A client keeps sending too fast; the message says how fast."""
 
 
 class Pace:

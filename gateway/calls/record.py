@@ -43,7 +43,8 @@ class Record:
         self._more.set()
 
     async def keep(self, write: Callable[[], Awaitable[bool]]) -> None:
-        """write: what is to be called, once for all that is new at a time; False: again, later."""
+        """write: called once for everything that is new; if it returns False, it is called again
+        later."""
         while not self._over.is_set():
             await self._more.wait()
             await _within(AFTER_S, self._over)
@@ -90,7 +91,7 @@ class Away:
         self._left[slot.session_id] = now + AWAY_S, slot, relay.unsaved()
 
     async def write(self) -> None:
-        """The register may have lost them. Raises RedisError."""
+        """Write them all again, since the register may have lost them. Raises RedisError."""
         now = asyncio.get_running_loop().time()
         for session_id, (until, slot, fields) in list(self._left.items()):
             if until > now:

@@ -82,11 +82,11 @@ class Relay:
         self._held: list[HeldFrame] = []
         self._dropped = 0  # frames that are held no more
         self._received = 0  # bytes
-        self._needed = 0  # bytes before it are not
+        self._needed = 0  # the client's bytes before this are no longer needed
         self._saved_from = 0  # position that a session resumed now begins at
         self._texts = 0  # frames the worker has counted
         self._pings = 0  # that were not answered
-        # Since the snapshot, and of these how many a worker that repeats has still to say.
+        # Speech events told since the snapshot, and how many of them a new worker will repeat.
         self._speech_told = self._speech_due = 0
         self._updates_due = 0
         self._begun = self._invalid_told = False
@@ -126,8 +126,9 @@ class Relay:
         return relay
 
     def missed(self) -> list[str]:
-        """What is told before a worker goes on: that an eager final does not hold, for whoever goes
-        on does not know of it; and to one that resumes the finals it does not have, and the end."""
+        """What the client is told before a worker continues: a pending eager final is withdrawn,
+        since the new worker does not know it; a client that resumes gets the finals it lacks, and
+        the end."""
         eager, self._eager = self._eager, None
         withdrawn = [serialize(Withdrawn(eager))] if eager else []
         missed = [
@@ -171,8 +172,8 @@ class Relay:
     # To the register.
 
     def unsaved(self) -> dict[str, str]:
-        """What a gateway that resumes the session needs and was not told yet; it counts as told.
-        With `config` among it, it is all there is."""
+        """Take the fields that are not saved yet; taking them counts as saving. If `config` is
+        among them, they are the whole record."""
         fields, self._unsaved = self._unsaved, {}
         return fields
 
@@ -214,7 +215,7 @@ class Relay:
         return msgspec.structs.replace(self.snapshot, segments=segments)
 
     def start_again(self) -> int:
-        """Another worker gets everything: the number of the first frame, for `frame`."""
+        """Prepare to send everything to another worker. Returns the number of the first frame."""
         self._texts = self.snapshot.controls if self.snapshot else 0
         for held in self._held:
             if isinstance(held.frame, str):
@@ -230,7 +231,8 @@ class Relay:
         return self._dropped
 
     def frame(self, number: int) -> Frame | None:
-        """A frame that is held; of one that is no more, the first that is. None: not there yet."""
+        """The held frame with this number, or the first held one if it was dropped. None: it was
+        not received yet."""
         at = max(0, number - self._dropped)
         return self._held[at].frame if at < len(self._held) else None
 

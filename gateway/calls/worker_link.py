@@ -19,7 +19,6 @@ from dalston.orchestrator.protocol.messages import (
     SessionTerminated,
     Snapshot,
     prefix,
-    serialize,
 )
 from dalston.orchestrator.protocol.websocket_peer import Peer, PeerClosed, connected
 
@@ -44,8 +43,9 @@ class SessionRefused(Exception):
 async def begin(
     slot: Slot, how: SessionConfig | Snapshot, secret: SecretStr | None
 ) -> tuple[Peer, str]:
-    """A connection on which a session of these settings has begun, or goes on from the snapshot;
-    the first frame.
+    """Begin a session with these settings at the slot's worker, or continue it from the snapshot.
+
+    Returns the connection and the worker's first frame.
 
     Raises WorkerAway and SessionRefused.
     """
@@ -54,10 +54,7 @@ async def begin(
         "epoch": str(slot.epoch),
         "request_id": request_ids.request_id.get(),
     }
-    if isinstance(how, Snapshot):
-        parameters["resume"] = "1"
-    else:
-        parameters["config"] = msgspec.json.encode(how).decode()
+    parameters["resume" if isinstance(how, Snapshot) else "settings"] = "1"
     headers = {traces.HEADER: parent} if (parent := traces.header()) else {}
     if secret:
         headers["Authorization"] = f"Bearer {secret.get_secret_value()}"
@@ -68,8 +65,8 @@ async def begin(
         raise WorkerAway(repr(error)) from None
     try:
         async with asyncio.timeout(BEGIN_S):
-            if isinstance(how, Snapshot):
-                link.send_now(serialize(how))
+            # Not in the URL: a prompt may be longer than a request line.
+            link.send_now(msgspec.json.encode(how).decode())
             frame = await link.received()
             assert isinstance(frame, str)
             if frame.startswith(_LAST_WORDS):
@@ -92,5 +89,5 @@ def lost(code: int, last: str) -> bool:
         return False
     if code in (CloseCode.ABNORMAL, CloseCode.GOING_AWAY, CloseCode.SERVICE_RESTART):
         return True
-    # Without a word of why it is the library that closed.
+    # If the worker gave no reason, its library has closed the connection.
     return code == CloseCode.INTERNAL and not last.startswith(_LAST_WORDS)

@@ -1,6 +1,6 @@
 """
 Our own protocol (docs/protocol.md): the messages of orchestrator/protocol/messages.py as JSON, one
-in a text frame, and audio in binary frames. What the session is to be stands in the URL's query.
+in a text frame, and audio in binary frames. The settings of the session are in the URL's query.
 """
 
 import re

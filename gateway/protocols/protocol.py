@@ -47,6 +47,10 @@ class Asked:
     resume: Resume | None = None
 
 
+class ClientError(Exception):
+    """What a client sent cannot be followed; says why. It ends the call."""
+
+
 class Reply(NamedTuple):
     """What the client is told at once, by its protocol alone: no session has to know of it."""
 
@@ -56,7 +60,7 @@ class Reply(NamedTuple):
 class ClientProtocol(ABC):
     """One client's side of a protocol, from its opening to the close."""
 
-    # Of the WebSocket subprotocols that a client offers, the ones it may be answered.
+    # The WebSocket subprotocols that we accept if a client offers them.
     subprotocols: ClassVar[Sequence[str]] = ()
 
     def greeting(self) -> Sequence[Frame]:
@@ -65,16 +69,19 @@ class ClientProtocol(ABC):
 
     @abstractmethod
     def asked(self) -> Asked | None:
-        """What the client asks for; None as long as it has not said, which is asked again after
-        each of its frames. Raises ParameterError."""
+        """What the client asks for; None until it has said so. Called again after each of its
+        frames. Raises ParameterError."""
 
     @abstractmethod
     def receive(self, frame: Frame) -> Sequence[Frame | Reply]:
-        """What the client's frame means: messages of ours (text), audio (bytes), replies."""
+        """What the client's frame means: messages of ours (text), audio (bytes, cut anywhere), and
+        replies. A text that is no message of ours is refused by the session, which goes on. Raises
+        ClientError, which ends the call."""
 
     @abstractmethod
     def say(self, message: str) -> Sequence[Frame]:
-        """What the client is told for a message of ours; it may be nothing."""
+        """What the client is told for a message of ours, such as `parse_server` reads; it may be
+        nothing. A Reply may come between two of these frames."""
 
     @abstractmethod
     def close_code(self, reason: int) -> int:

@@ -11,7 +11,7 @@ import asyncio
 import select
 from collections.abc import Callable
 
-# Half of it is what a frame waits, where there are many. It is as long as the worker gathers
+# With many callers a frame waits half of this on average. It is as long as the worker gathers
 # questions to the VAD anyway: what arrives together leaves together.
 ROUND_S = 0.04
 
@@ -29,8 +29,8 @@ class Rounds:
         self._watched = False  # the loop wakes us
 
     def add(self, descriptor: int, read: Callable[[], None]) -> None:
-        """`read` is called when there is something to be read, which it has to do, or when the
-        connection has ended, which then has to be removed."""
+        """`read` is called when data waits, and must read it; or when the connection has ended, and
+        must then remove it."""
         self._readers[descriptor] = read
         self._waiting.register(descriptor, select.EPOLLIN | select.EPOLLRDHUP)
         if self._next is None:

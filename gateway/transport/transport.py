@@ -18,7 +18,8 @@ class Transport(Protocol):
     address: str  # of the client, without a port; empty if nobody knows
 
     async def accept(self, subprotocols: Sequence[str]) -> None:
-        """Open it, answering one of these subprotocols if the client offers it."""
+        """Open it, answering one of these subprotocols if the client offers it. Raises
+        Disconnected."""
         ...
 
     def listen(
@@ -26,6 +27,14 @@ class Transport(Protocol):
     ) -> None:
         """From now on `receive` is called with each frame, and `on_too_long` with the size in bytes
         of one that is too long."""
+        ...
+
+    def when_writable(self, call: Callable[[], None]) -> None:
+        """From now on `call` is called when the client reads again."""
+        ...
+
+    def ignore(self) -> None:
+        """Drop what comes from now on, and call nobody any more."""
         ...
 
     def pause(self) -> None:
@@ -46,4 +55,6 @@ class Transport(Protocol):
         """Raises Disconnected."""
         ...
 
-    async def until_disconnected(self) -> None: ...
+    async def until_disconnected(self) -> None:
+        """Wait until the client has left. It may be cancelled, and called again."""
+        ...

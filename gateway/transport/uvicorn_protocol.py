@@ -73,7 +73,8 @@ class Cutter:
         return self.receive(rest)
 
     def _size(self, data: bytes, at: int) -> int:
-        """Bytes of the frame that begins here, or more than there are while that is unknown."""
+        """The size of the frame that begins at `at`; while its head is incomplete, a size that is
+        larger than what is there."""
         if len(data) < at + 2:
             return 2
         masked, length = data[at + 1] & 0x80, data[at + 1] & 0x7F
@@ -89,7 +90,7 @@ class Cutter:
 
 
 def payload(frame: bytes) -> bytes | None:
-    """Of a whole message of bytes; None of any other frame."""
+    """The unmasked payload of a whole binary message; None for any other frame."""
     if frame[0] != _BINARY or not frame[1] & 0x80:
         return None
     length = frame[1] & 0x7F
@@ -109,6 +110,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         self._simple = False  # the next byte begins a frame, and a message
         self._rounds: Rounds | None = None  # in which it is read, instead of by its transport
         self._socket = -1
+        self.on_writable: Callable[[], None] | None = None  # called when the client reads again
 
     @classmethod
     def of(cls, scope: Scope) -> "DirectProtocol":
@@ -205,6 +207,11 @@ class DirectProtocol(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave_rounds()
         super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.on_writable:
+            self.on_writable()
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)

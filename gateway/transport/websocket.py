@@ -3,7 +3,7 @@ A client's WebSocket, as a Transport.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from fastapi import WebSocket, WebSocketDisconnect
 
@@ -19,6 +19,10 @@ class WebSocketTransport:
         self._websocket, self._rounds = websocket, rounds
         self._direct = DirectProtocol.of(websocket.scope)
         self.address = websocket.client.host if websocket.client else ""
+        self._listened = False
+
+    def when_writable(self, call: Callable[[], None]) -> None:
+        self._direct.on_writable = call
 
     async def accept(self, subprotocols: Sequence[str]) -> None:
         offered = self._websocket.scope["subprotocols"]
@@ -28,7 +32,14 @@ class WebSocketTransport:
     def listen(
         self, receive: Callable[[Frame], None], on_too_long: Callable[[int], None] | None = None
     ) -> None:
-        self._direct.listen(receive, self._rounds, on_too_long)
+        rounds = None if self._listened else self._rounds
+        self._listened = True
+        self._direct.listen(receive, rounds, on_too_long)
+
+    def ignore(self) -> None:
+        self._direct.on_writable = None
+        if self._listened:
+            self._direct.listen(_nobody)
 
     def pause(self) -> None:
         self._direct.pause()
@@ -51,8 +62,13 @@ class WebSocketTransport:
             await self._websocket.close(code, sentence or None)
 
     async def until_disconnected(self) -> None:
-        while (await self._websocket.receive())["type"] != "websocket.disconnect":
-            pass
+        with suppress(RuntimeError):  # Starlette's word for one that has left already
+            while (await self._websocket.receive())["type"] != "websocket.disconnect":
+                pass
+
+
+def _nobody(_: Frame) -> None:
+    pass
 
 
 @contextmanager

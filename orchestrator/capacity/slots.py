@@ -302,7 +302,8 @@ class Slots:
         connected: Callable[[], Awaitable[object]],
         on_event: Callable[[Mapping[str, str]], Awaitable[object]] | None = None,
     ) -> None:
-        """Listen for ever: `on_event` is called with each event, `connected` whenever Redis is reached.
+        """Listen for ever: `on_event` is called with each event, `connected` whenever Redis is
+        reached.
 
         That is at first, and after each time it was away; it may have lost all it knew. A call
         that fails with a RedisError is made again. Raises UnsupportedRedis.

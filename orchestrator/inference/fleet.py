@@ -6,9 +6,9 @@ one at once. A sequence of the VAD stays where it was started; when it is lost, 
 elsewhere. A model that failed is avoided until it has answered a probe. If there is no other, it
 is waited for, and then asked all the same.
 
-Triton's supervisor unloads models that nobody has used for long (triton/server.py). They are loaded
-again when a session begins that needs them, or when a request finds them asleep; then it waits.
-One of several Tritons does, until it is busy.
+Triton's supervisor unloads models that nobody has used for long (triton/sleepers.py). They are
+loaded again when a session begins that needs them, or when a request finds them asleep; such a
+request waits. Only one Triton loads the model; another follows once the first is busy.
 """
 
 import asyncio
@@ -41,9 +41,9 @@ RETURN_S = 3.0
 # A Whisper model that has answered nobody for so long hangs: longer than a batch of finals takes,
 # and soon enough for lag that would end sessions.
 MUTE_S = 4.0
-# What a model that works fails on so often will never succeed. In between it is waited: if one of
-# several processes of the model is dead, the others answer probes, and its supervisor needs a
-# second to see it and to unload the model.
+# A request that a model fails so often, although it works, never succeeds. We wait between tries:
+# if one of several processes of the model is dead, the others answer probes, and its supervisor
+# needs a second to see it and to unload the model.
 REFUSALS, REFUSED_S = 2, 1.5
 # Of the VAD, in good order: it was started again, or nobody used the sequence for long.
 _FORGOTTEN = (Code.NOT_FOUND, Code.INVALID_ARGUMENT)
@@ -62,7 +62,10 @@ def _nothing() -> None:
 
 
 class Fleet:
-    """urls: of the Tritons' HTTP. out_of_memory: called when a model says so."""
+    """Several Tritons, used as one.
+
+    urls: of their HTTP. out_of_memory: called when a model says that it has no memory left.
+    """
 
     def __init__(self, urls: Sequence[str], out_of_memory: Callable[[], None] = _nothing):
         self._members = [Member(url) for url in urls]
@@ -77,7 +80,7 @@ class Fleet:
 
     @property
     def judges_turns(self) -> bool:
-        """Whether any has the model for that; of `variants`."""
+        """Whether any Triton had the model for that when `variants` was asked last."""
         return any(member.triton.judges_turns for member in self._members)
 
     async def close(self) -> None:

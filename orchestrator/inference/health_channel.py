@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 # in a row unanswered.
 ASK_AFTER_S, LIVE_DEADLINE_S, UNANSWERED = 1.0, 1.5, 2
 ASK_AGAIN_S = 0.25  # a silent one
-# After the answer to what was asked later a call may take so long, or so many times what the
-# slowest lately took; and as long as the audio takes of all that were overtaken: they may be one
+# A call that was overtaken is lost after LOST_S, or SLOWER times the slowest recent answer if that
+# is longer, and the time that it takes to decode the audio of all overtaken calls: they may be one
 # batch. A machine that decodes less than four times as fast as people speak serves nobody.
 LOST_S, SLOWER, HALF_LIFE_S = 2.0, 3.0, 60.0
 FASTER_THAN_SPEECH = 4.0
@@ -53,7 +53,7 @@ class Due:
     exchange: Exchange
     alarm: asyncio.TimerHandle
     waited: bool = True  # for, by somebody
-    overtaken: float | None = None  # since one of the model that was asked later is answered
+    overtaken: float | None = None  # when a later call to the same model was answered
 
     def fail(self, error: CallFailed) -> None:
         """Tell whoever waits that there is no answer."""
@@ -63,7 +63,10 @@ class Due:
 
 
 class Channel:
-    """url: "host:port" of its HTTP. probe: asks a model something small, whatever it answers."""
+    """The calls to one Triton.
+
+    url: "host:port" of its HTTP. probe: asks a model something small, whatever it answers.
+    """
 
     def __init__(self, url: str, probe: Callable[[str], Awaitable[object]]):
         self.url = url
@@ -247,8 +250,8 @@ class Channel:
         return took_s * 0.5 ** ((now - at) / HALF_LIFE_S)
 
     def _patience_s(self, due: Due, now: float) -> float:
-        """One of several instances may have a batch of long finals. If that is it, it has more time
-        when it is asked again."""
+        """One of several instances may have a batch of long finals. If so, a repeated call
+        gets more time."""
         batch_s = sum(d.audio_s for d in self._due if d.overtaken and d.model == due.model)
         slowest_s = max(LOST_S, SLOWER * self._slowest_s(due.model, now))
         return slowest_s + batch_s / FASTER_THAN_SPEECH
@@ -283,7 +286,7 @@ class Channel:
         self.silent = False
 
     async def _lives(self, refused: bool = True) -> bool:
-        """refused: what to say if there is no server; the calls have heard of that themselves."""
+        """refused: the result if the connection is refused; the calls notice that themselves."""
         self._http.drop_idle()  # none of them has to be alive
         try:
             await self._get("/v2/health/live", LIVE_DEADLINE_S)

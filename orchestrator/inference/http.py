@@ -2,7 +2,7 @@
 HTTP/1.1 to one server, as many connections as there are exchanges at a time.
 
 What is asked ten times a second for every stream has to cost little: this is a third to a half of
-what gRPC costs a exchange, and half of what a general HTTP client does (docs/log.md).
+what gRPC costs an exchange, and half of what a general HTTP client does (docs/log.md).
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """
 The VAD inside the worker, for machines where the way to Triton costs more than it brings.
 
-The same function as the model under Triton calls, so the same probabilities to the bit. Needs
+It calls the same function as the model in Triton, so the probabilities are identical. Needs
 onnxruntime, which worker images otherwise do without.
 """
 

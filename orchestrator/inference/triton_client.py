@@ -124,7 +124,7 @@ class Triton:
         ]()  # to leave
         self._speech_left = -math.inf  # loop time, the last
         self._speech_leaves: asyncio.TimerHandle | None = None
-        self.judges_turns = False  # whether it has the model for that; of `variants`
+        self.judges_turns = False  # whether it had the model for that when `variants` was asked
         self._waiting = 0  # partials, for their turn
         # Of transcripts, by variant; as large as the variant was when it was first seen.
         self._turns: dict[str, Turns] = {}
@@ -168,6 +168,9 @@ class Triton:
                 self.asleep.discard(whisper_model(variant))
                 page = await self._channel.get(f"/v2/models/{whisper_model(variant)}/config")
                 config = kserve.read_config(page)
+                if not (config.parameter("checkpoint_id") and config.parameter("languages")):
+                    sentence = f"{whisper_model(variant)} was not built by `dalston models build`"
+                    raise InferenceError(sentence, retryable=True)
                 loaded[variant] = LoadedVariant(
                     config.parameter("checkpoint_id"),
                     tuple(config.parameter("languages").split()),
@@ -204,9 +207,9 @@ class Triton:
     async def load(self, model: str) -> None:
         """Have a model loaded that is asleep, if it is. Raises InferenceError.
 
-        Its supervisor does it (triton/server.py): Triton's HTTP answers nobody while it loads
-        what it was asked for. Who takes the mark away wants the model; it is back when the model
-        could not be loaded.
+        Its supervisor does it (triton/sleepers.py): Triton's HTTP answers nobody while it loads
+        what it was asked for. To ask for the model, remove its mark. The mark comes back if
+        loading fails.
         """
         if not await self.sleeps(model):
             return
@@ -294,7 +297,7 @@ class Triton:
                     raise result
                 _, content = kserve.outputs(result).get(Output.PROBABILITY, ("FP32", b""))
             except CallFailed as error:
-                # Whatever it was, this part of the audio was or was not heard: nobody knows.
+                # After any failure nobody knows whether the VAD heard this audio.
                 lost = SequenceLost(_sentence(error), error.code)
                 on_lost(lost)
                 return on_answer(lost)

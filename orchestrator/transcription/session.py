@@ -92,7 +92,7 @@ from dalston.triton.contract import SAMPLE_RATE, TURN_AUDIO, VAD_FRAME, Variant
 
 # All lengths are samples at 16 kHz.
 # What is asked of the VAD at once: each question costs as much as hearing ten times the audio, so
-# no more of them than decisions wait for. When the session has to catch up, up to the last.
+# we ask only as often as decisions need it. A session that catches up asks for up to the last.
 HOP, LONG_HOP, LONGEST_HOP = 3 * VAD_FRAME, 8 * VAD_FRAME, 32 * VAD_FRAME  # 96 ms, 256 ms, 1 s
 SILENCE_BETWEEN_SNAPSHOTS = 20 * SAMPLE_RATE
 # An utterance that is too long is cut where it is quietest, in this much of its end (or a third
@@ -166,7 +166,7 @@ class Session:
         self._undecided = deque[float]()  # probabilities that came, of frames after the cursor
         self._turns_asked = 0  # the last is the one whose answer counts
         self._told_unjudged = False
-        self._enough = 0  # frames of the client: with less nothing more can be asked
+        self._enough = 0  # frames of the client: with fewer there is nothing to ask
         self._endpointer = Endpointer()
         self._open: Utterance | None = None
         self._dropped: tuple[Utterance, int] | None = None  # and the cursor when that was decided
@@ -174,7 +174,7 @@ class Session:
         self._next_segment = snapshot.next_segment if snapshot else 0
         self._segments_stated = len(self._decoding.segments)
         self._speech = snapshot.speech_samples if snapshot else 0
-        # There is more to do than the models can: of partials only the first of each utterance.
+        # Set when the models are overloaded: each utterance gets only its first partial.
         self.sparing = False
 
         self._outbox.say(
@@ -215,7 +215,7 @@ class Session:
 
     @property
     def processed(self) -> int:
-        """Before it nothing waits any more: it is decided, and every final due there is told."""
+        """The position before which everything is decided and every final is told."""
         overdue = self._decoding.overdue
         return self._searched if overdue is None else overdue
 
@@ -533,7 +533,7 @@ class Session:
         if self._open and self._open.next_partial > self._fed:
             decision = min(decision, self._open.next_partial)
         frames = -((self._fed - decision) // VAD_FRAME)
-        # In a pause somebody waits for what comes of it: not a frame longer than that takes.
+        # In a pause the client waits for the decision, so ask for no frame more than it needs.
         shortest = HOP if self._endpointer.silence is None else VAD_FRAME
         return max(shortest, min(frames * VAD_FRAME, LONG_HOP))
 
@@ -661,7 +661,7 @@ class Session:
         self._continue_speech()
 
     def _continue_speech(self) -> None:
-        """Behind a cut the next utterance begins where the last ended."""
+        """After a cut, the next utterance begins where the last one ended."""
         self._open = Utterance(
             start=self._floor,
             onset=self._cursor,

@@ -56,7 +56,7 @@ FIRST_PARTIAL = Histogram(
 )
 LAG_WARNINGS = Counter(
     "dalston_worker_lag_warnings",
-    "Sessions warned of being behind, and warned again.",
+    "Warnings of lag that sessions were told.",
     registry=_EVENTS,
 )
 RETRIED = Counter(
@@ -199,7 +199,7 @@ class _Now(Collector):
             ("capacity", "Sessions it takes; fewer when memory ran out.", state.capacity),
             ("healthy", "1 if sessions would work.", state.healthy),
             ("draining", "1 if it takes no new sessions because it ends.", state.draining),
-            ("lag_seconds", "How far the session is behind that is most.", sessions.lag_s),
+            ("lag_seconds", "The lag of the session that lags most, in seconds.", sessions.lag_s),
         ):
             yield GaugeMetricFamily(f"dalston_worker_{name}", help, value)
         for name, help, value in (

@@ -33,8 +33,8 @@ from dalston.triton.contract import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
-# The VAD answers in milliseconds. If it has not for so long, nothing does, and that is no
-# overload; it is less than what is warned of.
+# The VAD answers in milliseconds. If it has not answered for so long, nothing answers: that is a
+# failure, not overload. It is shorter than the lag that is warned of.
 NO_ANSWER_S = 2.5
 # Retries wait longer each time, up to the last; after outage_s of failures the session gives up.
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 2.0
@@ -42,7 +42,7 @@ RETRY_FIRST_S, RETRY_LAST_S = 0.1, 2.0
 
 @dataclass(frozen=True)
 class Models:
-    """Of inference/fleet.py, or of a test."""
+    """The models of a session, as functions; of inference/fleet.py, or of a test."""
 
     request_speech: RequestSpeech
     # The second argument is called if the request has to wait for its turn: what to ask instead.

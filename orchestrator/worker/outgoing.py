@@ -64,7 +64,7 @@ class Outgoing:
 
     @property
     def finalised(self) -> int:
-        """Where a session goes on that is given the last snapshot told, in samples."""
+        """The position, in samples, from which a session continues with the last snapshot told."""
         return self._finalised
 
     def tell(self, message: ServerMessage) -> None:

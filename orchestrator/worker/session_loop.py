@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 # Audio, or messages in the line of it, that were received and are not yet decided, before reading
 # stops.
 MAX_BACKLOG_S, MAX_MESSAGES = 30.0, 256
-UNLOOKED = 1 << 16  # bytes of audio that may come before it is looked how many wait
+UNLOOKED = 1 << 16  # bytes of audio after which the backlog is checked at the latest
 # For what is said last to a client that perhaps does not read.
 LAST_WORDS_S = 1.0
 
@@ -172,8 +172,7 @@ class SessionLoop:
             self._fail(error)
 
     def _enter(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Calls from outside know nothing of the session they are about, nor who it is that
-        fails."""
+        """Run a call from outside in the context of the session. If it fails, the session fails."""
         if self._over:
             return
         try:

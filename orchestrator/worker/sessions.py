@@ -51,8 +51,8 @@ logger = logging.getLogger(__name__)
 # For a client that did not read, to read what was said last.
 CLOSE_S = 2.0
 RETRY_AFTER_S = 5  # what a caller without a slot is told to wait
-# Parameters that say which session it is, not how it listens.
-_OF_THE_SESSION = {"config", "epoch", "request_id", "resume", "session_id"}
+# Parameters that are no settings.
+_OF_THE_SESSION = {"epoch", "request_id", "resume", "session_id", "settings"}
 
 
 class SessionDenied(Exception):
@@ -110,8 +110,8 @@ class Sessions:
         return len(self.running)
 
     async def hand_over(self) -> None:
-        """A gateway goes on with its sessions elsewhere; whoever has none ends here, and what was
-        said last is still finished and told."""
+        """Gateways continue their sessions elsewhere. Sessions without a gateway end here, after
+        what was said last is finished and told."""
         self._ending.set()
         left = [running.connection for running in self.running.values() if not running.direct]
         await asyncio.gather(
@@ -154,18 +154,18 @@ class Sessions:
             )
 
     async def _request(self, connection: Peer, query: dict[str, str]) -> SessionRequest:
-        """What the caller asks for: in `config`, or in a snapshot that comes first, where it is a
-        gateway; in the query where it is a client. Raises SessionDenied and PeerClosed."""
+        """What the caller asks for. A gateway says it in the first frame, settings or a snapshot; a
+        client in the query. Raises SessionDenied and PeerClosed."""
         patience_s = self._settings.handshake_seconds
         try:
             epoch = msgspec.convert(query.get("epoch", "1"), int, strict=False)
-            if query.get("resume"):
+            if query.get("resume") or query.get("settings"):
                 async with asyncio.timeout(patience_s):
                     first = await connection.received()
+                if not query.get("resume"):
+                    return SessionRequest(epoch, msgspec.json.decode(first, type=SessionConfig))
                 snapshot = msgspec.json.decode(first, type=Snapshot)
                 return SessionRequest(epoch, snapshot.config, snapshot=snapshot)
-            if config := query.get("config"):
-                return SessionRequest(epoch, msgspec.json.decode(config, type=SessionConfig))
             settings = {name: query[name] for name in query if name not in _OF_THE_SESSION}
             config, warnings = session_config(settings)
             return SessionRequest(epoch, config, warnings)
@@ -179,7 +179,7 @@ class Sessions:
                 "no epoch, no settings, or no snapshot",
             ) from None
         except TimeoutError:
-            sentence = f"no snapshot came for {patience_s:g} s"
+            sentence = f"neither settings nor a snapshot came for {patience_s:g} s"
             raise SessionDenied("session_timeout", sentence, CloseCode.TIMEOUT, sentence) from None
 
     def _session(self, session_id: str, request: SessionRequest) -> Session:
@@ -190,11 +190,11 @@ class Sessions:
             variant, fallbacks = choose_variant(request.config, languages, translating)
         except ParameterError as error:
             raise _not_allowed(error) from None
-        config, silence = choose_endpointing(request.config, self._tritons.judges_turns)
-        loaded, snapshot = self.variants[variant], request.snapshot
+        config, silence = request.config, list[Notice]()
+        if request.snapshot is None:  # else it goes on as it was, wherever it is
+            config, silence = choose_endpointing(config, self._tritons.judges_turns)
+        loaded = self.variants[variant]
         config = msgspec.structs.replace(config, model=variant, model_id=loaded.model_id)
-        if snapshot:
-            snapshot = msgspec.structs.replace(snapshot, config=config)
         return Session(
             session_id,
             config,
@@ -203,7 +203,7 @@ class Sessions:
             translates=loaded.translates,
             epoch=request.epoch,
             warnings=[*request.warnings, *fallbacks, *silence],
-            snapshot=snapshot,
+            snapshot=request.snapshot,
             partial_every=round(self._settings.partial_seconds * SAMPLE_RATE),
         )
 
@@ -281,7 +281,7 @@ class Sessions:
             await self._slots.release(session.id, session.epoch, status, audio_s)
 
     async def _send_away(self, connection: Peer, session_id: str) -> None:
-        """A gateway whose session another one goes on with, here."""
+        """Send away a gateway whose session now runs here for another gateway."""
         message = SessionTerminated(session_id=session_id, reason="taken_over", recoverable=False)
         await _say_last(connection, message)
         await connection.close(CloseCode.GOING_AWAY, patience_s=CLOSE_S)

@@ -46,7 +46,7 @@ class WorkerSettings(BaseSettings):
     frame_bytes: int = Field(
         LONGEST_FRAME, alias="DALSTON_FRAME_BYTES", ge=LONGEST_TEXT, le=LONGEST_MESSAGE
     )
-    # A message may be so long on its way to a client that does not read.
+    # How long it may take to send one message to a client that reads slowly.
     reader_seconds: float = Field(15.0, alias="DALSTON_READER_SECONDS", gt=0)
     # For the opening handshake, and for the snapshot of a session that goes on here.
     handshake_seconds: float = Field(10.0, alias="DALSTON_HANDSHAKE_SECONDS", gt=0)

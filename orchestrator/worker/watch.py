@@ -63,8 +63,8 @@ class Watch:
         self.caught_up = True  # whether frames are read
 
     async def follow_lag(self) -> None:
-        """How far the session is: told to a client that asked for acks, and followed by less work,
-        a warning or the end if it lags too much."""
+        """Measure the lag. Send acks to a client that asked for them; give a session that lags less
+        work, a warning, or its end."""
         # All sessions in one wake-up.
         due = self._loop.time() // MEASURE_EVERY_S * MEASURE_EVERY_S
         while self._session.state is State.LISTENING:

@@ -186,7 +186,8 @@ class Worker:
             await asyncio.sleep(min(1.0, wait) if trouble else wait)
 
     async def _tell_of_less_room(self, port: int) -> None:
-        """Sooner than the next heartbeat: gateways would give away slots that are none."""
+        """Register at once when there is less room: until then gateways give away slots that do not
+        exist."""
         while True:
             await self._less_room.wait()
             self._less_room.clear()

@@ -46,6 +46,8 @@ class FakeWorker:
             url = urlsplit(connection.request.path)
             assert url.path == "/session"
             self.requests.append(dict(parse_qsl(url.query)))
+            if "settings" in self.requests[-1]:
+                self.requests[-1]["config"] = str(await connection.recv())
             with contextlib.suppress(ConnectionClosed):
                 await self.script(connection)
 

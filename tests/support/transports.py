@@ -13,6 +13,7 @@ class Line:
     """A transport."""
 
     address: str = "::1"
+    on_writable: Callable[[], None] | None = None
     reads: bool = True  # the client, what it is sent
     sent: list[Frame] = field(default_factory=list[Frame])
     paused: bool = False
@@ -25,6 +26,12 @@ class Line:
         self, receive: Callable[[Frame], None], on_too_long: Callable[[int], None] | None = None
     ) -> None:
         self.receive, self.on_too_long = receive, on_too_long
+
+    def when_writable(self, call: Callable[[], None]) -> None:
+        self.on_writable = call
+
+    def ignore(self) -> None:
+        self.listen(lambda _: None)
 
     def pause(self) -> None:
         self.paused = True

@@ -122,11 +122,12 @@ print("built" if built else "up to date")
 """
 # Writes how long it took to the first line, what was told to the second, and the outcome last.
 _FETCH = """
-import json, socket, sys, time
+import json, signal, socket, sys, time
 from pathlib import Path
 import huggingface_hub.hf_api
 from dalston.triton import models, sources
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 manifest, source, resolver_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 if resolver_s:
     socket.getaddrinfo = lambda *_, **__: time.sleep(resolver_s)

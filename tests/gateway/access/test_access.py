@@ -388,10 +388,10 @@ async def test_the_worker_is_shown_its_secret_and_no_key(start: Start) -> None:
         assert await begins(stream)
     (request,), (query,) = gateway.asked, gateway.queries
     assert request.headers["Authorization"] == "Bearer between-us"
-    assert (json.loads(query["config"])["language"], query["epoch"]) == ("de", "1")
+    assert query["epoch"] == "1"
     assert query["session_id"] != "sess_mine"
     # A client may not hand a worker a snapshot.
-    assert query.keys() == {"config", "session_id", "epoch", "request_id"}
+    assert query.keys() == {"settings", "session_id", "epoch", "request_id"}
     assert key not in str(request)
 
 

@@ -38,9 +38,9 @@ class Worker:
 
 def reading(audio: PaceLimits = PATIENT) -> tuple[Intake, Line, Relay]:
     line, relay = Line(), Relay("s", CONFIG)
-    caller = Caller(line, Native(Opening([], {})), Opening([], {}))
+    caller = Caller(line, Native(Opening([], {})), Opening([], {}), 1 << 20)
     pace = Pace(audio, PATIENT, CONFIG, asyncio.get_running_loop().time())
-    intake = Intake(caller, relay, pace, 1 << 20)
+    intake = Intake(caller, relay, pace)
     intake.begin()
     return intake, line, relay
 

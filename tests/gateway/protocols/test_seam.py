@@ -6,12 +6,14 @@ their clients they do for its clients too.
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import pytest
 from support.fronted import FakeWorker, Gateway, echo, gateway_over
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from dalston.gateway.access.access import Access
 from dalston.gateway.protocols import PROTOCOLS
 from dalston.gateway.protocols.protocol import Asked, ClientProtocol, Opening, Reply
 from dalston.orchestrator.protocol.messages import (
@@ -21,6 +23,8 @@ from dalston.orchestrator.protocol.messages import (
     SessionConfig,
     serialize,
 )
+
+ADMIN = {"Authorization": "Bearer secret"}
 
 
 class Shouted(ClientProtocol):
@@ -116,6 +120,41 @@ async def test_who_says_no_settings_is_let_go_and_has_taken_nothing(gateway: Gat
     async with worker.running(), shouted(gateway) as stream:
         assert await all_of(stream) == (["WELCOME", "ERROR"], 4900)
     assert worker.requests == []
+
+
+async def test_who_leaves_before_saying_what_they_want_is_not_waited_for(gateway: Gateway) -> None:
+    stream = await shouted(gateway)
+    await stream.recv()
+    stream.transport.abort()
+    async with asyncio.timeout(0.9):  # the patience for settings is 1 s
+        while (await gateway.http("/health/extended", headers=ADMIN))[1]["connections"]:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_drain_does_not_wait_for_settings(redis_url: str) -> None:
+    protocols = {**PROTOCOLS, "/shouted": Shouted}
+    async with gateway_over(redis_url, protocols=protocols, drain_seconds=0.0) as gateway:
+        async with shouted(gateway) as stream:
+            await stream.recv()
+            gateway.stop.set()
+            assert await all_of(stream) == (["ERROR"], 4900)
+
+
+async def test_who_speaks_before_their_key_is_checked_is_heard(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = Access.holder
+
+    async def slow(access: Access, *shown: Any) -> Any:
+        await asyncio.sleep(0.2)
+        return await holder(access, *shown)
+
+    monkeypatch.setattr(Access, "holder", slow)
+    async with FakeWorker(gateway.slots, "a", echo).running(), shouted(gateway) as stream:
+        for frame in (bytes(3200), bytes(3200), "de", "bye"):
+            await stream.send(frame)
+        frames, code = await all_of(stream)
+    assert (frames.count("GOT"), frames[-1], code) == (2, "SESSION.END", 4200)
 
 
 async def test_more_audio_than_a_frame_holds_before_any_settings_is_refused(
