@@ -14,7 +14,7 @@ from faults import KINDS, plan
 from journal import Journal
 from readings import readings
 
-FAULTS, SEED = 40, 20
+FAULTS, SEED = 64, 20
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def journals(
 
 
 @pytest.mark.timeout(400)
-def test_forty_faults_change_no_final_and_leave_nothing_behind(
+def test_sixty_faults_change_no_final_and_leave_nothing_behind(
     journals: tuple[Journal, Journal],
 ) -> None:
     journal, _ = journals
