@@ -32,6 +32,7 @@ from dalston.orchestrator.protocol.messages import (
     parse_server,
     serialize,
 )
+from dalston.orchestrator.transcription.session import Session
 from dalston.orchestrator.worker.settings import WorkerSettings
 from dalston.orchestrator.worker.worker import Worker
 from dalston.triton.process import free_port
@@ -394,6 +395,39 @@ async def test_a_direct_session_takes_a_slot_too(workers: Workers) -> None:
         await session.recv()
         await until(lambda: worker.record("w1"), lambda r: r.get("active_sessions") == "1")
     await until(lambda: worker.record("w1"), lambda r: r.get("active_sessions") == "0")
+
+
+# 001-36
+async def test_what_goes_wrong_inside_is_an_error_of_its_session_alone(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await workers.ready()
+    receive_audio = Session.receive_audio
+
+    def broken(session: Session, data: bytes) -> bool:
+        if data == b"\1\0":
+            raise ValueError("nobody thought of this")
+        return receive_audio(session, data)
+
+    monkeypatch.setattr(Session, "receive_audio", broken)
+    slot = await worker.slots.acquire("sess_x", "fast", {})
+    query = f"session_id=sess_x&epoch={slot.epoch}"
+    async with worker.session(query) as session, worker.session() as other:
+        await session.send(b"\1\0")
+        messages, code = await drained(session)
+        error = messages[-1]
+        assert (error["type"], error["code"], error["recoverable"], code) == (
+            "error",
+            "internal_error",
+            False,
+            1011,
+        )
+        assert "nobody thought" not in error["message"]  # it is in the log
+        assert "nobody thought of this" in caplog.text
+        await other.send(END)
+        assert (await drained(other))[1] == 1000
+    status = "dalston:realtime:session:sess_x", "status"
+    await until(lambda: worker.client.hget(*status), lambda found: found == b"error")
 
 
 # L-11
