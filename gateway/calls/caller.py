@@ -86,8 +86,8 @@ class Caller:
 
         def receive(frame: Frame) -> None:
             nonlocal kept
-            if known.done() and known.exception():
-                return
+            if known.cancelled() or (known.done() and known.exception()):
+                return  # nobody waits any more
             kept += len(frame) + FRAME_COSTS
             try:
                 self._early += self._meaning(frame)

@@ -99,6 +99,17 @@ async def test_who_says_no_settings_in_time_is_waited_for_no_longer() -> None:
     line.says("?")
     with pytest.raises(TimeoutError):
         await task
+    line.says("en")  # too late; and whoever reads them has others to read
+
+
+async def test_who_speaks_while_their_wait_is_given_up_harms_nobody() -> None:
+    caller, line = called()
+    task = await asking(caller)
+    task.cancel()
+    await asyncio.sleep(0)
+    line.says("en")
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.parametrize(
