@@ -19,7 +19,7 @@ import psutil
 from tritonclient.grpc import service_pb2
 
 from dalston.triton import control
-from dalston.triton.contract import TURN_MODEL, VAD_MODEL, asleep_mark
+from dalston.triton.contract import VARIANTS, asleep_mark, whisper_model
 from dalston.triton.idleness import Idleness
 from dalston.triton.installation import ServerError
 
@@ -64,9 +64,10 @@ class Sleepers:
     async def idle(self, stub: Any) -> list[str]:
         """Whisper models that nobody has used for long."""
         idle = list[str]()
+        whisper = {whisper_model(variant) for variant in VARIANTS}
         for model in self.awake():
-            if model in (VAD_MODEL, TURN_MODEL):
-                continue  # they are small, and a session asks them at once
+            if model not in whisper:
+                continue  # the others are small, and a session asks them at once
             with contextlib.suppress(grpc.aio.AioRpcError):  # Server._silent sees what that means
                 self._idleness.counted(model, await control.answers(stub, model), time.monotonic())
                 if self._idleness.is_idle(model, time.monotonic()):

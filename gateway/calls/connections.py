@@ -29,17 +29,15 @@ from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import (
     PROTOCOL_VERSION,
     End,
-    Error,
     Queued,
     SessionBegin,
+    refusal,
     serialize,
 )
 from dalston.orchestrator.protocol.parameters import ParameterError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-RETRY_AFTER_S = 5  # what a caller without a slot is told to wait
 
 _WHY_NOT = {
     "no_workers": "No realtime workers available. Try again later.",
@@ -337,15 +335,8 @@ async def _tell_the_end(caller: Caller, relay: Relay) -> None:
 
 
 async def _refuse(caller: Caller, refused: CallRefused) -> None:
-    no_capacity = refused.code == "no_capacity"
-    error = Error(
-        code=refused.code,
-        message=str(refused),
-        recoverable=no_capacity,
-        retry_after=RETRY_AFTER_S if no_capacity else None,
-    )
     try:
-        await caller.tell(error)
+        await caller.tell(refusal(refused.code, str(refused)))
         await caller.close(refused.close_code)
     except Disconnected as gone:
         logger.debug("a caller left: %r", gone)

@@ -326,6 +326,20 @@ class Error(Message, tag="error", kw_only=True, frozen=True):
     request_id: str | None = None
 
 
+RETRY_AFTER_S = 5  # what a caller without a slot is told to wait
+
+
+def refusal(code: ErrorCode, sentence: str) -> Error:
+    """What a caller is told who gets no session: to come back, if only room is missing."""
+    no_capacity = code == "no_capacity"
+    return Error(
+        code=code,
+        message=sentence,
+        recoverable=no_capacity,
+        retry_after=RETRY_AFTER_S if no_capacity else None,
+    )
+
+
 # --- from worker to gateway only -----------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from dalston.orchestrator.protocol.messages import (
     SessionConfig,
     SessionTerminated,
     Snapshot,
+    refusal,
     serialize,
 )
 from dalston.orchestrator.protocol.parameters import (
@@ -50,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 # For a client that did not read, to read what was said last.
 CLOSE_S = 2.0
-RETRY_AFTER_S = 5  # what a caller without a slot is told to wait
 # Parameters that are no settings.
 _OF_THE_SESSION = {"epoch", "request_id", "resume", "session_id", "settings"}
 
@@ -302,15 +302,8 @@ def _not_allowed(error: ParameterError) -> SessionDenied:
 
 
 async def _deny(connection: Peer, denied: SessionDenied) -> None:
-    no_capacity = denied.code == "no_capacity"
-    error = Error(
-        code=denied.code,
-        message=str(denied),
-        recoverable=no_capacity,
-        retry_after=RETRY_AFTER_S if no_capacity else None,
-    )
     metrics.REFUSED.labels(denied.code).inc()
-    await connection.send(serialize(named(error)))
+    await connection.send(serialize(named(refusal(denied.code, str(denied)))))
     await connection.close(denied.close_code, denied.reason)
 
 
