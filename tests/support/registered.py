@@ -8,6 +8,7 @@ from typing import Any
 from dalston.orchestrator.capacity.slots import Registration, Slots
 from dalston.orchestrator.protocol.messages import (
     PROTOCOL_VERSION,
+    Final,
     SessionBegin,
     SessionConfig,
     Snapshot,
@@ -20,6 +21,21 @@ BEGIN = serialize(
         session_id="s", protocol_version=PROTOCOL_VERSION, config=SessionConfig(), warnings=[]
     )
 )
+
+
+def final(number: int) -> str:
+    """Of the segment with this number."""
+    return serialize(
+        Final(
+            segment_id=f"seg_{number:04d}",
+            text=f"sentence {number}",
+            start=float(number),
+            end=number + 0.5,
+            confidence=0.9,
+            language="en",
+            processing_ms=1,
+        )
+    )
 
 
 def snapshot(position: int, next_segment: int = 0) -> str:

@@ -17,7 +17,7 @@ import pytest
 from support.counted import counted
 from support.fronted import STREAM, FakeWorker, Gateway, drained, echo, gateway_over
 from support.redis_process import redis_process
-from support.registered import BEGIN, snapshot
+from support.registered import BEGIN, final, snapshot
 from support.waiting import until
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
@@ -33,27 +33,12 @@ from dalston.orchestrator.capacity import slots
 from dalston.orchestrator.protocol.messages import (
     Error,
     ErrorCode,
-    Final,
     SessionTerminated,
     serialize,
 )
 from dalston.orchestrator.protocol.parameters import session_config
 
 CHUNK = bytes(3200)  # 0.1 s
-
-
-def final(number: int) -> str:
-    return serialize(
-        Final(
-            segment_id=f"seg_{number:04d}",
-            text=f"sentence {number}",
-            start=float(number),
-            end=number + 0.5,
-            confidence=0.9,
-            language="en",
-            processing_ms=1,
-        )
-    )
 
 
 def refusal(code: ErrorCode) -> str:

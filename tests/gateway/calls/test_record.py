@@ -10,24 +10,14 @@ from typing import Any, cast
 
 import pytest
 from redis.exceptions import RedisError
+from support.registered import final
 
 from dalston.gateway.calls.record import Away, Record
 from dalston.gateway.calls.relay import Relay
 from dalston.orchestrator.capacity.slots import Slot
-from dalston.orchestrator.protocol.messages import Final, SessionConfig, serialize
+from dalston.orchestrator.protocol.messages import SessionConfig
 
 SLOT = Slot("s", "w", "ws://w", 3, key_id="kiosk")
-FINAL = serialize(
-    Final(
-        segment_id="seg_0000",
-        text="so",
-        start=0.0,
-        end=0.5,
-        confidence=1.0,
-        language="en",
-        processing_ms=1,
-    )
-)
 
 
 @dataclass
@@ -48,7 +38,7 @@ class Register:
 
 def recorded(*answers: str | Exception) -> tuple[Record, Relay, Register]:
     relay, register = Relay("s", SessionConfig()), Register(list(answers))
-    relay.pass_on(FINAL)
+    relay.pass_on(final(0))
     return Record(relay, cast(Any, register)), relay, register
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from recordings import recordings
 from support.redis_process import redis_process
-from support.speech import chunks
+from support.speech import chunks, snapshots
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -163,16 +163,8 @@ async def test_a_session_goes_on_from_a_snapshot_in_another_worker(workers: Work
             await session.send(chunk)
         await session.send(END)
         undisturbed, _ = await drained(session)
-    kept: Snapshot | None = None
-    for message in undisturbed:
-        if message["type"] == "session.snapshot":
-            snapshot = parse_server(json.dumps(message))
-            assert isinstance(snapshot, Snapshot)
-            before = kept.segments if kept else []
-            kept = msgspec.structs.replace(snapshot, segments=[*before, *snapshot.segments])
-            if len(kept.segments) == 2:
-                break
-    assert kept
+    told = [parse_server(json.dumps(message)) for message in undisturbed]
+    kept = next(snapshot for snapshot in snapshots(told) if len(snapshot.segments) == 2)
     async with second.session("session_id=sess_x&epoch=2&resume=1") as session:
         await session.send(msgspec.json.encode(kept).decode())
         for chunk in chunks(recording[2 * kept.replay_from :], [32_000]):
