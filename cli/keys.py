@@ -16,6 +16,7 @@ from rich.table import Table
 
 from dalston.gateway.access.keys import FileKeys, Key, KeysError, RedisKeys, make
 from dalston.orchestrator.capacity.slots import redis_client
+from dalston.orchestrator.process.environment import with_password
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Place:
         if file is None and url is None:
             told = os.environ.get("DALSTON_API_KEYS", "redis")
             file = Path(told) if told not in ("", "redis") else None
-            url = os.environ.get("REDIS_URL")
+            url = with_password(
+                os.environ.get("REDIS_URL", ""), os.environ.get("REDIS_PASSWORD")
+            )
         if file is not None:
             yield FileKeys(file)
         elif url:

@@ -6,6 +6,7 @@ wherever the package is installed, whichever extras are.
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dalston.cli import options
@@ -180,7 +181,21 @@ _COMMANDS = {
 }
 
 
+def read_secrets() -> None:
+    """Variables from files that are named as they are, in the folders of DALSTON_SECRETS: as Docker
+    and Kubernetes hand out secrets. What is set already stays."""
+    for folder in filter(None, os.environ.get("DALSTON_SECRETS", "").split(os.pathsep)):
+        for file in Path(folder).iterdir():
+            if file.name.isupper() and file.is_file():
+                os.environ.setdefault(file.name, file.read_text("utf-8").strip())
+
+
 def main() -> int:
+    try:
+        read_secrets()
+    except (OSError, UnicodeError) as error:
+        print(f"DALSTON_SECRETS: {error}", file=sys.stderr)
+        return 2
     args = options.parser().parse_args()
     try:
         return _COMMANDS[args.command](args)

@@ -12,6 +12,7 @@ from typing import Any
 _WORKER_HELP = """\
 environment:
   REDIS_URL              where the slots are, redis://host:port (required)
+  REDIS_PASSWORD         of that Redis, if the URL names none
   WORKER_ID              name of this worker, unlike all others (required)
   WORKER_PORT            port to listen at (9000)
   WORKER_ENDPOINT        where gateways reach it (ws://HOSTNAME:PORT; ws://127.0.0.1:PORT
@@ -26,6 +27,8 @@ environment:
   DALSTON_HEARTBEAT_SECONDS  how often it renews its record (10)
   DALSTON_IDLE_SECONDS   a session ends after so long without a frame (30)
   DALSTON_SESSION_SECONDS  and after so long altogether (14400)
+  DALSTON_REDACT         taken out of all text: numbers, emails, names of patterns, with commas
+  DALSTON_REDACT_PATTERNS  a file of patterns: in each line a name, and what RE2 finds
   DALSTON_LAG_WARNING_SECONDS  so far behind its audio a session is warned (3)
   DALSTON_LAG_LIMIT_SECONDS  so far behind it ends, (5)
   DALSTON_LAG_HELD_SECONDS  if that lasts so long (2)
@@ -35,6 +38,7 @@ environment:
   OUTAGE_SECONDS         how long a session waits for failing models (30)
   DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
   DALSTON_WORKER_SECRET  what gateways must show; without it whoever reaches the port may
+  DALSTON_SECRETS        folders of files that are named as variables and set them, colon separated
   OTEL_EXPORTER_OTLP_ENDPOINT  who collects traces, http://host:4318; needs dalston[otel]
   LOG_LEVEL              DEBUG, INFO, WARNING or ERROR (INFO)
   DALSTON_LOG_FORMAT     text, or json for an object a line (text)
@@ -42,11 +46,15 @@ environment:
 _GATEWAY_HELP = """\
 environment:
   REDIS_URL              where the slots are, redis://host:port (required)
+  REDIS_PASSWORD         of that Redis, if the URL names none
   DALSTON_HOST           address to listen at (127.0.0.1)
   DALSTON_PORT           port to listen at (8000)
+  DALSTON_PUBLISHED      of a container: the address that its port is published at
   DALSTON_API_KEYS       redis, or a file: where `dalston keys` keeps them; without it everybody may
+  DALSTON_ALLOW_NO_KEYS  1: everybody may, from other machines as well
   DALSTON_ADMIN_KEY      bearer key for /v1/realtime/sessions; without it nobody may
   DALSTON_WORKER_SECRET  the workers' own
+  DALSTON_SECRETS        folders of files that are named as variables and set them, colon separated
   OVERFLOW_STRATEGY      when no slot is free: reject, queue or degrade (reject)
   DALSTON_QUEUE_SECONDS  how long a caller stays in line (30)
   DALSTON_SESSIONS_PER_ADDRESS  at once, of one client address; 0 is no limit (0)
@@ -70,6 +78,7 @@ environment:
   DALSTON_UNLOAD_AFTER_SECONDS  Whisper models that nobody has used for so long are unloaded, and
                          loaded again at the next session; without it never
   OTEL_EXPORTER_OTLP_ENDPOINT  who collects traces, as for gateway and worker
+  DALSTON_SECRETS        folders of files that are named as variables and set them, colon separated
 """
 _KEYS_HELP = """\
 The place is --file or --redis-url; else what DALSTON_API_KEYS says, as for the gateway, with
@@ -84,6 +93,7 @@ STREAM_OPTIONS = {
     "--task": "transcribe, or translate into English (transcribe)",
     "--prompt": "what was said before, or text in the spelling that is wanted",
     "--keywords": "names and terms that may be said, with commas between them",
+    "--redact": "what to take out of the text: numbers, emails, with commas between them",
 }
 
 

@@ -51,8 +51,8 @@ async def serve(
     Raises KeysError and UnsupportedRedis.
     """
     gateway = Gateway.of(settings)
-    if gateway.access.open and settings.host not in LOOPBACK:
-        logger.warning("whoever reaches %s is let in: set DALSTON_API_KEYS", settings.host)
+    if gateway.access.open and settings.reached_at not in LOOPBACK:
+        logger.warning("whoever reaches %s is let in: DALSTON_ALLOW_NO_KEYS", settings.reached_at)
     try:
         await refuse_cluster(gateway.redis)
     except UnsupportedRedis:

@@ -3,13 +3,13 @@ The gateway's settings: environment variables, read once.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dalston.gateway.protocols.protocol import Overflow
-from dalston.orchestrator.process.environment import HeaderSecret
+from dalston.orchestrator.process.environment import LOOPBACK, HeaderSecret, with_password
 from dalston.orchestrator.process.logs import Format
 from dalston.orchestrator.protocol.messages import LONGEST_FRAME, LONGEST_MESSAGE, LONGEST_TEXT
 
@@ -18,8 +18,12 @@ class GatewaySettings(BaseSettings):
     model_config = SettingsConfigDict(populate_by_name=True)
 
     redis_url: str = Field(alias="REDIS_URL")
+    redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")  # if the URL has none
     host: str = Field("127.0.0.1", alias="DALSTON_HOST")  # the address to listen at
     port: int = Field(8000, alias="DALSTON_PORT", ge=0, le=65_535)
+    # Of a container, whose host is none that its callers know: the address that its port is
+    # published at.
+    published: str | None = Field(None, alias="DALSTON_PUBLISHED", min_length=1)
     # How long a session waits for another worker when its own is lost, and how long a worker may
     # say nothing, pings included, until it counts as lost.
     outage_seconds: float = Field(30.0, alias="OUTAGE_SECONDS", gt=0)
@@ -35,6 +39,8 @@ class GatewaySettings(BaseSettings):
     admin_key: HeaderSecret | None = Field(None, alias="DALSTON_ADMIN_KEY")
     # Where API keys are: redis, or a file. Without it everybody is let in.
     api_keys: Literal["redis"] | Path | None = Field(None, alias="DALSTON_API_KEYS")
+    # Everybody may be more than this machine only if somebody has said so.
+    allow_no_keys: bool = Field(False, alias="DALSTON_ALLOW_NO_KEYS")
     # What workers want to be shown: theirs of the same name.
     worker_secret: HeaderSecret | None = Field(None, alias="DALSTON_WORKER_SECRET")
     # For a connection to say what it wants.
@@ -58,6 +64,21 @@ class GatewaySettings(BaseSettings):
     otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
     log_format: Format = Field("text", alias="DALSTON_LOG_FORMAT")
+
+    @property
+    def reached_at(self) -> str:
+        """The address that callers know."""
+        return self.published or self.host
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        self.redis_url = with_password(self.redis_url, self.redis_password)
+        if not (self.api_keys or self.allow_no_keys or self.reached_at in LOOPBACK):
+            raise ValueError(
+                f"whoever reaches {self.reached_at} would be let in: set DALSTON_API_KEYS "
+                "(`dalston keys`), or DALSTON_ALLOW_NO_KEYS=1 if that is meant"
+            )
+        return self
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -20,10 +20,14 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from redis.exceptions import RedisError
+from support.redis_process import RedisProcess
 
 from dalston.cli import options
+from dalston.cli.main import read_secrets
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator.process.environment import from_environment
+from dalston.orchestrator.capacity.redis_client import redis_client
+from dalston.orchestrator.process.environment import SettingsError, from_environment
 from dalston.orchestrator.worker.settings import WorkerSettings
 from dalston.triton import models
 
@@ -49,6 +53,11 @@ def needs(name: str, services: dict[str, Service] = SERVICES) -> set[str]:
     for dependency in services[name].get("depends_on", {}):
         found |= needs(dependency, services)
     return found
+
+
+def resolved(text: str, **environment: str) -> str:
+    """With ${VARIABLE:-default} replaced, as Compose does it."""
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: environment.get(m[1], m[2]), text)
 
 
 def is_valid(path: Path) -> bool:
@@ -78,9 +87,9 @@ def test_the_schema_refuses_what_is_misspelt(tmp_path: Path) -> None:
 
 # 000-16, 000-46, K-07, C-10
 def test_starting_realtime_whisper_1_starts_all_it_needs() -> None:
-    expected = {"realtime-whisper-1", "redis", "models", "triton", "gateway"}
+    expected = {"realtime-whisper-1", "redis", "secrets", "models", "triton", "gateway"}
     assert needs("realtime-whisper-1") == expected
-    assert SERVICES["gateway"]["ports"] == ["8000:8000"]
+    assert resolved(SERVICES["gateway"]["ports"][0]) == "127.0.0.1:8000:8000"
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -113,7 +122,7 @@ def test_only_triton_asks_for_a_gpu_and_only_in_the_gpu_profile() -> None:
 def test_each_profile_is_a_whole_stack(profile: str, worker: str, triton: str) -> None:
     assert {worker, triton, "redis", "gateway"} <= needs(worker)
     assert SERVICES[worker]["environment"]["TRITON_URLS"] == f"{triton}:8000"
-    (job,) = SERVICES[triton]["depends_on"]
+    (job,) = SERVICES[triton]["depends_on"].keys() - {"secrets"}
     assert SERVICES[triton]["depends_on"][job] == {"condition": "service_completed_successfully"}
     build, serve = (options.parser().parse_args(command(name)[1:]) for name in (job, triton))
     assert build.profile == profile
@@ -136,7 +145,10 @@ def test_workers_are_what_deployments_expect() -> None:
                 "MAX_SESSIONS": 4,
             }.items()
         )
-        assert worker["volumes"] == ["dalston-models:/models", "dalston-sessions:/data/sessions"]
+        assert {mount.removesuffix(":ro") for mount in worker["volumes"]} >= {
+            "dalston-models:/models",
+            "dalston-sessions:/data/sessions",
+        }
         assert worker["restart"] == "unless-stopped"
         assert worker["healthcheck"] == {
             "test": ["CMD", "curl", "-f", "http://localhost:9000/health"],
@@ -146,11 +158,122 @@ def test_workers_are_what_deployments_expect() -> None:
         }
 
 
-def test_nothing_is_published_to_others_but_the_gateway() -> None:
+def test_nothing_is_published_to_other_machines() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published.keys() == {"gateway", *WORKERS}
-    for name in WORKERS:
-        assert all(port.startswith("127.0.0.1:") for port in published[name])
+    for ports in published.values():
+        assert all(resolved(port).startswith("127.0.0.1:") for port in ports)
+
+
+def test_a_gateway_that_is_published_to_others_knows_it_and_wants_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway, everywhere = SERVICES["gateway"], {"DALSTON_PUBLISHED": "0.0.0.0"}
+    assert resolved(gateway["ports"][0], **everywhere) == "0.0.0.0:8000:8000"
+    for name, value in gateway["environment"].items():
+        if value is not None:
+            monkeypatch.setenv(name, resolved(str(value), **everywhere))
+    with pytest.raises(SettingsError, match=r"whoever reaches 0\.0\.0\.0 would be let in"):
+        from_environment(GatewaySettings)
+    # What Compose passes on from the user's environment:
+    monkeypatch.setenv("DALSTON_ALLOW_NO_KEYS", "1")
+    assert from_environment(GatewaySettings).reached_at == "0.0.0.0"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_service_can_do_what_it_need_not(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["read_only"] is True
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+    # It is the image's user that is not root: see below. Others' images have to be told.
+    assert "build" in service or service["user"] == "1000:1000"
+    # What a service was not made to write.
+    written = {mount for mount in service.get("volumes", ()) if not mount.endswith(":ro")}
+    of_jobs = {"dalston-models:/models", "dalston-secrets:/secrets", "dalston-triton-token:/token"}
+    assert not written & of_jobs or service["restart"] == "no"
+
+
+def test_redis_and_triton_reach_nothing_outside_and_are_reached_by_nobody_there() -> None:
+    networks = yaml.safe_load(COMPOSE.read_text("utf-8"))["networks"]
+    assert [name for name, of in networks.items() if of and of.get("internal")] == ["back"]
+    for name in ("redis", "triton", "triton-cpu"):
+        assert SERVICES[name]["networks"] == ["back"]
+    assert SERVICES["secrets"]["network_mode"] == "none"
+
+
+# What the services show each other.
+
+SECRETS = {"/secrets": "secrets", "/token": "token"}  # folders in the containers, and here
+
+
+def make_secrets(folder: Path) -> None:
+    """Do what the service does, in this folder."""
+    (*shell, script) = SERVICES["secrets"]["command"]
+    for mount, name in SECRETS.items():
+        (folder / name).mkdir(exist_ok=True)
+        script = script.replace(f"{mount}/", f"{folder / name}/")
+    subprocess.run([*shell, script.replace("$$", "$")], check=True)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.glob("*/*")}
+
+
+def test_secrets_are_made_once_for_their_reader_alone(tmp_path: Path) -> None:
+    make_secrets(tmp_path)
+    made = contents(tmp_path)
+    assert made.keys() == {
+        "REDIS_PASSWORD",
+        "DALSTON_WORKER_SECRET",
+        "DALSTON_TRITON_TOKEN",
+        "redis.conf",
+    }
+    secrets = [value for name, value in made.items() if name.isupper()]
+    assert all(re.fullmatch("[0-9a-f]{48}", value) for value in secrets)
+    assert len(set(secrets)) == 3
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.glob("*/*")} == {0o600}
+    make_secrets(tmp_path)
+    assert contents(tmp_path) == made
+
+
+def test_each_service_sees_the_secrets_it_needs() -> None:
+    shown = {
+        name: {mount.split(":")[1] for mount in service.get("volumes", ())} & SECRETS.keys()
+        for name, service in SERVICES.items()
+    }
+    assert shown["redis"] == shown["gateway"] == {"/secrets"}
+    assert shown["triton"] == shown["triton-cpu"] == {"/token"}
+    assert all(shown[name] == SECRETS.keys() for name in WORKERS)
+    assert shown["models"] == shown["models-cpu"] == set()
+    for name in ("gateway", "triton", *WORKERS):
+        folders = SERVICES[name]["environment"]["DALSTON_SECRETS"].split(":")
+        assert set(folders) == shown[name]
+
+
+async def test_redis_wants_the_password_that_the_others_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_secrets(tmp_path)
+    (program, conf, *options) = SERVICES["redis"]["command"]
+    assert (program, conf) == ("redis-server", "/secrets/redis.conf")
+    there = RedisProcess(tmp_path / "data", (str(tmp_path / "secrets/redis.conf"), *options))
+    there.start()
+    try:
+        monkeypatch.setenv("REDIS_URL", there.url)
+        async with redis_client(from_environment(GatewaySettings).redis_url) as client:
+            with pytest.raises(RedisError, match="authenticated"):
+                await client.ping()
+        monkeypatch.setattr(os, "environ", os.environ.copy())
+        os.environ["DALSTON_SECRETS"] = str(tmp_path / "secrets")
+        read_secrets()
+        async with redis_client(from_environment(GatewaySettings).redis_url) as client:
+            assert await client.ping()
+    finally:
+        there.kill()
 
 
 def test_gateway_and_workers_share_the_secret_of_the_users_environment() -> None:
@@ -162,7 +285,7 @@ def test_gateway_and_workers_share_the_secret_of_the_users_environment() -> None
 
 def test_what_runs_comes_back_and_tells_its_health() -> None:
     for name, service in SERVICES.items():
-        if name.startswith("models"):
+        if name.startswith("models") or name == "secrets":
             assert service["restart"] == "no"
         else:
             assert service["restart"] == "unless-stopped", name
@@ -191,7 +314,7 @@ def command(name: str) -> list[str]:
 def test_every_command_is_one_of_ours(name: str) -> None:
     commands = [command(name), SERVICES[name].get("healthcheck", {}).get("test", ["CMD"])[1:]]
     ours = [words[1:] for words in commands if words[:1] == ["dalston"]]
-    assert ours or name == "redis"
+    assert ours or name in ("redis", "secrets")
     for words in ours:
         options.parser().parse_args(words)
 
@@ -204,6 +327,7 @@ def test_every_variable_is_one_that_is_read(name: str) -> None:
     read = {field.alias for field in fields} if kind else FETCHING
     of_triton = {"OTEL_EXPORTER_OTLP_ENDPOINT", "DALSTON_UNLOAD_AFTER_SECONDS"}
     read |= of_triton if command(name)[1] == "triton" else set()
+    read |= {"DALSTON_SECRETS", "TMPDIR"}
     assert SERVICES[name].get("environment", {}).keys() <= read
 
 
@@ -215,7 +339,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
         monkeypatch.delenv(variable)
     for variable, value in service["environment"].items():
         if value is not None:  # taken from the user's environment
-            monkeypatch.setenv(variable, re.sub(r"\$\{\w+:-(\w+)\}", r"\1", str(value)))
+            monkeypatch.setenv(variable, resolved(str(value)))
     return service
 
 
@@ -236,7 +360,8 @@ def test_the_gateway_is_where_it_says(name: str, environment: Service) -> None:
     settings = from_environment(GatewaySettings)
     assert settings.host == "0.0.0.0"
     assert environment["ports"][0].endswith(f":{settings.port}")
-    assert environment["healthcheck"]["test"][-1] == f"http://localhost:{settings.port}/health"
+    probe = environment["healthcheck"]["test"][-1]
+    assert probe == f"http://localhost:{settings.port}/health/live"
     assert seconds(environment["stop_grace_period"]) >= settings.drain_seconds + 7
 
 
@@ -373,7 +498,7 @@ def test_an_image_has_all_that_its_program_imports(
 def test_what_docker_md_adds_to_the_file_fits(tmp_path: Path) -> None:
     guide = (ROOT / "docs" / "docker.md").read_text("utf-8")
     added = "\n".join(re.findall(r"^```yaml\n(.*?)^```", guide, re.MULTILINE | re.DOTALL))
-    text = COMPOSE.read_text("utf-8").replace("\nvolumes:\n", f"\n{added}\nvolumes:\n")
+    text = COMPOSE.read_text("utf-8").replace("\nnetworks:\n", f"\n{added}\nnetworks:\n")
     path = tmp_path / "docker-compose.yml"
     path.write_text(text)
     assert is_valid(path)

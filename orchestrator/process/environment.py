@@ -3,6 +3,7 @@ What the settings of every process are made of: environment variables, read once
 """
 
 from typing import Annotated, TypeVar
+from urllib.parse import quote
 
 from pydantic import AfterValidator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings
@@ -24,10 +25,20 @@ def from_environment(kind: type[S]) -> S:
         return kind()
     except ValidationError as error:
         lines = [
-            f"{problem['loc'][0]}: {problem['msg'].removeprefix('Value error, ')}"
+            # What is wrong with several together names them itself.
+            ": ".join((*map(str, problem["loc"][:1]), problem["msg"].removeprefix("Value error, ")))
             for problem in error.errors()
         ]
         raise SettingsError("\n".join(lines)) from None
+
+
+def with_password(url: str, password: SecretStr | str | None) -> str:
+    """The URL of a Redis, with this password if it names none."""
+    scheme, mark, rest = url.partition("://")
+    if not password or "@" in rest:
+        return url
+    secret = password if isinstance(password, str) else password.get_secret_value()
+    return f"{scheme}{mark}:{quote(secret, safe='')}@{rest}"
 
 
 def _presentable(secret: SecretStr) -> SecretStr:

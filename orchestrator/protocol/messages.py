@@ -56,6 +56,13 @@ MOST_KEYWORDS, LONGEST_KEYWORD = 50, 50  # characters
 Keyword = Annotated[str, Meta(min_length=1, max_length=LONGEST_KEYWORD, pattern=r"^[^\x00-\x1f]*$")]
 Keywords = Annotated[tuple[Keyword, ...], Meta(max_length=MOST_KEYWORDS)]
 Languages = tuple[str, ...]  # ISO 639-1
+# What is taken out of text: numbers, emails, and patterns that the server has a name for.
+REDACTION_NAME = "[a-z][a-z0-9_]{0,30}"
+MOST_REDACTIONS = 20
+Redactions = Annotated[
+    tuple[Annotated[str, Meta(pattern=f"^{REDACTION_NAME}$")], ...],
+    Meta(max_length=MOST_REDACTIONS),
+]
 LanguageDetection = Literal["session", "utterance"]
 
 
@@ -156,6 +163,7 @@ class SessionConfig(msgspec.Struct, frozen=True):
     max_silence_duration_ms: TurnSilence = 1_000
     prefix_padding_ms: Padding = 300
     max_utterance_duration: UtteranceSeconds = 30.0
+    redact: Redactions = ()  # taken out of all text
     model_id: str = ""  # which checkpoint that is
 
     @property

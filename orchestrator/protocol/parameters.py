@@ -15,6 +15,7 @@ from dalston.orchestrator.protocol.messages import (
     LONGEST_KEYWORD,
     LONGEST_PROMPT,
     MOST_KEYWORDS,
+    MOST_REDACTIONS,
     Encoding,
     ErrorCode,
     LanguageDetection,
@@ -45,9 +46,11 @@ ALLOWED = {
     "max_silence_duration_ms": "200 to 5000",
     "prefix_padding_ms": "0 to 1000",
     "max_utterance_duration": "5 to 30 (seconds)",
+    "redact": f"numbers, emails, and names of this server's patterns; at most {MOST_REDACTIONS}, "
+    "with commas between them",
 }
 _FIELDS = [name for name in SessionConfig.__struct_fields__ if name != "model_id"]
-_LISTS = ("languages", "keywords")
+_LISTS = ("languages", "keywords", "redact")
 _PRIVATE = ("prompt", "keywords")
 _OF_LANGUAGE = ("language", "languages")
 

@@ -39,7 +39,7 @@ _UNKNOWN = 0.56
 _VOTERS = 12
 
 # Scripts that put no space between words: there any character may end the stable part.
-_SPACELESS = (
+SPACELESS_SCRIPTS = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Myanmar
     (0x1780, 0x17FF),  # Khmer
@@ -51,7 +51,7 @@ _SPACELESS = (
 
 def _spaceless(character: str) -> bool:
     code = ord(character)
-    return any(first <= code <= last for first, last in _SPACELESS)
+    return any(first <= code <= last for first, last in SPACELESS_SCRIPTS)
 
 
 def ends_word(text: str, end: int) -> bool:

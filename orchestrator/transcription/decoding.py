@@ -37,6 +37,7 @@ from dalston.orchestrator.transcription.model_requests import (
     TranscriptRequest,
 )
 from dalston.orchestrator.transcription.outbox import Outbox
+from dalston.orchestrator.transcription.redaction import Redaction
 from dalston.triton.contract import PROMPT_TOKENS, SAMPLE_RATE, Variant
 
 PARTIAL_EVERY = SAMPLE_RATE // 2  # samples of speech, unless the worker is set otherwise
@@ -117,8 +118,10 @@ class Decoding:
         outbox: Outbox,
         snapshot: Snapshot | None = None,
         partial_every: int = PARTIAL_EVERY,
+        redaction: Redaction | None = None,
     ):
         self._variant: Variant = variant
+        self._redaction = redaction or Redaction()
         self.partial_every = partial_every  # samples
         self._outbox = outbox
         self._requests: list[Request] = []
@@ -339,13 +342,16 @@ class Decoding:
         shown = utterance.agreement.receive(hypothesis, whole)
         if shown is None:
             return
-        self.stats.partials += 1
         utterance.shown, utterance.language = True, hypothesis.language
+        text, stable = self._redaction.partial(shown.text, shown.stable, utterance.continues)
+        if not text:
+            return
+        self.stats.partials += 1
         self._outbox.say(
             Partial(
                 utterance.segment_id,
-                shown.text,
-                shown.stable,
+                text,
+                stable,
                 assembler.seconds(utterance.shown_from),
                 assembler.seconds(position),
             )
@@ -405,14 +411,23 @@ class Decoding:
         end: int,
         before: list[Word],
         config: SessionConfig,
+        cut: bool = False,
     ) -> tuple[str, list[Word]]:
         """Text and words of an utterance whose speech ended at `end`, less what is `before` a cut
-        that it continues."""
+        that it continues, and less what is redacted. cut: another utterance continues it."""
         words = assembler.session_words(hypothesis, utterance.start, utterance.onset, end)
-        if not utterance.continues:
-            return hypothesis.text, words
+        text, language, continues = (
+            hypothesis.text,
+            _written(hypothesis, config),
+            utterance.continues,
+        )
+        if self._redaction:
+            text = self._redaction.text(text, continues, cut)
+            words = self._redaction.words(words, language, continues, cut)
+        if not continues:
+            return text, words
         words = assembler.after_cut(words, before, utterance.onset)
-        return assembler.text_of(words, _written(hypothesis, config)), words
+        return assembler.text_of(words, language), words
 
     def _final(self, ended: Ended) -> list[ServerMessage] | None:
         """What is told of an utterance that ended; None: not known yet."""
@@ -431,7 +446,7 @@ class Decoding:
         hypothesis, config = decode.hypothesis, ended.config
         warnings: list[ServerMessage] = self._cut_warning(hypothesis, config)
         language = hypothesis.language
-        text, words = self._said(utterance, hypothesis, ended.end, before, config)
+        text, words = self._said(utterance, hypothesis, ended.end, before, config, ended.cut)
         if ended.cut:
             words = assembler.before_cut(words, ended.end)
             self.overlap_words = assembler.overlap(words, ended.end)
@@ -441,7 +456,8 @@ class Decoding:
         if config.language == "auto" and ended.speech >= LANGUAGE_SPEECH:
             if config.language_detection == "utterance" or ended.generation not in self._detected:
                 self._detected[ended.generation] = language
-        stable, changed = assembler.changed_words(utterance.agreement.text, text, ended.cut)
+        shown, _ = self._redaction.partial(utterance.agreement.text, 0, utterance.continues)
+        stable, changed = assembler.changed_words(shown, text, ended.cut)
         self.stats.finals += 1
         self.stats.stable_words += stable
         self.stats.stable_words_changed += changed

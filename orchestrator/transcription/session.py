@@ -88,6 +88,7 @@ from dalston.orchestrator.transcription.model_requests import (
     TranscriptRequest,
 )
 from dalston.orchestrator.transcription.outbox import Outbox
+from dalston.orchestrator.transcription.redaction import Patterns, Redaction
 from dalston.triton.contract import SAMPLE_RATE, TURN_AUDIO, VAD_FRAME, Variant
 
 # All lengths are samples at 16 kHz.
@@ -133,6 +134,7 @@ class Session:
         warnings: list[Notice] | None = None,
         snapshot: Snapshot | None = None,
         partial_every: int = PARTIAL_EVERY,
+        patterns: Patterns | None = None,
     ):
         self.id, self.epoch = session_id, epoch
         self.variant: Variant = variant
@@ -143,7 +145,8 @@ class Session:
         self._config_to_come = self._config  # once every message in the line has taken effect
         self._rules = thresholds(self._config)
         self._outbox = Outbox()
-        self._decoding = Decoding(variant, self._outbox, snapshot, partial_every)
+        redaction = Redaction(self._config.redact, patterns)
+        self._decoding = Decoding(variant, self._outbox, snapshot, partial_every, redaction)
         self._requests: list[Request] = []
 
         # The line of input, and how far it is decided.

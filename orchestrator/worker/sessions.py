@@ -29,6 +29,7 @@ from dalston.orchestrator.protocol.messages import (
     SessionConfig,
     SessionTerminated,
     Snapshot,
+    quote,
     refusal,
     serialize,
 )
@@ -40,6 +41,7 @@ from dalston.orchestrator.protocol.parameters import (
 )
 from dalston.orchestrator.protocol.websocket_peer import Peer, PeerClosed
 from dalston.orchestrator.transcription.lag import Lag, LagLimits
+from dalston.orchestrator.transcription.redaction import unknown_names
 from dalston.orchestrator.transcription.session import Session
 from dalston.orchestrator.worker import metrics
 from dalston.orchestrator.worker.memory_limit import MemoryLimit
@@ -191,10 +193,18 @@ class Sessions:
         except ParameterError as error:
             raise _not_allowed(error) from None
         config, silence = request.config, list[Notice]()
+        redact = tuple(dict.fromkeys((*config.redact, *self._settings.redact)))
+        if unknown := unknown_names(redact, self._settings.redact_patterns):
+            sentence = (
+                f"redact: {quote(unknown[0])!r} is neither numbers nor emails, nor a pattern here"
+            )
+            raise _not_allowed(ParameterError("redact", unknown[0], sentence))
         if request.snapshot is None:  # else it goes on as it was, wherever it is
             config, silence = choose_endpointing(config, self._tritons.judges_turns)
         loaded = self.variants[variant]
-        config = msgspec.structs.replace(config, model=variant, model_id=loaded.model_id)
+        config = msgspec.structs.replace(
+            config, model=variant, model_id=loaded.model_id, redact=redact
+        )
         return Session(
             session_id,
             config,
@@ -205,6 +215,7 @@ class Sessions:
             warnings=[*request.warnings, *fallbacks, *silence],
             snapshot=request.snapshot,
             partial_every=round(self._settings.partial_seconds * SAMPLE_RATE),
+            patterns=self._settings.redact_patterns,
         )
 
     async def _run(self, session: Session, connection: Peer, direct: bool, parent: str) -> None:

@@ -6,21 +6,23 @@ Ours are prefixed DALSTON_; names that the deployment documents give have none.
 
 import socket
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dalston.orchestrator.capacity.slots import HEARTBEAT_S
-from dalston.orchestrator.process.environment import LOOPBACK, HeaderSecret
+from dalston.orchestrator.process.environment import LOOPBACK, HeaderSecret, with_password
 from dalston.orchestrator.process.logs import Format
 from dalston.orchestrator.protocol.messages import LONGEST_FRAME, LONGEST_MESSAGE, LONGEST_TEXT
+from dalston.orchestrator.transcription.redaction import read_patterns, unknown_names
 
 
 class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(populate_by_name=True)
 
     redis_url: str = Field(alias="REDIS_URL")
+    redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")  # if the URL has none
     worker_id: str = Field(alias="WORKER_ID", min_length=1)
     port: int = Field(9000, alias="WORKER_PORT", ge=0, le=65_535)
     # Where gateways reach this worker.
@@ -28,7 +30,9 @@ class WorkerSettings(BaseSettings):
     host: str = Field("127.0.0.1", alias="DALSTON_HOST")  # the address to listen at
     max_sessions: int = Field(4, alias="MAX_SESSIONS", ge=1)
     # HTTP addresses, comma separated. A session stays with one.
-    triton_urls: Annotated[list[str], NoDecode] = Field(["127.0.0.1:8000"], alias="TRITON_URLS")
+    triton_urls: Annotated[list[str], NoDecode] = Field(
+        ["127.0.0.1:8000"], alias="TRITON_URLS", min_length=1
+    )
     # Where Triton tells its GPU memory; without a GPU there is nothing to tell.
     triton_metrics_url: str | None = Field(None, alias="TRITON_METRICS_URL")
     vad: Literal["triton", "worker"] = Field("triton", alias="DALSTON_VAD")
@@ -52,6 +56,12 @@ class WorkerSettings(BaseSettings):
     handshake_seconds: float = Field(10.0, alias="DALSTON_HANDSHAKE_SECONDS", gt=0)
     outage_seconds: float = Field(30.0, alias="OUTAGE_SECONDS", gt=0)
     drain_seconds: float = Field(30.0, alias="DRAIN_SECONDS", ge=0)
+    # Taken out of the text of every session, whatever a caller asks for: numbers, emails, and names
+    # of the patterns in a file, a name and a pattern of RE2 in each line.
+    redact: Annotated[list[str], NoDecode] = Field([], alias="DALSTON_REDACT")
+    redact_patterns: Annotated[dict[str, Any], NoDecode] = Field(
+        {}, alias="DALSTON_REDACT_PATTERNS"
+    )
     # What gateways show before a session; without it whoever reaches the port may have one.
     secret: HeaderSecret | None = Field(None, alias="DALSTON_WORKER_SECRET")
     # Who collects traces, OTLP over HTTP. OpenTelemetry reads the rest of its OTEL_... by itself.
@@ -59,10 +69,32 @@ class WorkerSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
     log_format: Format = Field("text", alias="DALSTON_LOG_FORMAT")
 
-    @field_validator("triton_urls", mode="before")
+    @field_validator("triton_urls", "redact", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return [url.strip() for url in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return [item.strip() for item in value.split(",") if item.strip()]
+
+    @field_validator("redact_patterns", mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return read_patterns(Path(value).read_text("utf-8"))
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"{value} cannot be read: {error}") from None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        self.redis_url = with_password(self.redis_url, self.redis_password)
+        if unknown := unknown_names(self.redact, self.redact_patterns):
+            raise ValueError(
+                f"DALSTON_REDACT: {unknown[0]!r} is neither numbers nor emails, and no "
+                "pattern of DALSTON_REDACT_PATTERNS has that name"
+            )
+        return self
 
     def advertised(self, port: int) -> str:
         """The endpoint to register, the worker listening at `port`.

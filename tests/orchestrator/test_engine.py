@@ -51,7 +51,8 @@ def test_its_settings_are_those_of_a_session() -> None:
     assert described.keys() == schema.keys()
     for name, expected in schema.items():
         actual = described[name]
-        if "enum" in expected:  # msgspec sorts them
+        if "enum" in expected:  # msgspec sorts them, and does not say that they are strings
+            expected = {"type": "string", **expected}
             actual = {**actual, "enum": sorted(actual["enum"])}
         assert actual == expected, name
 
@@ -63,6 +64,13 @@ def test_its_schema_takes_what_a_session_takes() -> None:
     for wrong in ({"model": "huge"}, {"sample_rate": 4000}):
         with pytest.raises(ValidationError):
             validate(wrong, schema)
+
+
+# 001-48
+def test_every_setting_has_a_type() -> None:
+    properties = ENGINE["config_schema"]["properties"]
+    assert [name for name, schema in properties.items() if "type" not in schema] == []
+    assert properties["model"] == {"type": "string", "enum": ["fast", "accurate"], "default": "fast"}
 
 
 # 001-48

@@ -332,16 +332,27 @@ def test_a_gateway_listens_to_this_machine_alone_unless_it_is_told() -> None:
     assert settings(redis_url="redis://x").host == "127.0.0.1"
 
 
+@pytest.mark.parametrize("given", [{"host": "0.0.0.0"}, {"published": "192.168.1.7"}])
+def test_the_world_is_let_in_only_where_that_is_meant(
+    given: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationError, match="DALSTON_ALLOW_NO_KEYS=1 if that is meant"):
+        settings(redis_url="redis://x", **given)
+    settings(redis_url="redis://x", **given, allow_no_keys=True)
+    settings(redis_url="redis://x", **given, api_keys=tmp_path / "keys")
+    # A container listens to all its networks, and may be published to this machine alone.
+    settings(redis_url="redis://x", host="0.0.0.0", published="127.0.0.1")
+
+
 async def test_a_gateway_that_lets_the_world_in_says_so(
     start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await start(host="0.0.0.0")
-    assert "set DALSTON_API_KEYS" in caplog.text
+    await start(host="0.0.0.0", allow_no_keys=True)
+    assert "whoever reaches 0.0.0.0 is let in" in caplog.text
     caplog.clear()
-    await start()
     await FileKeys(tmp_path / "keys").add(make("kiosk")[1])
     await start(host="0.0.0.0", api_keys=tmp_path / "keys")
-    assert "set DALSTON_API_KEYS" not in caplog.text
+    assert "is let in" not in caplog.text
 
 
 # The admin key.
