@@ -33,9 +33,7 @@ class Place:
         if file is None and url is None:
             told = os.environ.get("DALSTON_API_KEYS", "redis")
             file = Path(told) if told not in ("", "redis") else None
-            url = with_password(
-                os.environ.get("REDIS_URL", ""), os.environ.get("REDIS_PASSWORD")
-            )
+            url = with_password(os.environ.get("REDIS_URL", ""), os.environ.get("REDIS_PASSWORD"))
         if file is not None:
             yield FileKeys(file)
         elif url:

@@ -1,9 +1,8 @@
 """
 docker-compose.yml and the Dockerfiles, as far as they can be held to their word without Docker.
 
-The schema is the Compose specification's own, as check-jsonschema carries it. What it cannot say is
-checked here: that services find what they need, and that what is written in the file is what our
-programs read.
+What the schema cannot say is checked here: that services find what they need, and that what is
+written in the file is what our programs read.
 """
 
 import json
@@ -21,6 +20,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from redis.exceptions import RedisError
+from support.compose_file import COMPOSE, is_valid, resolved
 from support.redis_process import RedisProcess
 
 from dalston.cli import options
@@ -32,7 +32,6 @@ from dalston.orchestrator.worker.settings import WorkerSettings
 from dalston.triton import models
 
 ROOT = Path(__file__).parents[1]
-COMPOSE = ROOT / "docker-compose.yml"
 
 Service = dict[str, Any]
 
@@ -53,23 +52,6 @@ def needs(name: str, services: dict[str, Service] = SERVICES) -> set[str]:
     for dependency in services[name].get("depends_on", {}):
         found |= needs(dependency, services)
     return found
-
-
-def resolved(text: str, **environment: str) -> str:
-    """With ${VARIABLE:-default} replaced, as Compose does it."""
-    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: environment.get(m[1], m[2]), text)
-
-
-def is_valid(path: Path) -> bool:
-    """Whether a file follows the Compose specification."""
-    command = [
-        *(Path(sysconfig.get_path("scripts")) / "check-jsonschema", "--builtin-schema"),
-        *("vendor.compose-spec", path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    # 1 is its answer to a file that does not; anything else, and it has not judged at all.
-    assert done.returncode in (0, 1), done.stderr
-    return done.returncode == 0
 
 
 # The file.

@@ -70,7 +70,11 @@ def test_its_schema_takes_what_a_session_takes() -> None:
 def test_every_setting_has_a_type() -> None:
     properties = ENGINE["config_schema"]["properties"]
     assert [name for name, schema in properties.items() if "type" not in schema] == []
-    assert properties["model"] == {"type": "string", "enum": ["fast", "accurate"], "default": "fast"}
+    assert properties["model"] == {
+        "type": "string",
+        "enum": ["fast", "accurate"],
+        "default": "fast",
+    }
 
 
 # 001-48
