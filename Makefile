@@ -73,6 +73,17 @@ check: .venv/installed-dev
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+# In an environment of its own: what it brings is no part of what it judges. --strict: what nobody
+# could say anything about is a failure too. The JavaScript client has no dependencies (a test).
+.PHONY: audit
+audit: .venv/bin/python
+	test -x build/audit-venv/bin/pip-audit || { $(PYTHON) -m venv build/audit-venv && \
+	  build/audit-venv/bin/pip install -qq --disable-pip-version-check 'pip>=25.1' && \
+	  build/audit-venv/bin/pip install -qq --disable-pip-version-check --group audit; }
+	@grep -h '^FROM' */Dockerfile; grep 'image:' docker-compose.yml examples/*/compose.yml
+	build/audit-venv/bin/pip-audit --strict --progress-spinner off --no-deps --disable-pip \
+	  --requirement constraints.txt $(ARGS)
+
 bench: .venv/installed-bench
 	PYTHONPATH=bench $(BIN)/python bench/load.py $(if $(QUICK),--quick) $(ARGS)
 

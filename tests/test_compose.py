@@ -374,6 +374,15 @@ def test_an_image_is_made_of_what_exists_and_is_sent_to_the_builder(dockerfile: 
     assert all((ROOT / name).exists() for name in sent)
 
 
+def test_what_is_secret_or_built_is_in_no_image_and_no_commit() -> None:
+    sent = {line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines()}
+    assert not {"!.git", "!.venv", "!build", "!keys", "!.env"} & sent
+    assert {"/.env", "/keys/", "/build/"} <= set((ROOT / ".gitignore").read_text().splitlines())
+    for dockerfile in IMAGES:
+        text = (ROOT / dockerfile).read_text("utf-8")
+        assert not re.search(r"^(ARG|ENV) .*(SECRET|TOKEN|PASSWORD|KEY)", text, re.MULTILINE)
+
+
 @pytest.mark.parametrize("dockerfile", IMAGES)
 def test_no_image_runs_as_root(dockerfile: str) -> None:
     lines = (ROOT / dockerfile).read_text("utf-8").splitlines()
@@ -384,6 +393,17 @@ def test_no_image_runs_as_root(dockerfile: str) -> None:
 @pytest.mark.parametrize("dockerfile", IMAGES)
 def test_no_folder_of_ours_shadows_a_package_in_an_image(dockerfile: str) -> None:
     assert re.search(r"^ENV PYTHONSAFEPATH=1 ", (ROOT / dockerfile).read_text(), re.MULTILINE)
+
+
+def test_every_base_image_has_a_version() -> None:
+    images = [
+        *(re.search(r"^FROM (.*)$", (ROOT / d).read_text("utf-8"), re.MULTILINE) for d in IMAGES),
+    ]
+    names = [found[1] for found in images if found]
+    names += [service["image"] for service in SERVICES.values() if "image" in service]
+    assert len(names) == len(IMAGES) + 1
+    for name in names:
+        assert re.search(r":\d", name), name
 
 
 # C-22

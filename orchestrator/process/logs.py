@@ -14,8 +14,9 @@ from dalston.orchestrator.process.request_ids import request_id, session_id
 
 Format = Literal["text", "json"]
 
-# Libraries that would tell the URLs and headers of connections, keys included, below this level.
-_QUIET = {"uvicorn.error": logging.WARNING, "websockets": logging.INFO, "picows": logging.WARNING}
+# Libraries that would tell the URLs, headers and frames of connections, keys and words included,
+# below this level.
+QUIET = {"uvicorn.error": logging.WARNING, "websockets": logging.INFO, "picows": logging.WARNING}
 # API keys (gateway/access/keys.py), wherever they come from: an exception's text, a library's URL.
 _KEY = re.compile(r"\bdk_[0-9a-f]{4,}")
 
@@ -76,5 +77,5 @@ def setup(level: str, format: Format) -> None:
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("uvicorn.error").addFilter(_in_order)
     logging.getLogger("picows").addFilter(_ours)
-    for name, lowest in _QUIET.items():
+    for name, lowest in QUIET.items():
         logging.getLogger(name).setLevel(max(lowest, logging.getLogger().level))

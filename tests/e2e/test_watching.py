@@ -3,7 +3,9 @@ What can be watched of a real gateway and a real worker, before Triton and Redis
 """
 
 import asyncio
+import itertools
 import json
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator
@@ -23,6 +25,7 @@ from dalston import client
 from dalston.gateway.server import serve
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.capacity.redis_client import redis_client
+from dalston.orchestrator.process import logs
 from dalston.orchestrator.worker.settings import WorkerSettings
 from dalston.orchestrator.worker.worker import Worker
 from dalston.triton.process import free_port
@@ -283,3 +286,19 @@ async def test_without_redis_both_pages_tell_what_they_can(tmp_path: Path) -> No
     assert (status, body["status"], body["redis"]["reachable"]) == (503, "unhealthy", False)
     assert ("dalston_realtime_workers_total",) not in now
     assert ("dalston_realtime_connections",) in now
+
+
+# Logs.
+
+
+async def test_no_word_that_was_said_is_in_any_log(
+    both: Both, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for name, level in logs.QUIET.items():  # as logs.setup() does
+        caplog.set_level(level, logger=name)
+    told = [event["text"] for event in await both.call() if "text" in event]
+    pairs = {" ".join(pair) for text in told for pair in itertools.pairwise(text.split())}
+    assert len(pairs) >= 4
+    assert caplog.records
+    assert [pair for pair in pairs if pair in caplog.text] == []
