@@ -1,5 +1,6 @@
 """
-What the docs say of the code: files and functions that they name are there.
+What the docs say of the code: files and functions that they name are there, and settings are as
+they say.
 """
 
 import ast
@@ -7,6 +8,11 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings
+
+from dalston.gateway.settings import GatewaySettings
+from dalston.orchestrator.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]
 FILE = re.compile(
@@ -58,3 +64,30 @@ def test_the_tree_of_the_readme_has_every_folder_of_the_first_two_levels() -> No
         for folder in (ROOT / top).iterdir():
             if folder.is_dir() and folder.name != "__pycache__":
                 assert re.search(rf"^  {folder.name}/ ", tree, re.MULTILINE), f"{top}/{folder.name}"
+
+
+def test_the_table_of_settings_says_what_the_code_does() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    table = text.split("\n## Settings\n")[1].split("\n- **")[0]
+    kinds: dict[str, list[type[BaseSettings]]] = {
+        "worker": [WorkerSettings],
+        "gateway": [GatewaySettings],
+        "both": [WorkerSettings, GatewaySettings],
+    }
+    rows = re.findall(r"^\| (`.*?) \| (\w+) \| (.*?) \|", table, re.MULTILINE)
+    assert len(rows) > 30
+    for names, of, defaults in rows:
+        said = [value.strip("`") for value in defaults.split(", ")]
+        for name, value in zip(names.split(", "), said, strict=True):
+            for kind in kinds.get(of, ()):
+                fields = {field.alias: field for field in kind.model_fields.values()}
+                default = fields[name.strip("`")].default
+                if isinstance(default, bool):
+                    default = int(default)
+                if isinstance(default, float):
+                    default = f"{default:g}"
+                if isinstance(default, list | tuple):
+                    default = ",".join(default)
+                unset = default in (None, "") or default == {} or default is PydanticUndefined
+                # WORKER_ENDPOINT: what it is without one.
+                assert value == ("–" if unset else str(default)) or value.startswith("ws://"), name

@@ -4,6 +4,7 @@ Python client does.
 """
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +209,11 @@ async def test_a_key_travels_as_a_subprotocol(tmp_path: Path) -> None:
 
     _, (line,) = await called(tmp_path, whole, api_key="secret")
     assert line.headers["Sec-WebSocket-Protocol"] == "dalston, dalston.api-key.secret"
+
+
+def test_it_depends_on_nothing() -> None:
+    """Which is why `make audit` has nothing to ask of it."""
+    folder = Path(__file__).parents[2] / "examples" / "javascript"
+    package = json.loads((folder / "package.json").read_text("utf-8"))
+    assert not [name for name in package if "ependencies" in name]
+    assert not list(folder.glob("*lock*"))

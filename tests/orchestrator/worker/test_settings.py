@@ -3,8 +3,10 @@ What a worker makes of its environment.
 """
 
 import socket
+from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from dalston.orchestrator.worker.settings import WorkerSettings
 
@@ -35,3 +37,25 @@ def test_what_is_said_of_its_endpoint_goes_first() -> None:
 def test_without_a_word_it_takes_four_sessions_and_beats_every_ten_seconds() -> None:
     usual = settings()
     assert (usual.max_sessions, usual.heartbeat_seconds) == (4, 10.0)
+
+
+def test_what_is_redacted_is_known_or_a_pattern_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="DALSTON_REDACT: 'customer' is neither"):
+        settings(DALSTON_REDACT="numbers, customer")
+    with pytest.raises(ValidationError, match="cannot be read"):
+        settings(DALSTON_REDACT_PATTERNS=str(tmp_path / "patterns"))
+    (tmp_path / "patterns").write_text("customer (a")
+    with pytest.raises(ValidationError, match="line 1: missing"):
+        settings(DALSTON_REDACT_PATTERNS=str(tmp_path / "patterns"))
+    (tmp_path / "patterns").write_text("customer AB-[0-9]+")
+    read = settings(
+        DALSTON_REDACT="numbers, customer", DALSTON_REDACT_PATTERNS=str(tmp_path / "patterns")
+    )
+    assert read.redact == ["numbers", "customer"]
+    assert settings(DALSTON_REDACT="").redact == []
+
+
+def test_the_password_of_redis_goes_into_its_url_if_none_is_there() -> None:
+    assert settings(REDIS_PASSWORD="a/b").redis_url == "redis://:a%2Fb@r:6379"
+    named = {"REDIS_URL": "redis://me:mine@x", "REDIS_PASSWORD": "ab"}
+    assert settings(**named).redis_url == "redis://me:mine@x"

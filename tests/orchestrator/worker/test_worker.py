@@ -304,6 +304,17 @@ async def test_one_session_too_many_closes_with_1013(workers: Workers) -> None:
         assert json.loads(await third.recv())["type"] == "session.begin"
 
 
+async def test_what_a_server_redacts_is_redacted_in_every_session(workers: Workers) -> None:
+    worker = await workers.ready(redact=["numbers"])
+    async with worker.session("redact=emails") as session:
+        begin = json.loads(await session.recv())
+    assert begin["config"]["redact"] == ["emails", "numbers"]
+    async with worker.session("redact=nobody") as session:
+        (error,), code = await drained(session)
+    assert (error["code"], code) == ("invalid_parameter", 4400)
+    assert "redact: 'nobody' is neither numbers nor emails" in error["message"]
+
+
 async def test_a_bad_parameter_is_refused(workers: Workers) -> None:
     worker = await workers.ready()
     async with worker.session("sample_rate=5") as session:
