@@ -91,6 +91,17 @@ ERRORS = Counter(
     ["code"],
     registry=_EVENTS,
 )
+REFUSED = Counter(
+    "dalston_realtime_connections_refused",
+    "WebSockets that were not opened: gateway or address (has as many as it may).",
+    ["reason"],
+    registry=_EVENTS,
+)
+HELD_TOO_MUCH = Counter(
+    "dalston_realtime_held_too_much",
+    "Sessions that were ended since all together held too much, and they most.",
+    registry=_EVENTS,
+)
 TASK_FAILURES = Counter(
     "dalston_realtime_task_failures",
     "Times a task that is done by the clock failed, and went on (the log says why).",
@@ -174,7 +185,7 @@ class _Now(Collector):
         gauges: list[tuple[str, str, float]] = [
             ("connections", "Clients that are connected, in line or not.", state.connections),
             ("sessions_active", "Sessions of this gateway.", state.sessions),
-            ("held_bytes", "Audio held for the case that a worker is lost.", state.held_bytes),
+            ("held_bytes", "Bytes held of what callers sent, and of each frame.", state.held_bytes),
             ("draining", "1 if it takes no new sessions because it ends.", state.draining),
         ]
         if state.workers is not None:

@@ -22,6 +22,7 @@ from dalston.gateway.app import Gateway, Protocols, create_app
 from dalston.gateway.calls.connections import Calls
 from dalston.gateway.protocols import PROTOCOLS
 from dalston.gateway.settings import GatewaySettings
+from dalston.gateway.transport.crowds import with_limits
 from dalston.gateway.transport.handshake import handshake_within
 from dalston.gateway.transport.request_ids import with_request_ids
 from dalston.gateway.transport.uvicorn_protocol import DirectProtocol
@@ -37,6 +38,9 @@ RENEW_S = LEASE_S / 4
 EXPIRE_S = 5.0
 GO_ON_S = 1.0  # after a task failed that is done by the clock
 DEAF_MS = 30_000  # without an acknowledgement of what was sent
+# In the kernel, of what a client sent and nobody has read: enough for the fastest audio at 1.5
+# times real time over a line that answers after 0.2 s.
+RECEIVE_BYTES = 128 << 10
 LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
 
 
@@ -68,6 +72,8 @@ async def serve(
         # Inherited by every connection: one whose client takes nothing, or is gone without a word,
         # ends by itself, and what was meant for it is dropped.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAF_MS)
+        # As much as a client may have on the way to us, whose pings wait after it.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         await server.serve([listener])
     finally:
         leaving.cancel()
@@ -76,7 +82,11 @@ async def serve(
 
 def _configured(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
     return uvicorn.Config(
-        with_request_ids(metrics.with_metrics(app)),
+        with_request_ids(
+            with_limits(
+                metrics.with_metrics(app), settings.connections, settings.connections_per_address
+            )
+        ),
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -3,10 +3,10 @@ The gateway's settings: environment variables, read once.
 """
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dalston.gateway.protocols.protocol import Overflow
 from dalston.orchestrator.process.environment import LOOPBACK, HeaderSecret, with_password
@@ -32,7 +32,18 @@ class GatewaySettings(BaseSettings):
     # What a caller gets when no slot is free: an answer at once, a place in line, or a slot of a
     # worker that has another variant only.
     overflow: Overflow = Field("reject", alias="OVERFLOW_STRATEGY")
+    # Which of these a caller may ask for instead.
+    overflow_allowed: Annotated[tuple[Overflow, ...], NoDecode] = Field(
+        get_args(Overflow), alias="DALSTON_OVERFLOW_ALLOWED"
+    )
     queue_seconds: float = Field(30.0, alias="DALSTON_QUEUE_SECONDS", ge=0)  # in line, at most
+    # Audio that is held of a caller in line, in seconds, and bytes of all in line together.
+    held_seconds_in_line: float = Field(5.0, alias="DALSTON_QUEUE_AUDIO_SECONDS", gt=0)
+    held_bytes_in_line: int = Field(64 << 20, alias="DALSTON_QUEUE_BYTES", gt=0)
+    # WebSockets at once: of all clients, and of one address that is not of this machine; 0 is no
+    # limit.
+    connections: int = Field(2000, alias="DALSTON_CONNECTIONS", ge=0)
+    connections_per_address: int = Field(200, alias="DALSTON_CONNECTIONS_PER_ADDRESS", ge=0)
     # Sessions at once, of one client address; 0 is no limit. Those of a key are limited with it.
     sessions_per_address: int = Field(0, alias="DALSTON_SESSIONS_PER_ADDRESS", ge=0)
     # Lists and ends other people's sessions; without it nobody can.
@@ -52,14 +63,20 @@ class GatewaySettings(BaseSettings):
     frame_bytes: int = Field(
         LONGEST_FRAME, alias="DALSTON_FRAME_BYTES", ge=LONGEST_TEXT, le=LONGEST_MESSAGE
     )
+    # What is held of callers, in bytes: of all, and of one who sends faster than it is passed on.
+    held_bytes: int = Field(512 << 20, alias="DALSTON_HELD_BYTES", gt=0)
+    caller_bytes: int = Field(12 << 20, alias="DALSTON_CALLER_BYTES", gt=0)
+    # A session ends after so long without audio, whatever else its client sends; 0: never.
+    no_audio_seconds: float = Field(600.0, alias="DALSTON_NO_AUDIO_SECONDS", ge=0)
     # A client may send so many seconds of audio in a second, beyond a burst; held down to that for
-    # so long, it is refused.
+    # so long, it is refused. A file may be pushed for as long as a session lasts.
     audio_rate: float = Field(1.5, alias="DALSTON_AUDIO_RATE", ge=1)
     audio_burst_seconds: float = Field(60.0, alias="DALSTON_AUDIO_BURST_SECONDS", gt=0)
-    audio_held_seconds: float = Field(60.0, alias="DALSTON_AUDIO_HELD_SECONDS", ge=0)
+    audio_held_seconds: float = Field(14_400.0, alias="DALSTON_AUDIO_HELD_SECONDS", ge=0)
     # The same of messages, which are few: a second, and at once.
     message_rate: float = Field(10.0, alias="DALSTON_MESSAGE_RATE", gt=0)
     message_burst: float = Field(100.0, alias="DALSTON_MESSAGE_BURST", ge=1)
+    message_held_seconds: float = Field(60.0, alias="DALSTON_MESSAGE_HELD_SECONDS", ge=0)
     # Who collects traces, as for the worker.
     otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")
@@ -79,6 +96,11 @@ class GatewaySettings(BaseSettings):
                 "(`dalston keys`), or DALSTON_ALLOW_NO_KEYS=1 if that is meant"
             )
         return self
+
+    @field_validator("overflow_allowed", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -146,7 +146,7 @@ class Call:
             return self._end_with(message, objection.close_code)
         self._close_code = objection.close_code
         await self._tell(serialize(named(message)))
-        self.end(End("terminated"))
+        self.end(End(objection.reason))
 
     async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
         for task in tasks:
@@ -189,10 +189,6 @@ class Call:
     def _end_with(self, message: ServerMessage, code: CloseCode) -> None:
         if not self._leave.done() and not self._relay.end:  # nothing is told after it
             self._leave.set_result((message, code))
-
-    @property
-    def held_bytes(self) -> int:
-        return self._relay.held_bytes
 
     @property
     def resumes(self) -> bool:

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import msgspec
 
 from dalston.gateway import metrics
+from dalston.gateway.calls.memory import FRAME_COSTS
 from dalston.gateway.protocols.protocol import Asked, ClientError, ClientProtocol, Opening, Reply
 from dalston.gateway.transport.transport import Transport
 from dalston.orchestrator.process.request_ids import named
 from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import (
+    EndReason,
     Error,
     ErrorCode,
     Frame,
@@ -23,7 +25,7 @@ from dalston.orchestrator.protocol.messages import (
 )
 
 _ERROR = prefix(Error)
-FRAME_COSTS = 64  # bytes that a frame counts besides its own, while it is kept
+_UNSENT = 1 << 16  # bytes of replies that may wait for a client to read
 
 
 class CallRefused(Exception):
@@ -42,6 +44,7 @@ class Objection(NamedTuple):
     sentence: str
     close_code: CloseCode
     at_once: bool  # else what was said before is finished first
+    reason: EndReason = "terminated"  # of session.end then
 
 
 class Caller:
@@ -104,7 +107,11 @@ class Caller:
             except Exception as error:
                 fail(error)
 
-        self._transport.listen(receive, lambda size: object_to(self._too_long(size)))
+        def count(_: bool) -> None:
+            nonlocal kept
+            kept += FRAME_COSTS
+
+        self._transport.listen(receive, lambda size: object_to(self._too_long(size)), count)
         self.resume()
         async with asyncio.timeout(patience_s):
             return await known
@@ -112,11 +119,11 @@ class Caller:
     def listen(
         self,
         receive: Callable[[Frame], None],
-        count: Callable[[], None],
+        count: Callable[[bool], None],
         object_to: Callable[[Objection], None],
     ) -> None:
         """From now on `receive` is called with each message, and with audio; `count` for each frame
-        that is neither; `object_to` with what cannot be taken."""
+        that is neither, with whether it is a fragment; `object_to` with what cannot be taken."""
 
         def receive_frame(frame: Frame) -> None:
             try:
@@ -126,12 +133,15 @@ class Caller:
             for part in meaning:
                 receive(part)
             if not meaning:
-                count()
+                count(False)
+            if self._unsent and sum(map(len, self._unsent)) > _UNSENT:
+                sentence = "what is sent is not read"
+                object_to(Objection("slow_reader", sentence, CloseCode.SLOW_READER, at_once=True))
 
         early, self._early = self._early, []
         for part in early:
             receive(part)
-        self._transport.listen(receive_frame, lambda size: object_to(self._too_long(size)))
+        self._transport.listen(receive_frame, lambda size: object_to(self._too_long(size)), count)
 
     def _too_long(self, size: int) -> Objection:
         sentence = f"a frame of {size} bytes; {self._longest} at most"
@@ -158,11 +168,21 @@ class Caller:
         self._transport.ignore()
 
     def pause(self) -> None:
-        """Read no more. What was read already is still heard."""
+        """Read no more, and hear nothing more."""
         self._transport.pause()
 
     def resume(self) -> None:
         self._transport.resume()
+
+    def ping(self) -> float:
+        """Ask whether the client lives, unless it was asked and has not answered: the seconds since
+        then."""
+        return self._transport.ping()
+
+    @property
+    def answers(self) -> bool:
+        """Whether the client is known to ask, or to answer, whether the other side lives."""
+        return self._transport.answers
 
     def say(self, message: str) -> Sequence[Frame]:
         """Tell the caller at once. Frames that the client did not take are returned, to be sent;

@@ -13,14 +13,16 @@ from redis.exceptions import RedisError
 
 from dalston.gateway import metrics
 from dalston.gateway.access.access import Access, AccessDenied, KeyHolder, check_resume
+from dalston.gateway.access.addresses import address_group
 from dalston.gateway.calls.admission import Admission, admit
 from dalston.gateway.calls.call import Call, Unreachable
 from dalston.gateway.calls.caller import Caller, CallRefused, Objection
-from dalston.gateway.calls.intake import Intake
+from dalston.gateway.calls.intake import Intake, IntakeLimits
+from dalston.gateway.calls.memory import HeldMemory
 from dalston.gateway.calls.pace import Pace, PaceLimits
 from dalston.gateway.calls.record import Away
 from dalston.gateway.calls.relay import HELD_S, Relay
-from dalston.gateway.protocols.protocol import Asked, Resume
+from dalston.gateway.protocols.protocol import Asked, Overflow, Resume
 from dalston.gateway.settings import GatewaySettings
 from dalston.gateway.transport.transport import Disconnected
 from dalston.orchestrator.capacity.slots import NoCapacity, Slot, Slots, TooMany
@@ -65,6 +67,11 @@ class Calls:
         # Who say what they want, or wait for slots, some of them in line.
         self._asking: set[asyncio.Task[Any]] = set()
         self._count = 0
+        self._intakes: set[Intake] = set()
+        self._memory = HeldMemory(settings.held_bytes, settings.held_bytes_in_line)
+        self._limits = IntakeLimits(
+            settings.caller_bytes, settings.held_seconds_in_line, settings.no_audio_seconds
+        )
 
     def __len__(self) -> int:
         return self._count
@@ -76,7 +83,7 @@ class Calls:
 
     @property
     def held_bytes(self) -> int:
-        return sum(call.held_bytes for call in self._calls.values())
+        return sum(intake.held_bytes for intake in self._intakes)
 
     async def renew(self) -> None:
         """Renew the leases of all calls. To be called well within every lease."""
@@ -95,10 +102,15 @@ class Calls:
         await self._away.write()
 
     async def look_after(self) -> None:
-        """To be called twice a second or so: workers that went silent are noticed."""
+        """To be called twice a second or so: workers that went silent are noticed, callers who
+        send no audio, and how much is held of all."""
         now = asyncio.get_running_loop().time()
         for call in list(self._calls.values()):
             call.look_after(now)
+        for intake in self._intakes:
+            intake.look_after(now)
+        if self._memory.look(self._intakes, now):
+            metrics.HELD_TOO_MUCH.inc()
 
     async def end(self, session_id: str, message: End) -> bool:
         """Ask the worker to finish a session; False if it is not one of ours."""
@@ -150,15 +162,17 @@ class Calls:
             relay = Relay(f"sess_{secrets.token_hex(12)}", asked.config, asked.warnings)
         request_ids.session_id.set(relay.session_id)
         admission = self._admission(caller, relay, asked, holder)
-        intake = Intake(caller, relay, self._pace(relay))
-        intake.begin()
+        intake = Intake(caller, relay, self._pace(relay), self._limits, self._memory)
+        self._intakes.add(intake)
         try:
+            intake.begin()
             slot = await self._admit(caller, intake, admission)
-        except BaseException:
+            call = Call(caller, relay, self.slots, slot, admission.record, intake, self._settings)
+            intake.admitted()
+            await self._run(call, relay, caller)
+        finally:
+            self._intakes.discard(intake)
             intake.end()
-            raise
-        call = Call(caller, relay, self.slots, slot, admission.record, intake, self._settings)
-        await self._run(call, relay, caller)
 
     async def _run(self, call: Call, relay: Relay, caller: Caller) -> None:
         """Run a call that has a slot, until its slot is given back."""
@@ -216,11 +230,21 @@ class Calls:
             },
             key_id=holder.key_id,
             key_limit=holder.max_sessions,
-            address=caller.address,
+            address=address_group(caller.address),
             address_limit=self._settings.sessions_per_address,
-            strategy=asked.overflow or self._settings.overflow,
+            strategy=self._overflow(asked),
             timeout_s=self._settings.queue_seconds,
         )
+
+    def _overflow(self, asked: Asked) -> Overflow:
+        """What the caller gets when no slot is free. Raises CallRefused."""
+        allowed = self._settings.overflow_allowed
+        if asked.overflow is None or asked.overflow in (self._settings.overflow, *allowed):
+            return asked.overflow or self._settings.overflow
+        sentence = (
+            f"overflow={asked.overflow!r} is not allowed here; it may be {', '.join(allowed)}"
+        )
+        raise CallRefused("invalid_parameter", sentence, CloseCode.INVALID_PARAMETER)
 
     def _pace(self, relay: Relay) -> Pace:
         settings = self._settings
@@ -228,7 +252,7 @@ class Calls:
             settings.audio_rate, settings.audio_burst_seconds, settings.audio_held_seconds
         )
         messages = PaceLimits(
-            settings.message_rate, settings.message_burst, settings.audio_held_seconds
+            settings.message_rate, settings.message_burst, settings.message_held_seconds
         )
         pace = Pace(audio, messages, relay.config, asyncio.get_running_loop().time())
         if relay.resume_offset_ms is not None:

@@ -5,7 +5,8 @@ Somebody who speaks sends a second in a second; somebody who sends a file sends 
 connection takes it. So there is a bucket: it holds a burst, fills at somewhat more than real time,
 and while it is empty the client is not read from, which its own connection makes it feel. One
 that keeps pushing for too long all the same is refused. Messages have a bucket of their own: each
-costs a parser and perhaps an answer, whether or not it says anything.
+costs a parser and perhaps an answer, whether or not it says anything. So do pings, and a fragment
+of a message costs a part of that.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from dalston.orchestrator.protocol.messages import SessionConfig
 # The least that a frame of audio counts, in seconds: handling it costs something too. Browsers hand
 # out 128 samples at a time, 2.7 ms at 48 kHz.
 SHORTEST_FRAME_S = 0.0025
+# What a fragment counts as a message, besides the message that it is part of: libraries that cut
+# messages make ten of a large one.
+FRAGMENT = 0.1
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class Pace:
         if isinstance(frame, str):
             return self._messages.take(1, now)
         return self._audio.take(max(SHORTEST_FRAME_S, len(frame) / self._bytes_per_second), now)
+
+    def receive_part(self, fragment: bool, now: float) -> float:
+        """The same of a fragment, or of a frame that is no message at all, as a ping."""
+        return self._messages.take(FRAGMENT if fragment else 1, now)
 
 
 class _Bucket:

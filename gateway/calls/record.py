@@ -85,10 +85,16 @@ class Away:
 
     def leave(self, slot: Slot, relay: Relay) -> None:
         """The caller is gone, and the session had not ended."""
-        now = asyncio.get_running_loop().time()
-        self._left = {id: kept for id, kept in self._left.items() if kept[0] > now}
+        loop = asyncio.get_running_loop()
         relay.nothing_is_saved()
-        self._left[slot.session_id] = now + AWAY_S, slot, relay.unsaved()
+        self._left[slot.session_id] = loop.time() + AWAY_S, slot, relay.unsaved()
+        loop.call_later(AWAY_S, self._forget, slot)
+
+    def _forget(self, slot: Slot) -> None:
+        """Its time is over, unless the caller came back and left again."""
+        _, kept, _ = self._left.get(slot.session_id, (0.0, None, {}))
+        if kept is slot:
+            del self._left[slot.session_id]
 
     async def write(self) -> None:
         """Write them all again, since the register may have lost them. Raises RedisError."""

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from dalston.gateway.calls.memory import FRAME_COSTS
 from dalston.orchestrator.protocol.messages import (
+    LONGEST_TEXT,
     Ack,
     ConfigUpdated,
     Configure,
@@ -50,8 +52,9 @@ _EAGER, _WITHDRAWN = prefix(Eager), prefix(Withdrawn)
 _SPEECH, _ACK = (prefix(SpeechStart), prefix(SpeechEnd)), prefix(Ack)
 _UPDATED, _PONG, _ERROR = prefix(ConfigUpdated), prefix(Pong), prefix(Error)
 
-# Audio that is held, in seconds of it: an utterance, silence before a snapshot, and lag.
-HELD_S = 120
+# Audio that is held, in seconds of it: an utterance, silence before a snapshot, and lag. So many
+# frames of it come in a second, and each costs something besides. And bytes of messages.
+HELD_S, HELD_FRAMES, HELD_TEXT = 120, 200, 1 << 20
 
 
 @dataclass(slots=True)
@@ -73,13 +76,15 @@ class Relay:
         says."""
         self.session_id = session_id
         self.config, self._warnings = config, warnings
-        self._most = HELD_S * config.bytes_per_second  # held at once
+        self._most_audio = HELD_S * config.bytes_per_second  # held at once
+        self._most = self._most_audio + HELD_S * HELD_FRAMES * FRAME_COSTS
         self.snapshot: Snapshot | None = None  # the last, without segments
         self.finals: dict[str, str] = {}  # by segment id, as they were told
         self.end: str | None = None  # session.end, once it was told
         self._unsaved: dict[str, str] = {}
         self._last_told = -1  # number of the last final the client has
         self._held: list[HeldFrame] = []
+        self.held_bytes = self._held_text = 0  # what each frame costs included
         self._dropped = 0  # frames that are held no more
         self._received = 0  # bytes
         self._needed = 0  # the client's bytes before this are no longer needed
@@ -142,18 +147,31 @@ class Relay:
     def hold(self, frame: Frame) -> None:
         if isinstance(frame, bytes):
             self._received += len(frame)
+            self.held_bytes += len(frame) + FRAME_COSTS
             self._held.append(HeldFrame(frame, self._received))
             return
         self._texts += 1
         try:
             message = parse(frame)
         except MessageError:
-            self._held.append(HeldFrame(frame, self._received, self._texts, invalid=True))
-            return
-        if isinstance(message, Ping):
-            self._pings += 1
-            return
-        self._held.append(HeldFrame(frame, self._received, self._texts))
+            frame = frame[: LONGEST_TEXT + 1]  # no less invalid
+            held = HeldFrame(frame, self._received, self._texts, invalid=True)
+        else:
+            if isinstance(message, Ping):
+                self._pings += 1
+                return
+            # As we write it, for what is more than that is no part of the message.
+            held = HeldFrame(serialize(message), self._received, self._texts)
+        self._held.append(held)
+        self._count_held(held, 1)
+
+    def _count_held(self, held: HeldFrame, sign: int) -> None:
+        frame = held.frame
+        ascii = isinstance(frame, bytes) or frame.isascii()
+        costs = sign * (len(frame) * (1 if ascii else 4) + FRAME_COSTS)
+        self.held_bytes += costs
+        if isinstance(frame, str):
+            self._held_text += costs
 
     @property
     def audio_s(self) -> float:
@@ -161,13 +179,15 @@ class Relay:
         return self._received / self.config.bytes_per_second
 
     @property
-    def held_bytes(self) -> int:
-        return self._received - self._needed
-
-    @property
     def full(self) -> bool:
         """Whether the client should wait until less is held."""
-        return self._received - self._needed > self._most
+        audio = self._received - self._needed
+        return audio > self._most_audio or self.held_bytes > self._most
+
+    @property
+    def wordy(self) -> bool:
+        """Whether more messages are held than can be needed, since no audio comes between them."""
+        return self._held_text > HELD_TEXT
 
     # To the register.
 
@@ -351,21 +371,27 @@ class Relay:
         if self._updates_due:
             self._updates_due -= 1
             return None
-        for held in self._held:
+        for at, held in enumerate(self._held):
             if held.invalid or held.answered or isinstance(held.frame, bytes):
                 continue
             if _is_config(held.frame):
                 held.answered = True
+                before = self._held[at - 1] if at else None
+                # Told twice, with nothing between them: the next worker need not hear it twice.
+                if before and before.answered and before.frame == held.frame:
+                    self._drop(at - 1)
                 break
         return frame
+
+    def _drop(self, at: int) -> None:
+        self._count_held(self._held.pop(at), -1)
+        self._dropped += 1
 
     def _drop_invalid(self) -> None:
         """A worker has refused the invalid frame; no other worker has to."""
         for at, held in enumerate(self._held):
             if held.invalid:
-                del self._held[at]
-                self._dropped += 1
-                return
+                return self._drop(at)
 
     def _state(self, frame: str) -> None:
         """Keep a new snapshot, and drop the frames before it: nobody needs them any more."""
@@ -387,6 +413,9 @@ class Relay:
                 keep.append(held)
         self._dropped += len(self._held) - len(keep)
         self._held = keep
+        self.held_bytes = self._held_text = 0
+        for held in keep:
+            self._count_held(held, 1)
 
 
 def _final(frame: str) -> Final:

@@ -23,10 +23,15 @@ class Transport(Protocol):
         ...
 
     def listen(
-        self, receive: Callable[[Frame], None], on_too_long: Callable[[int], None] | None = None
+        self,
+        receive: Callable[[Frame], None],
+        on_too_long: Callable[[int], None] | None = None,
+        on_part: Callable[[bool], None] | None = None,
     ) -> None:
-        """From now on `receive` is called with each frame, and `on_too_long` with the size in bytes
-        of one that is too long."""
+        """From now on `receive` is called with each message, `on_too_long` with the size in bytes
+        of one that is too long, and `on_part` for each frame that is no message: True for a
+        fragment of one, False for what belongs to the transport alone. Nothing is read before, nor
+        until resume()."""
         ...
 
     def when_writable(self, call: Callable[[], None]) -> None:
@@ -38,10 +43,20 @@ class Transport(Protocol):
         ...
 
     def pause(self) -> None:
-        """Read no more. What was read already is still passed to `receive`."""
+        """Read no more, and pass nothing more to `receive`."""
         ...
 
     def resume(self) -> None: ...
+
+    def ping(self) -> float:
+        """Ask the client whether it lives, unless it was asked and has not answered: the seconds
+        since then."""
+        ...
+
+    @property
+    def answers(self) -> bool:
+        """Whether the client is known to ask, or to answer, whether the other side lives."""
+        ...
 
     def send_now(self, frame: Frame) -> bool:
         """Send it at once. False: it was not, since the client does not read, or is leaving."""

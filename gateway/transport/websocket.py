@@ -30,16 +30,18 @@ class WebSocketTransport:
             await self._websocket.accept(next((s for s in subprotocols if s in offered), None))
 
     def listen(
-        self, receive: Callable[[Frame], None], on_too_long: Callable[[int], None] | None = None
+        self,
+        receive: Callable[[Frame], None],
+        on_too_long: Callable[[int], None] | None = None,
+        on_part: Callable[[bool], None] | None = None,
     ) -> None:
         rounds = None if self._listened else self._rounds
         self._listened = True
-        self._direct.listen(receive, rounds, on_too_long)
+        self._direct.listen(receive, rounds, on_too_long, on_part)
 
     def ignore(self) -> None:
         self._direct.on_writable = None
-        if self._listened:
-            self._direct.listen(_nobody)
+        self.listen(_nobody)
 
     def pause(self) -> None:
         self._direct.pause()
@@ -50,6 +52,13 @@ class WebSocketTransport:
     def send_now(self, frame: Frame) -> bool:
         return self._direct.send_now(frame)
 
+    def ping(self) -> float:
+        return self._direct.ping()
+
+    @property
+    def answers(self) -> bool:
+        return self._direct.answers
+
     async def send(self, frame: Frame) -> None:
         with _disconnected():
             if isinstance(frame, str):
@@ -58,6 +67,7 @@ class WebSocketTransport:
                 await self._websocket.send_bytes(frame)
 
     async def close(self, code: int, sentence: str = "") -> None:
+        self.ignore()
         with _disconnected():
             await self._websocket.close(code, sentence or None)
 

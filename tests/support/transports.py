@@ -19,13 +19,22 @@ class Line:
     paused: bool = False
     receive: Callable[[Frame], None] | None = None
     on_too_long: Callable[[int], None] | None = None
+    on_part: Callable[[bool], None] | None = None
+    answers: bool = False
+    silent_s: float = 0.0  # since it was asked whether it lives
+
+    def ping(self) -> float:
+        return self.silent_s
 
     async def accept(self, subprotocols: Sequence[str]) -> None: ...
 
     def listen(
-        self, receive: Callable[[Frame], None], on_too_long: Callable[[int], None] | None = None
+        self,
+        receive: Callable[[Frame], None],
+        on_too_long: Callable[[int], None] | None = None,
+        on_part: Callable[[bool], None] | None = None,
     ) -> None:
-        self.receive, self.on_too_long = receive, on_too_long
+        self.receive, self.on_too_long, self.on_part = receive, on_too_long, on_part
 
     def when_writable(self, call: Callable[[], None]) -> None:
         self.on_writable = call

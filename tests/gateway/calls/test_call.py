@@ -715,7 +715,11 @@ async def test_a_client_that_pushes_is_slowed_down_and_in_the_end_refused(redis_
 
 
 async def test_a_flood_of_messages_is_slowed_down_and_in_the_end_refused(redis_url: str) -> None:
-    limits: dict[str, Any] = {"message_rate": 20.0, "message_burst": 5.0, "audio_held_seconds": 0.5}
+    limits: dict[str, Any] = {
+        "message_rate": 20.0,
+        "message_burst": 5.0,
+        "message_held_seconds": 0.5,
+    }
     async with gateway_over(redis_url, **limits) as gateway:
         notes = Notes()
         async with FakeWorker(gateway.slots, "a", notes).running(), gateway.stream() as stream:

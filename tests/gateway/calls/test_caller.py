@@ -68,7 +68,7 @@ class Heard:
     counted: int = 0
     objections: list[Objection] = field(default_factory=list[Objection])
 
-    def count(self) -> None:
+    def count(self, _: bool) -> None:
         self.counted += 1
 
 

@@ -5,23 +5,33 @@ takes as much as the test wants.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import pytest
 from support.transports import Line
+from support.waiting import until
 
+from dalston.gateway.calls import intake as intakes
 from dalston.gateway.calls.caller import Caller
-from dalston.gateway.calls.intake import Intake
+from dalston.gateway.calls.intake import Intake, IntakeLimits
+from dalston.gateway.calls.memory import FRAME_COSTS, HeldMemory
 from dalston.gateway.calls.pace import Pace, PaceLimits
 from dalston.gateway.calls.relay import HELD_S, Relay
 from dalston.gateway.protocols import Native
 from dalston.gateway.protocols.protocol import Opening
 from dalston.orchestrator.protocol.close_codes import CloseCode
-from dalston.orchestrator.protocol.messages import Frame, SessionConfig
+from dalston.orchestrator.protocol.messages import (
+    Configure,
+    Frame,
+    SessionConfig,
+    serialize,
+)
 
 CONFIG = SessionConfig()
 SECOND = bytes(CONFIG.bytes_per_second)
 PATIENT = PaceLimits(1000.0, 1000.0, 1000.0)
+LIMITS = IntakeLimits(most=1 << 23, in_line_s=5, no_audio_s=600)
 
 
 @dataclass
@@ -36,12 +46,20 @@ class Worker:
         self.told.append(frame)
 
 
-def reading(audio: PaceLimits = PATIENT) -> tuple[Intake, Line, Relay]:
+def reading(
+    audio: PaceLimits = PATIENT,
+    messages: PaceLimits = PATIENT,
+    limits: IntakeLimits = LIMITS,
+    memory: HeldMemory | None = None,
+    in_line: bool = False,
+) -> tuple[Intake, Line, Relay]:
     line, relay = Line(), Relay("s", CONFIG)
     caller = Caller(line, Native(Opening([], {})), Opening([], {}), 1 << 20)
-    pace = Pace(audio, PATIENT, CONFIG, asyncio.get_running_loop().time())
-    intake = Intake(caller, relay, pace)
+    pace = Pace(audio, messages, CONFIG, asyncio.get_running_loop().time())
+    intake = Intake(caller, relay, pace, limits, memory or HeldMemory(1 << 30, 1 << 30))
     intake.begin()
+    if not in_line:
+        intake.admitted()
     return intake, line, relay
 
 
@@ -116,3 +134,178 @@ async def test_after_the_end_nothing_is_heard() -> None:
     intake.end()
     line.says(b"\1\0")
     assert relay.frame(0) is None
+
+
+# Pings and fragments.
+
+
+@pytest.mark.parametrize(("fragment", "burst"), [(False, 10), (True, 100)])
+async def test_pings_and_fragments_are_paced_as_messages_are(fragment: bool, burst: int) -> None:
+    intake, line, _ = reading(messages=PaceLimits(1.0, 10.0, 0.0))
+    assert line.on_part
+    for _ in range(burst):
+        line.on_part(fragment)
+    assert not line.paused
+    line.on_part(fragment)
+    assert line.paused
+    await until(lambda: not line.paused)
+    line.on_part(False)
+    objection = await asyncio.wait_for(intake.refused, 5)
+    assert (objection.code, objection.close_code) == ("rate_limit", CloseCode.TOO_FAST)
+
+
+# A client that pushes: its pings stand in line after its audio.
+
+
+def pushing(**more: Any) -> tuple[Intake, Line, Relay]:
+    """Somebody who has sent more than may be passed on."""
+    intake, line, relay = reading(PaceLimits(1.0, 1.0, 1000.0), **more)
+    line.says(SECOND, SECOND, SECOND)
+    assert line.paused
+    return intake, line, relay
+
+
+async def test_while_the_client_answers_in_time_no_more_is_read_than_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intakes, "SLOWED_S", 0.01)
+    intake, line, _ = pushing()
+    worker = Worker(blocked=True)
+    attached(intake, worker)
+    line.silent_s = intakes.LATE_S - 1
+    await asyncio.sleep(0.1)
+    assert line.paused
+
+
+async def test_while_its_answer_is_late_more_is_read_and_passed_on_later_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intakes, "SLOWED_S", 0.01)
+    intake, line, relay = reading()
+    worker = Worker()
+    attached(intake, worker)
+    worker.blocked = True
+    line.says(b"\1\0")
+    line.silent_s = intakes.LATE_S + 1
+    await until(lambda: not line.paused)
+    line.says(b"\2\0", '{"type":"flush"}')
+    assert worker.told == [b"\1\0"]
+    before = intake.held_bytes - relay.held_bytes
+    assert before > 2 * FRAME_COSTS
+    line.says(bytes(intakes.AHEAD))
+    assert line.paused  # until the next look
+    await until(lambda: not line.paused)
+    line.silent_s = 0.0
+    worker.blocked = False
+    intake.go_on()
+    assert worker.told[:3] == [b"\1\0", b"\2\0", '{"type":"flush"}']
+    assert intake.held_bytes == relay.held_bytes
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_where_no_more_can_be_read_a_client_that_looks_for_answers_is_told(
+    monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    monkeypatch.setattr(intakes, "SLOWED_S", 0.01)
+    intake, line, _ = pushing(limits=replace(LIMITS, most=1))
+    attached(intake, Worker(blocked=True))
+    line.answers, line.silent_s = answers, intakes.TOO_LATE_S - 1
+    await asyncio.sleep(0.05)
+    assert line.paused
+    assert not intake.refused.done()
+    line.silent_s = intakes.TOO_LATE_S + 1
+    if answers:
+        objection = await asyncio.wait_for(intake.refused, 5)
+        assert (objection.code, objection.close_code) == ("rate_limit", CloseCode.TOO_FAST)
+        assert "no faster than real time" in objection.sentence
+    else:
+        await asyncio.sleep(0.1)
+        assert line.paused
+        assert not intake.refused.done()
+
+
+async def test_what_waits_is_passed_on_before_an_objection_that_is_not_at_once() -> None:
+    intake, line, _ = reading()
+    worker = Worker()
+    attached(intake, worker)
+    worker.blocked = True
+    line.says(b"\1\0", b"\2\0")
+    assert line.on_too_long
+    line.on_too_long(5_000_000)
+    assert not intake.refused.done()
+    worker.blocked = False
+    intake.go_on()
+    assert worker.told == [b"\1\0", b"\2\0"]
+    assert intake.refused.result().close_code == CloseCode.TOO_BIG
+
+
+# What one may hold, and all.
+
+
+async def test_of_a_caller_in_line_seconds_are_held_and_more_once_there_is_a_slot() -> None:
+    intake, line, relay = reading(in_line=True)
+    for _ in range(10):
+        line.says(SECOND)
+    assert line.paused
+    assert relay.held_bytes < 7.1 * len(SECOND)
+    intake.admitted()
+    assert not line.paused
+    assert relay.audio_s == 10
+
+
+async def test_callers_in_line_hold_less_where_there_are_many() -> None:
+    memory = HeldMemory(1 << 30, 2 * len(SECOND))
+    both = [reading(in_line=True, memory=memory) for _ in range(2)]
+    for _, line, _ in both:
+        line.says(SECOND, SECOND)
+    memory.look([intake for intake, _, _ in both], 0.0)
+    for _, line, _ in both:
+        assert not line.paused
+        line.says(b"\0\0")
+        assert line.paused
+
+
+async def test_who_holds_most_is_not_read_while_too_much_is_held_and_others_are() -> None:
+    memory = HeldMemory(20 * len(SECOND), 1 << 30)
+    large, little = reading(memory=memory), reading(memory=memory)
+    large[1].says(*[SECOND] * 30)
+    memory.look([large[0], little[0]], 0.0)
+    for _, line, _ in (large, little):
+        line.says(SECOND)
+    assert large[1].paused
+    assert not little[1].paused
+    memory.look([large[0], little[0]], 6.0)
+    assert large[0].refused.result().code == "rate_limit"
+    assert not little[0].refused.done()
+
+
+async def test_messages_without_audio_end_the_call_once_they_are_too_many() -> None:
+    intake, line, _ = reading()
+    for number in range(200):
+        line.says(serialize(Configure(prompt=f"{number:03}".ljust(15_000, "x"))))
+    objection = intake.refused.result()
+    assert (objection.code, objection.at_once) == ("rate_limit", True)
+
+
+async def test_a_session_without_audio_ends_whatever_else_its_client_sends() -> None:
+    intake, line, _ = reading(limits=replace(LIMITS, no_audio_s=60))
+    now = asyncio.get_running_loop().time()
+    line.says('{"type":"ping"}', b"")
+    intake.look_after(now + 59)
+    assert not intake.refused.done()
+    intake.look_after(now + 61)
+    objection = intake.refused.result()
+    assert (objection.code, objection.close_code) == ("session_timeout", CloseCode.TIMEOUT)
+    assert (objection.at_once, objection.reason) == (False, "idle_timeout")
+    assert "no audio was received for 60 s" in objection.sentence
+
+
+async def test_with_audio_it_goes_on_and_so_does_one_that_may_be_silent() -> None:
+    intake, line, _ = reading(limits=replace(LIMITS, no_audio_s=0.05))
+    await asyncio.sleep(0.1)
+    line.says(b"\0\0")
+    intake.look_after(asyncio.get_running_loop().time())
+    patient, _, _ = reading(limits=replace(LIMITS, no_audio_s=0))
+    patient.look_after(asyncio.get_running_loop().time() + 1e6)
+    assert not intake.refused.done()
+    assert not patient.refused.done()

@@ -2,7 +2,7 @@
 Who may send how fast, with the clock in the test's hands.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -11,6 +11,7 @@ from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.protocol.messages import Encoding, SessionConfig
 
 LIMITS = PaceLimits(rate=1.5, burst=60.0, held_s=60.0)
+FOR_FILES = 14_400.0  # held_s, as it is set: a file may be pushed to its end
 MESSAGES = PaceLimits(rate=10.0, burst=100.0, held_s=60.0)
 SECOND = 2 * 16_000  # bytes
 
@@ -132,6 +133,28 @@ def test_a_flood_of_messages_for_a_minute_is_refused() -> None:
         talker.pace.receive("{}", now)
 
 
+def test_pings_and_what_else_is_no_message_count_as_messages() -> None:
+    talker = client()
+    for _ in range(50):
+        assert talker.pace.receive_part(False, 0.0) == 0
+        assert talker.pace.receive("{}", 0.0) == 0
+    assert talker.pace.receive_part(False, 0.0) == pytest.approx(0.1)
+    now = 0.0
+    while now < 60:
+        now += talker.pace.receive_part(False, now)
+    with pytest.raises(TooFast, match="faster than 10 a second"):
+        talker.pace.receive_part(False, now)
+
+
+def test_a_hundred_fragments_a_second_never_wait_and_more_are_slowed_to_that() -> None:
+    talker = client()
+    for number in range(60_000):
+        assert talker.pace.receive_part(True, number / 100) == 0
+    for _ in range(1000):
+        talker.pace.receive_part(True, 1000.0)
+    assert talker.pace.receive_part(True, 1000.0) == pytest.approx(0.01, abs=0.001)
+
+
 @pytest.mark.parametrize(
     ("encoding", "rate", "channels", "size"),
     [
@@ -155,5 +178,6 @@ def test_a_second_is_a_second_in_every_encoding(
 def test_the_defaults_are_the_documented_ones() -> None:
     settings = GatewaySettings(REDIS_URL="redis://here")  # pyright: ignore[reportCallIssue]
     held = (settings.audio_rate, settings.audio_burst_seconds, settings.audio_held_seconds)
-    assert PaceLimits(*held) == LIMITS
-    assert (settings.message_rate, settings.message_burst) == (MESSAGES.rate, MESSAGES.burst)
+    assert PaceLimits(*held) == replace(LIMITS, held_s=FOR_FILES)
+    told = (settings.message_rate, settings.message_burst, settings.message_held_seconds)
+    assert PaceLimits(*told) == MESSAGES

@@ -16,6 +16,15 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 READ: dict[Callable[..., Any], str] = {
     WebSocketsSansIOProtocol.__init__: "631dcd744eab",
+    WebSocketsSansIOProtocol.handle_close: "62fd412b1f5b",
+    WebSocketsSansIOProtocol.handle_ping: "41bcf345d372",
+    WebSocketsSansIOProtocol.handle_pong: "b20c68cc7e4f",
+    WebSocketsSansIOProtocol.on_task_complete: "f45490be9f80",
+    WebSocketsSansIOProtocol.receive: "1dc0e7153900",
+    WebSocketsSansIOProtocol.run_asgi: "662375aa38d9",
+    WebSocketsSansIOProtocol.schedule_ping: "002da2050fd2",
+    WebSocketsSansIOProtocol.send: "d4919ed760ce",
+    WebSocketsSansIOProtocol.send_keepalive_ping: "02da3945b3e6",
     WebSocketsSansIOProtocol.connection_lost: "dd116afc4d80",
     WebSocketsSansIOProtocol.data_received: "c89d394077d8",
     WebSocketsSansIOProtocol.handle_connect: "fc648c2161ff",
@@ -23,6 +32,7 @@ READ: dict[Callable[..., Any], str] = {
     WebSocketsSansIOProtocol.pause_writing: "4830f7e0d81f",
     WebSocketsSansIOProtocol.resume_writing: "ef79384e5fff",
     WebSocketsSansIOProtocol.send_receive_event_to_app: "a2b10de91477",
+    H11Protocol.data_received: "e03b145518ca",
     H11Protocol.connection_lost: "dbb688fa2b38",
     H11Protocol.connection_made: "6efb565ff3d3",
     H11Protocol.handle_websocket_upgrade: "6f42a029e35a",

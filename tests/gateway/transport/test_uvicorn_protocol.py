@@ -12,7 +12,7 @@ from support.fronted import STREAM, FakeWorker, Gateway, echo
 from support.waiting import until
 from support.wire import BINARY, CLOSE, CONTINUATION, PING, TEXT, Wire, frame
 
-from dalston.gateway.transport.uvicorn_protocol import Cutter, payload
+from dalston.gateway.transport.frames import Cutter, payload
 
 LONGEST = 70_000
 
@@ -36,16 +36,21 @@ def cut(stream: bytes, sizes: list[int]) -> list[bytes]:
     return pieces
 
 
+def found(cutter: Cutter, data: bytes) -> list[bytes]:
+    """The frames that are whole with this."""
+    cutter.feed(data)
+    return list(iter(cutter.next, None))
+
+
 @settings(deadline=None)
 @given(frames=st.lists(FRAMES, max_size=4), sizes=st.lists(st.integers(1, 9000), min_size=1))
 def test_frames_are_found_however_they_arrive(frames: list[bytes], sizes: list[int]) -> None:
     cutter = Cutter(LONGEST)
-    found = list[bytes]()
+    whole = list[bytes]()
     for piece in cut(b"".join(frames), [*sizes, 70_100]):
-        whole, rest = cutter.receive(piece)
-        found += whole
-        assert not rest
-    assert found == frames
+        whole += found(cutter, piece)
+        assert not cutter.too_long
+    assert whole == frames
     assert cutter.between
 
 
@@ -53,32 +58,41 @@ def test_frames_are_found_however_they_arrive(frames: list[bytes], sizes: list[i
 def test_a_frame_may_be_cut_inside_its_head(at: int) -> None:
     for whole in (frame(BINARY, bytes(66_000)), frame(BINARY, bytes(200))):
         cutter = Cutter(LONGEST)
-        assert cutter.receive(whole[:at]) == ([], b"")
+        assert found(cutter, whole[:at]) == []
         assert not cutter.between
-        assert cutter.receive(whole[at:]) == ([whole], b"")
+        assert found(cutter, whole[at:]) == [whole]
+
+
+def test_what_is_not_asked_for_stays_and_more_may_come() -> None:
+    cutter, frames = Cutter(100), [frame(BINARY, bytes([number])) for number in range(4)]
+    cutter.feed(frames[0] + frames[1] + frames[2][:3])
+    assert cutter.next() == frames[0]
+    assert cutter.left == frames[1] + frames[2][:3]
+    assert found(cutter, frames[2][3:] + frames[3]) == frames[1:]
+    assert cutter.between
 
 
 def test_cutting_stops_before_a_frame_that_is_too_long() -> None:
     cutter = Cutter(100)
     good, long = frame(BINARY, b"good"), frame(BINARY, bytes(101))
-    assert cutter.receive(good + long[:20]) == ([good], long[:20])
+    assert found(cutter, good + long[:20]) == [good]
     assert cutter.too_long == 101
-    assert cutter.receive(long[20:]) == ([], long[20:])
+    assert cutter.left == long[:20]
+    assert found(cutter, long[20:]) == []
     assert not cutter.between
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 1000])
 def test_a_frame_that_is_too_long_can_be_passed_over(size: int) -> None:
-    cutter, found = Cutter(100), list[bytes]()
+    cutter, whole = Cutter(100), list[bytes]()
     good, long = frame(BINARY, b"good"), frame(BINARY, bytes(200))
     for piece in cut(good + long + long + good, [size]):
-        frames, rest = cutter.receive(piece)
-        found += frames
-        while rest:
+        whole += found(cutter, piece)
+        while cutter.too_long:
             assert cutter.too_long == 200
-            frames, rest = cutter.pass_over(rest)
-            found += frames
-    assert found == [good, good]
+            cutter.pass_over()
+            whole += list(iter(cutter.next, None))
+    assert whole == [good, good]
     assert cutter.between
 
 

@@ -1,0 +1,89 @@
+"""
+Frames of a WebSocket as they are on the wire: RFC 6455, section 5.2.
+"""
+
+from websockets.frames import apply_mask  # pyright: ignore[reportPrivateImportUsage]
+
+BINARY = 0x82  # the first byte of a whole message of bytes: final, no extension
+CLOSE = 0x8  # from here on opcodes are those of control frames
+
+
+class Cutter:
+    """Cuts what a client sends where a frame ends."""
+
+    def __init__(self, longest: int):
+        """longest: bytes of a frame. Before one that is longer cutting stops."""
+        self._longest = longest
+        self._data = b""  # that is to be cut
+        self._at = 0  # and from where on
+        self._rest = bytearray()  # the beginning of a frame
+        self._wanted = 0  # bytes of it, as far as is known
+        self.too_long = 0  # bytes that the next frame says it has, at which cutting stopped
+        self._passed_over = 0  # bytes of it that are still to come, with its head
+
+    @property
+    def between(self) -> bool:
+        """What comes next is the beginning of a frame."""
+        return not (self.too_long or self._data or self._rest or self._passed_over)
+
+    @property
+    def left(self) -> bytes:
+        """What was not looked at yet."""
+        return self._data[self._at :]
+
+    def feed(self, data: bytes) -> None:
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._wanted:
+                return
+            data, self._rest = bytes(self._rest), bytearray()
+        self._data, self._at = self.left + data if self._data else data, 0
+
+    def next(self) -> bytes | None:
+        """The next frame, if it is whole and not too long."""
+        passed = min(self._passed_over, len(self._data) - self._at)
+        self._passed_over -= passed
+        data, at = self._data, self._at + passed
+        self._at = at
+        if at < len(data) and not self.too_long:
+            end = at + self._size(data, at)
+            if self.too_long:
+                return None
+            if end <= len(data):
+                self._at = end
+                return data[at:end]
+            self._rest += data[at:]
+            self._wanted = end - at
+            self._at = len(data)
+        if self._at == len(data):
+            self._data, self._at = b"", 0
+        return None
+
+    def pass_over(self) -> None:
+        """Go on after the frame at which cutting stopped."""
+        self._passed_over, self.too_long = self._size(self._data, self._at), 0
+
+    def _size(self, data: bytes, at: int) -> int:
+        """The size of the frame that begins at `at`; while its head is incomplete, a size that is
+        larger than what is there."""
+        if len(data) < at + 2:
+            return 2
+        masked, length = data[at + 1] & 0x80, data[at + 1] & 0x7F
+        head = 2
+        if length >= 126:
+            head = 4 if length == 126 else 10
+            if len(data) < at + head:
+                return head
+            length = int.from_bytes(data[at + 2 : at + head])
+        if length > self._longest:
+            self.too_long = length
+        return head + (4 if masked else 0) + length
+
+
+def payload(frame: bytes) -> bytes | None:
+    """The unmasked payload of a whole binary message; None for any other frame."""
+    if frame[0] != BINARY or not frame[1] & 0x80:
+        return None
+    length = frame[1] & 0x7F
+    mask = 2 if length < 126 else 4 if length == 126 else 10
+    return apply_mask(frame[mask + 4 :], frame[mask : mask + 4])
