@@ -3,6 +3,7 @@ A caller: a client protocol over a transport. It is all that a call knows of its
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -57,7 +58,8 @@ class Caller:
         self._transport, self._protocol, self._longest = transport, protocol, longest
         self.opening = opening
         self._early = list[Frame]()  # what was said before anybody listened
-        self._unsent = list[Frame]()  # replies that the client did not take at once
+        self._unsent = deque[Frame]()  # replies that the client did not take at once
+        self._unsent_bytes = 0
         transport.when_writable(self._flush)
 
     @property
@@ -134,7 +136,7 @@ class Caller:
                 receive(part)
             if not meaning:
                 count(False)
-            if self._unsent and sum(map(len, self._unsent)) > _UNSENT:
+            if self._unsent_bytes > _UNSENT:
                 sentence = "what is sent is not read"
                 object_to(Objection("slow_reader", sentence, CloseCode.SLOW_READER, at_once=True))
 
@@ -153,6 +155,7 @@ class Caller:
         for part in self._protocol.receive(frame):
             if isinstance(part, Reply):
                 self._unsent.append(part.frame)
+                self._unsent_bytes += len(part.frame) + FRAME_COSTS
                 self._flush()
             else:
                 meaning.append(part)
@@ -161,7 +164,7 @@ class Caller:
     def _flush(self) -> None:
         """Send the replies that wait, as far as the client takes them."""
         while self._unsent and self._transport.send_now(self._unsent[0]):
-            del self._unsent[0]
+            self._unsent_bytes -= len(self._unsent.popleft()) + FRAME_COSTS
 
     def ignore(self) -> None:
         """Drop whatever comes from now on."""
@@ -191,7 +194,9 @@ class Caller:
             metrics.ERRORS.labels(msgspec.json.decode(message, type=_Coded).code).inc()
         frames = self._protocol.say(message)
         if self._unsent:
-            frames, self._unsent = [*self._unsent, *frames], []
+            frames = [*self._unsent, *frames]
+            self._unsent.clear()
+            self._unsent_bytes = 0
         for at, frame in enumerate(frames):
             if not self._transport.send_now(frame):
                 return frames[at:]

@@ -87,14 +87,16 @@ class Away:
         """The caller is gone, and the session had not ended."""
         loop = asyncio.get_running_loop()
         relay.nothing_is_saved()
-        self._left[slot.session_id] = loop.time() + AWAY_S, slot, relay.unsaved()
-        loop.call_later(AWAY_S, self._forget, slot)
+        kept = self._left[slot.session_id] = loop.time() + AWAY_S, slot, relay.unsaved()
 
-    def _forget(self, slot: Slot) -> None:
-        """Its time is over, unless the caller came back and left again."""
-        _, kept, _ = self._left.get(slot.session_id, (0.0, None, {}))
-        if kept is slot:
-            del self._left[slot.session_id]
+        def forget() -> None:
+            if self._left.get(slot.session_id) is kept:  # else they came back, and left again
+                del self._left[slot.session_id]
+
+        loop.call_later(AWAY_S, forget)
+
+    def __len__(self) -> int:
+        return len(self._left)
 
     async def write(self) -> None:
         """Write them all again, since the register may have lost them. Raises RedisError."""

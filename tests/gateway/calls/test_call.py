@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import socket
+import urllib.request
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from websockets.exceptions import ConnectionClosed
 
 from dalston.gateway import metrics
 from dalston.gateway.access.keys import RedisKeys, make
+from dalston.gateway.calls import intake
 from dalston.gateway.calls.call import MOST_LOSSES, Call
 from dalston.gateway.calls.relay import Relay
 from dalston.gateway.settings import GatewaySettings
@@ -815,6 +817,122 @@ async def test_a_file_that_is_longer_than_a_burst_is_only_read_slower(redis_url:
             await stream.send('{"type":"end"}')
             _, code = await drained(stream)
         assert (notes.audio, code) == (30 * len(CHUNK), 1000)
+
+
+async def test_while_no_worker_reads_a_client_that_pushes_has_its_pings_answered_and_loses_nothing(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "LATE_S", 0.0)
+    monkeypatch.setattr(intake, "SLOWED_S", 0.02)
+    reads = asyncio.Event()
+    size = 12 << 20  # more than the sockets between client and worker hold; 33 s of audio
+    query = "sample_rate=48000&channels=2&encoding=pcm_f32le"
+    limits: dict[str, Any] = {"caller_bytes": 1 << 28, "worker_silent_seconds": 60.0}
+
+    async def later(connection: ServerConnection, _: Notes) -> None:
+        connection.transport.pause_reading()
+        await reads.wait()
+        connection.transport.resume_reading()
+
+    async with gateway_over(redis_url, **limits) as gateway:
+        notes = Notes(later)
+        async with (
+            FakeWorker(gateway.slots, "a", notes).running(),
+            gateway.stream(query) as stream,
+        ):
+            await stream.recv()
+
+            async def push() -> None:
+                for _ in range(size >> 16):
+                    await stream.send(bytes(1 << 16))
+                await stream.send('{"type":"end"}')
+
+            pushing = asyncio.create_task(push())
+            for _ in range(3):
+                await asyncio.wait_for(await stream.ping(), 20)
+            assert notes.audio < size / 2
+            reads.set()
+            await pushing
+            _, code = await drained(stream)
+        assert (notes.audio, code) == (size, 1000)
+
+
+async def test_a_session_without_audio_ends_in_order_though_its_client_pings(
+    redis_url: str,
+) -> None:
+    async with gateway_over(redis_url, no_audio_seconds=0.2, worker_silent_seconds=0.5) as gateway:
+        async with FakeWorker(gateway.slots, "a", echo).running(), gateway.stream() as stream:
+            await stream.send(CHUNK)
+
+            async def ping() -> None:
+                with contextlib.suppress(ConnectionClosed):
+                    while True:
+                        await stream.send('{"type":"ping"}')
+                        await asyncio.sleep(0.15)
+
+            pinging = asyncio.create_task(ping())
+            messages, code = await drained(stream)
+            await pinging
+        error, end = messages[-2:]
+        assert (error["code"], error["recoverable"]) == ("session_timeout", False)
+        assert (end["type"], end["said"]["reason"], code) == ("session.end", "idle_timeout", 4008)
+        await gateway.until_held(0)
+
+
+async def test_who_is_in_line_is_read_for_seconds_and_for_the_rest_once_there_is_a_slot(
+    gateway: Gateway,
+) -> None:
+    async with FakeWorker(gateway.slots, "a", echo, capacity=1).running():
+        async with one_in_line(gateway) as (first, second):
+            await second.recv()  # its position
+
+            async def push() -> None:
+                for _ in range(20):
+                    await second.send(bytes(32_000))
+                await second.send('{"type":"end"}')
+
+            pushing = asyncio.create_task(push())
+
+            async def held() -> float:
+                page = await asyncio.to_thread(metrics_page, gateway)
+                (line,) = (x for x in page.splitlines() if x.startswith(HELD))
+                return float(line.split()[1])
+
+            async with asyncio.timeout(10):
+                while await held() < 5 * 32_000:
+                    await asyncio.sleep(0.05)
+            assert await held() < 10 * 32_000
+            await first.send('{"type":"end"}')
+            await pushing
+            messages, code = await drained(second)
+    got = sum(m["bytes"] for m in messages if m["type"] == "got")
+    assert (got, messages[-1]["type"], code) == (20 * 32_000, "session.end", 1000)
+
+
+HELD = "dalston_realtime_held_bytes"
+
+
+def metrics_page(gateway: Gateway) -> str:
+    request = urllib.request.Request(
+        f"http://{gateway.url}/metrics", headers={"Authorization": "Bearer secret"}
+    )
+    with urllib.request.urlopen(request, timeout=5) as response:
+        return response.read().decode()
+
+
+async def test_a_caller_asks_only_for_what_is_allowed_when_no_slot_is_free(redis_url: str) -> None:
+    async with gateway_over(redis_url, overflow_allowed="reject,degrade") as gateway:
+        async with gateway.stream("overflow=queue") as stream:
+            (error,), code = await drained(stream)
+        assert (error["code"], code) == ("invalid_parameter", 4400)
+        assert "it may be reject, degrade" in error["message"]
+        async with gateway.stream("overflow=degrade") as stream:
+            (error,), _ = await drained(stream)
+        assert error["code"] == "no_capacity"
+    async with gateway_over(redis_url, overflow="queue", overflow_allowed="reject") as gateway:
+        async with gateway.stream("overflow=queue") as stream:  # as it is set anyway
+            (error,), _ = await drained(stream)
+        assert error["code"] == "no_capacity"
 
 
 async def test_a_client_that_never_reads_is_let_go(redis_url: str) -> None:

@@ -182,6 +182,18 @@ async def test_replies_leave_in_order_once_the_client_reads_again() -> None:
     assert line.sent == ["!", "!"]
 
 
+async def test_who_asks_for_replies_and_does_not_read_them_is_let_go() -> None:
+    caller, line = called()
+    heard = listening(caller)
+    line.reads = False
+    for _ in range(2_000):
+        line.says("?")
+        if heard.objections:
+            break
+    objection = heard.objections[0]
+    assert (objection.code, objection.close_code) == ("slow_reader", CloseCode.SLOW_READER)
+
+
 async def test_a_connection_is_closed_by_the_protocols_own_number() -> None:
     caller, line = called()
     await caller.close(1000)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from redis.exceptions import RedisError
 from support.registered import final
+from support.waiting import until
 
 from dalston.gateway.calls.record import Away, Record
 from dalston.gateway.calls.relay import Relay
@@ -96,7 +97,21 @@ async def test_the_record_of_a_caller_who_left_is_written_again_while_they_may_c
     away.leave(SLOT, relay)
     await away.write()
     assert register.kept == [({"config", "seg_0000"}, True)]
-    monkeypatch.setattr("dalston.gateway.calls.record.AWAY_S", -1.0)
+    monkeypatch.setattr("dalston.gateway.calls.record.AWAY_S", 0.0)
     away.leave(SLOT, relay)
     await away.write()
     assert len(register.kept) == 1
+    await until(lambda: not len(away))  # and is forgotten, though nobody else leaves
+
+
+async def test_who_came_back_and_left_again_is_not_forgotten_with_the_first_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, relay, register = recorded()
+    away = Away(cast(Any, register))
+    monkeypatch.setattr("dalston.gateway.calls.record.AWAY_S", 0.05)
+    away.leave(SLOT, relay)
+    monkeypatch.setattr("dalston.gateway.calls.record.AWAY_S", 100.0)
+    away.leave(SLOT, relay)
+    await asyncio.sleep(0.2)
+    assert len(away) == 1

@@ -72,7 +72,7 @@ HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(1, 180))
         (LONG % (b"a" * 8_500), b"414"),
         (LONG % (b"a" * 20_000), b"414"),
         (LONG % (b"a" * 60_000), b"414"),
-        (LONG % (b"a" * 200_000), b"400"),
+        (LONG % (b"a" * 200_000), b""),
         (STREAM + b" HTTP/1.1\r\n" + ASKED + b"X: y\r\n" * 200 + b"\r\n", b"431"),
         (STREAM + b" HTTP/1.1\r\n" + ASKED + b"X: " + b"y" * 9000 + b"\r\n\r\n", b"431"),
         (STREAM.replace(b"GET", b"POST") + b" HTTP/1.1\r\n" + ASKED + b"\r\n", b"4"),
@@ -86,7 +86,7 @@ HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(1, 180))
         (HELLO, b""),
         (HELLO + b"\r\n\r\n", b"400"),
         (b"\0" * 3000, b""),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"404"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\nmore", b"404"),
     ],
 )  # fmt: skip
@@ -148,6 +148,8 @@ class Line(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return False
+
+    def close(self) -> None: ...
 
     def pause_reading(self) -> None:
         self.reads = False
