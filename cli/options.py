@@ -56,14 +56,23 @@ environment:
   DALSTON_WORKER_SECRET  the workers' own
   DALSTON_SECRETS        folders of files that are named as variables and set them, colon separated
   OVERFLOW_STRATEGY      when no slot is free: reject, queue or degrade (reject)
+  DALSTON_OVERFLOW_ALLOWED  which of them a client may ask for (reject,queue,degrade)
   DALSTON_QUEUE_SECONDS  how long a caller stays in line (30)
+  DALSTON_QUEUE_AUDIO_SECONDS  of audio are held of a caller in line, (5)
+  DALSTON_QUEUE_BYTES    and so much of all in line (67108864)
   DALSTON_SESSIONS_PER_ADDRESS  at once, of one client address; 0 is no limit (0)
+  DALSTON_CONNECTIONS    at once; 0 is no limit (2000)
+  DALSTON_CONNECTIONS_PER_ADDRESS  of one client address, IPv6 by /64; 0 is no limit (200)
+  DALSTON_HELD_BYTES     what is held of all clients' audio and messages (536870912)
+  DALSTON_CALLER_BYTES   and of one that sends faster than it is transcribed (12582912)
+  DALSTON_NO_AUDIO_SECONDS  a session ends after so long without audio; 0 is never (600)
   DALSTON_FRAME_BYTES    the longest frame; a longer one ends its session (1048576)
   DALSTON_AUDIO_RATE     seconds of audio in a second, that a client may send, (1.5)
   DALSTON_AUDIO_BURST_SECONDS  beyond so much of it (60);
-  DALSTON_AUDIO_HELD_SECONDS  slowed down to that for so long it is refused (60)
+  DALSTON_AUDIO_HELD_SECONDS  slowed down to that for so long it is refused (14400)
   DALSTON_MESSAGE_RATE   messages in a second, that a client may send, (10)
-  DALSTON_MESSAGE_BURST  beyond so many of them (100)
+  DALSTON_MESSAGE_BURST  beyond so many of them, pings included (100);
+  DALSTON_MESSAGE_HELD_SECONDS  slowed down to that for so long it is refused (60)
   DALSTON_HANDSHAKE_SECONDS  for a connection to say what it wants (10)
   DALSTON_CLIENT_READER_SECONDS  how long a client may take no message (10)
   DALSTON_WORKER_SILENT_SECONDS  how long a worker may say nothing until it is lost (2)

@@ -20,10 +20,14 @@ const PING_EVERY_MS = 2000, SILENT_MS = 8000; // one that says nothing for so lo
 // How far the application may be ahead of the server, then it should wait; and how much audio is
 // held, for an utterance of 30 s and what surrounds it come on top.
 const AHEAD_S = 90, HELD_S = 150;
+// Events that the application has not taken: from the first number on, of a segment's partials only
+// the last waits; at the second it is told that it takes none.
+const EVENTS_KEPT = 1000, EVENTS_MOST = 20_000;
 const SAME_S = 0.04; // times of what is said again differ by less
 // Closed so, a session is kept: going away, no code, broken off, failed, restarting, full, proxies.
 const KEPT_CODES = [1001, 1005, 1006, 1011, 1012, 1013, 1014];
 const ABNORMAL = 1006;
+const PARTIAL = "transcript.partial";
 const CANNOT = "the connection broke, and the session cannot go on";
 
 /** The session is over before its end. `code` is the close code, `error` the server's last. */
@@ -128,7 +132,13 @@ export class Session {
   }
 
   #tell(event) {
-    this.#events.push(event);
+    const waiting = this.#events, last = waiting.at(-1);
+    const replaces = event.type === PARTIAL && last?.type === PARTIAL;
+    if (waiting.length > EVENTS_KEPT && replaces && last.segment_id === event.segment_id)
+      waiting.pop();
+    if (waiting.length >= EVENTS_MOST)
+      throw new SessionFailed(ABNORMAL, null, `${EVENTS_MOST} events wait, and none is taken`);
+    waiting.push(event);
   }
 
   #finish() {
@@ -486,7 +496,7 @@ class Heard {
         this.#speech = null;
         this.#endpoint = at;
         return [event];
-      case "transcript.partial":
+      case PARTIAL:
         return this.#hearPartial(event, again);
       case "transcript.eager":
         if (number(event.segment_id) <= number(this.lastSegment)) return [];

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.javascript import speaking, told
+from support.javascript import running, speaking, told
 from support.scripted import RATE, Line, Part, server
 
 AUDIO = b"".join(n.to_bytes(2, "little") for n in range(2 * RATE))
+LATE = Path(__file__).parent / "late.mjs"
 CONTROLS = [[RATE, "flush"], [RATE + 2400, "configure", {"language": "es"}]]
 FIRST = {"segment_id": "seg_0000", "text": "one", "start": 0.1, "end": 0.8}
 SECOND = {"segment_id": "seg_0001", "text": "two", "start": 1.1, "end": 1.8}
@@ -217,3 +218,50 @@ def test_it_depends_on_nothing() -> None:
     package = json.loads((folder / "package.json").read_text("utf-8"))
     assert not [name for name in package if "ependencies" in name]
     assert not list(folder.glob("*lock*"))
+
+
+async def late(url: str, taking: asyncio.Event) -> dict[str, Any]:
+    """What an application hears that takes no event before it is time."""
+    async with asyncio.timeout(60), running(LATE, url) as process:
+        assert process.stdin
+        await taking.wait()
+        process.stdin.write(b"take\n")
+        out, err = await process.communicate()
+    assert err == b"", err.decode()
+    return json.loads(out)
+
+
+async def test_of_the_partials_that_nobody_takes_the_last_of_each_segment_waits() -> None:
+    said = asyncio.Event()
+
+    async def partials(line: Line) -> None:
+        await line.begin()
+        for number in range(5_000):
+            await partial(line, 1.0 + number / 100, "it is", 0)
+        await line.say("transcript.final", **SECOND)
+        await line.finish()
+        said.set()
+
+    async with server(partials) as (url, _):
+        heard = await late(url, said)
+    assert heard["kinds"]["session.end"] == heard["kinds"]["transcript.final"] == 1
+    assert 1 <= heard["kinds"]["transcript.partial"] <= 1001
+    assert heard["last"] == 1.0 + 4_999 / 100
+    assert heard["failed"] is None
+
+
+async def test_who_takes_no_events_is_told_and_does_not_fill_the_memory() -> None:
+    gone = asyncio.Event()
+
+    async def endless(line: Line) -> None:
+        await line.begin()
+        try:
+            for number in range(100_000):
+                await line.say("warning", code="noise", message=f"{number}")
+        finally:
+            gone.set()
+
+    async with server(endless) as (url, _):
+        heard = await late(url, gone)
+    assert heard["kinds"]["warning"] < 20_001
+    assert "none is taken" in heard["failed"]

@@ -21,10 +21,15 @@ async def speaking(
     urls: list[str], audio: Path, controls: Sequence[object] = (), **parameters: Any
 ) -> AsyncGenerator[Process]:
     """It speaks in real time; `controls` are [sample, method, argument]."""
+    asked = json.dumps(parameters), json.dumps(controls)
+    async with running(CALLER, audio, *asked, *urls) as process:
+        yield process
+
+
+@asynccontextmanager
+async def running(script: Path, *arguments: str | Path) -> AsyncGenerator[Process]:
     process = await asyncio.create_subprocess_exec(
-        *(NODE, CALLER, audio, json.dumps(parameters), json.dumps(controls), *urls),
-        stdout=PIPE,
-        stderr=PIPE,
+        *(NODE, script, *arguments), stdin=PIPE, stdout=PIPE, stderr=PIPE
     )
     try:
         yield process
