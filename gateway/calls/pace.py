@@ -19,6 +19,7 @@ SHORTEST_FRAME_S = 0.0025
 # What a fragment counts as a message, besides the message that it is part of: libraries that cut
 # messages make ten of a large one.
 FRAGMENT = 0.1
+MESSAGE = 1024  # characters above which a message counts as several
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Pace:
     def receive(self, frame: str | bytes, now: float) -> float:
         """A frame came: the seconds to wait before more are read. Raises TooFast."""
         if isinstance(frame, str):
-            return self._messages.take(1, now)
+            return self._messages.take(max(1, len(frame) / MESSAGE), now)
         return self._audio.take(max(SHORTEST_FRAME_S, len(frame) / self._bytes_per_second), now)
 
     def receive_part(self, fragment: bool, now: float) -> float:

@@ -37,7 +37,7 @@ _USUAL = bytes((BINARY, 0xFE))  # masked, and its length in the next two bytes
 # again does not have to wait.
 _READ, _READS = 1 << 16, 4
 # Frames heard in a round, unless each comes by itself. A browser sends 15.
-FRAMES = 128
+FRAMES = 64
 CLOSING_S = 5.0  # for a client to close after us, and a second more to take what it is sent
 
 

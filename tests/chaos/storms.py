@@ -1,6 +1,7 @@
 """
 Crowds that mean no good: many who connect and say nothing, many who never read, frames of ten
-megabytes. What it costs in memory, and what honest callers notice meanwhile.
+megabytes. What it costs in memory, and what honest callers notice meanwhile. Then connections of
+every hostile kind (hostile.py), and what each costs.
 
     python tests/chaos/storms.py
 
@@ -14,21 +15,27 @@ import contextlib
 import json
 import socket
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import checks
 import psutil
 from caller import PATH
 from chaos import Chaos
+from costs import Cost, costs
 from deployment import ROOT, Deployment, Size, deployed
+from hostile import KINDS
 from journal import Journal, percentile
 from readings import readings
+from rich.console import Console
+from rich.table import Table
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 SIZE = Size(gateways=1, workers=1, tritons=1, sessions=400)
+ALONE = Size(gateways=1, workers=1, tritons=1, sessions=400, instant=True)
 SAMPLE_EVERY_S = 0.25
 # Answered by a sentence that names it: the most output for what is sent. So many at once.
 _ECHOED, _ECHOES = json.dumps({"type": "x" * 180}), 60
@@ -155,6 +162,32 @@ async def storms(
     return seen, journal.broken()
 
 
+async def hostile(
+    folder: Path, kinds: Sequence[str], connections: int, seconds: float
+) -> tuple[list[Cost], list[str]]:
+    """What each kind cost, and what was broken."""
+    async with deployed(folder / "hostile", ALONE) as deployment:
+        logs = checks.Logs(deployment.folder)
+        found = await costs(deployment, kinds, connections, seconds)
+        return found, logs.troubles()
+
+
+def shown(found: Sequence[Cost]) -> Table:
+    table = Table(box=None, title="a hostile connection, and an honest caller beside it")
+    table.title_justify = "left"
+    for name in ("kind", "answer p95", "without", "gateway, MB each", "processor, x honest"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    for cost in found:
+        table.add_row(
+            cost.kind.replace("_", " "),
+            f"{cost.answer_p95_ms:.1f} ms",
+            f"{cost.answer_p95_without_ms:.1f} ms",
+            f"{cost.mb:.2f}",
+            f"{cost.cores:.2f}",
+        )
+    return table
+
+
 def told(storm: Storm) -> dict[str, Any]:
     def rounded(memory: dict[str, float]) -> dict[str, int]:
         return {name: round(mb) for name, mb in memory.items()}
@@ -175,22 +208,34 @@ def main() -> int:
     parser.add_argument("--silent", type=int, default=200)
     parser.add_argument("--unread", type=int, default=50)
     parser.add_argument("--huge", type=int, default=20)
+    parser.add_argument("--hostile", type=int, default=5, help="connections of each kind (5)")
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), help="of these only")
+    parser.add_argument("--crowds", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each storm")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "chaos")
     args = parser.parse_args()
     (args.folder / "storms.jsonl").unlink(missing_ok=True)
-    seen, broken = asyncio.run(
-        storms(
-            args.folder,
-            silent_count=args.silent,
-            unread_count=args.unread,
-            huge_count=args.huge,
-            lasting_s=args.seconds,
+    seen, broken = list[Storm](), list[str]()
+    if args.crowds:
+        seen, broken = asyncio.run(
+            storms(
+                args.folder,
+                silent_count=args.silent,
+                unread_count=args.unread,
+                huge_count=args.huge,
+                lasting_s=args.seconds,
+            )
         )
-    )
+    found, troubles = asyncio.run(hostile(args.folder, args.kinds, args.hostile, args.seconds / 2))
+    Console(stderr=True, width=100).print(shown(found))
+    broken += troubles
     for sentence in broken:
         print(f"broken: {sentence}", file=sys.stderr)
-    print(json.dumps({"storms": [told(storm) for storm in seen], "broken": len(broken)}))
+    result = {
+        "storms": [told(storm) for storm in seen],
+        "hostile": [asdict(cost) for cost in found],
+    }
+    print(json.dumps({**result, "broken": len(broken)}))
     return 1 if broken else 0
 
 

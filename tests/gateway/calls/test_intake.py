@@ -280,7 +280,7 @@ async def test_who_holds_most_is_not_read_while_too_much_is_held_and_others_are(
 
 
 async def test_messages_without_audio_end_the_call_once_they_are_too_many() -> None:
-    intake, line, _ = reading()
+    intake, line, _ = reading(messages=PaceLimits(1e6, 1e6, 1000.0))
     for number in range(200):
         line.says(serialize(Configure(prompt=f"{number:03}".ljust(15_000, "x"))))
     objection = intake.refused.result()

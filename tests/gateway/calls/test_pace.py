@@ -133,6 +133,13 @@ def test_a_flood_of_messages_for_a_minute_is_refused() -> None:
         talker.pace.receive("{}", now)
 
 
+def test_a_long_message_counts_as_several() -> None:
+    talker = client()
+    assert talker.pace.receive("x" * 1024 * 99, 0.0) == 0
+    assert talker.pace.receive("x" * 1024, 0.0) == 0
+    assert talker.pace.receive("x" * 1024 * 10, 0.0) == pytest.approx(1.0)
+
+
 def test_pings_and_what_else_is_no_message_count_as_messages() -> None:
     talker = client()
     for _ in range(50):
