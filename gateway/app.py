@@ -7,19 +7,25 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from typing import Annotated, Any, get_args
 
+import msgspec
 import redis.asyncio
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import HTTPConnection
 
 from dalston.gateway import health, metrics
+from dalston.gateway.access import tokens
 from dalston.gateway.access.access import Access, AccessDenied
+from dalston.gateway.access.keys import DEFAULT_SCOPES, Scope
+from dalston.gateway.access.tokens import TokenRefused
 from dalston.gateway.calls.caller import Caller
 from dalston.gateway.calls.connections import Calls
+from dalston.gateway.calls.ending import end_session
 from dalston.gateway.protocols import PROTOCOLS, Native
 from dalston.gateway.protocols.protocol import ClientProtocol, Opening
 from dalston.gateway.settings import GatewaySettings
@@ -34,6 +40,7 @@ from dalston.orchestrator.protocol.messages import Error
 
 logger = logging.getLogger(__name__)
 
+LONGEST_BODY = 4096  # bytes of an HTTP request's
 Protocols = Mapping[str, Callable[[Opening], ClientProtocol]]
 
 
@@ -58,7 +65,8 @@ class Gateway:
 
 def create_app(gateway: Gateway, lifespan: Any = None, protocols: Protocols = PROTOCOLS) -> FastAPI:
     """protocols: what is spoken, by path."""
-    app = FastAPI(title="dalston", lifespan=lifespan, openapi_url=None)
+    # A path has one spelling: none with a slash more is sent to it.
+    app = FastAPI(title="dalston", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.state.gateway = gateway
     app.add_exception_handler(AnyHTTPException, _refuse)  # pyright: ignore[reportArgumentType]
     app.add_exception_handler(RedisError, _redis_is_away)
@@ -106,36 +114,61 @@ async def _redis_is_away(_: Request, error: Exception) -> JSONResponse:
 
 # --- who may see a page ---------------------------------------------------------------------------
 
+# Each route names what it needs, or is public: the route that was matched is what counts, however
+# its path was written.
+
 
 async def _gateway(connection: HTTPConnection) -> Gateway:
     return connection.app.state.gateway
 
 
 Here = Annotated[Gateway, Depends(_gateway)]
-Authorization = Annotated[str, Header()]
 
 
-async def _caller_with_key(request: Request, here: Here) -> None:
-    try:
-        await here.access.holder(request.headers, request.query_params)
-    except AccessDenied as error:
-        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-        raise HTTPException(error.status, str(error), headers) from None
+def _refusal(status: int, sentence: str) -> HTTPException:
+    return HTTPException(
+        status, sentence, {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    )
 
 
-async def _admin(here: Here, authorization: Authorization = "") -> None:
+def _key(*scopes: Scope) -> Any:
+    """For callers with a key that has one of these scopes; for everybody where there are no
+    keys."""
+
+    async def check(request: Request, here: Here) -> None:
+        try:
+            await here.access.holder(request.headers, request.query_params, *scopes)
+        except AccessDenied as error:
+            raise _refusal(error.status, str(error)) from None
+
+    return Depends(check)
+
+
+def _operator(scope: Scope, keyless: bool = False) -> Any:
+    """For the admin, and for keys with this scope. keyless: for everybody if there is neither."""
+
+    async def check(request: Request, here: Here) -> None:
+        if _is_admin(request, here):
+            return
+        if not here.access.open:
+            try:
+                await here.access.holder(request.headers, request.query_params, scope)
+            except AccessDenied as error:
+                raise _refusal(error.status, str(error)) from None
+        elif here.settings.admin_key:
+            raise _refusal(401, "the admin key is needed: Authorization: Bearer KEY")
+        elif not keyless:
+            raise _refusal(403, "no DALSTON_ADMIN_KEY is set")
+
+    return Depends(check)
+
+
+def _is_admin(request: Request, here: Gateway) -> bool:
     if here.settings.admin_key is None:
-        raise HTTPException(403, "no DALSTON_ADMIN_KEY is set")
+        return False
     expected = f"Bearer {here.settings.admin_key.get_secret_value()}"
-    if not hmac.compare_digest(authorization.encode(), expected.encode()):
-        sentence = "the admin key is needed: Authorization: Bearer KEY"
-        raise HTTPException(401, sentence, {"WWW-Authenticate": "Bearer"})
-
-
-async def _operator(here: Here, authorization: Authorization = "") -> None:
-    """Who watches: everybody where everything is open, else the admin."""
-    if here.settings.admin_key or not here.access.open:
-        await _admin(here, authorization)
+    shown = request.headers.get("authorization", "")
+    return hmac.compare_digest(shown.encode(), expected.encode())
 
 
 # --- pages ----------------------------------------------------------------------------------------
@@ -143,17 +176,22 @@ async def _operator(here: Here, authorization: Authorization = "") -> None:
 pages = APIRouter()
 
 
+@pages.get("/health/live")
+async def live() -> JSONResponse:
+    return JSONResponse(health.liveness())
+
+
 @pages.get("/health")
 async def basic_health(here: Here) -> JSONResponse:
     return JSONResponse(*await health.health(here.slots, here.calls))
 
 
-@pages.get("/health/extended", dependencies=[Depends(_operator)])
+@pages.get("/health/extended", dependencies=[_operator("read", keyless=True)])
 async def extended_health(here: Here) -> JSONResponse:
     return JSONResponse(*await health.extended_health(here.slots, here.calls))
 
 
-@pages.get("/metrics", dependencies=[Depends(_operator)])
+@pages.get("/metrics", dependencies=[_operator("read", keyless=True)])
 async def metrics_page(here: Here) -> Response:
     workers, waiting = None, 0
     with suppress(RedisError):  # what we know ourselves is worth telling all the same
@@ -171,23 +209,62 @@ async def metrics_page(here: Here) -> Response:
     return Response(metrics.page(state), media_type=metrics.CONTENT_TYPE)
 
 
-@pages.get("/v1/realtime/status", dependencies=[Depends(_caller_with_key)])
+@pages.get("/v1/realtime/status", dependencies=[_key("stream", "read")])
 async def status(here: Here) -> JSONResponse:
     return JSONResponse(capacity(await here.slots.workers()))
 
 
-@pages.get("/v1/realtime/sessions", dependencies=[Depends(_admin)])
+@pages.get("/v1/realtime/sessions", dependencies=[_operator("read")])
 async def sessions(here: Here) -> JSONResponse:
     return JSONResponse({"sessions": await here.slots.sessions()})
 
 
-@pages.delete("/v1/realtime/sessions/{session_id}", dependencies=[Depends(_admin)])
+@pages.delete("/v1/realtime/sessions/{session_id}", dependencies=[_operator("admin")])
 async def terminate(session_id: str, here: Here) -> JSONResponse:
-    if all(session["session_id"] != session_id for session in await here.slots.sessions()):
+    """202: its gateway ends it. 200: no gateway had it any more, and its slot is free now."""
+    status = await end_session(here.slots, session_id)
+    if status is None:
         raise HTTPException(404, f"no active session {session_id}")
-    # Any gateway may have it; the one that does ends it.
-    await here.slots.announce({"type": "session.terminate", "session_id": session_id})
-    return JSONResponse({"session_id": session_id, "status": "terminating"}, 202)
+    body = {"session_id": session_id, "status": status}
+    return JSONResponse(body, 202 if status == "terminating" else 200)
+
+
+class TokenWish(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request for a token."""
+
+    ttl_seconds: int = tokens.USUAL_S
+    scopes: list[Scope] = msgspec.field(default_factory=lambda: list(DEFAULT_SCOPES))
+
+
+@pages.post("/v1/auth/token", dependencies=[_key(*get_args(Scope))])
+async def token(request: Request, here: Here) -> JSONResponse:
+    """A token that a browser may open connections with."""
+    if here.access.open:
+        raise HTTPException(404, "no API keys are set: everybody is let in, without a token")
+    try:
+        wish = msgspec.json.decode(await _body(request) or b"{}", type=TokenWish)
+        text, claims = await here.access.token(
+            request.headers, request.query_params, wish.ttl_seconds, wish.scopes
+        )
+    except msgspec.MsgspecError as error:
+        raise HTTPException(400, f"the body: {error}") from None
+    except TokenRefused as error:
+        raise HTTPException(error.status, str(error)) from None
+    except AccessDenied as error:
+        raise _refusal(error.status, str(error)) from None
+    expires = datetime.fromtimestamp(claims.expires, UTC).isoformat(timespec="seconds")
+    body = {"token": text, "expires_at": expires, "scopes": claims.scopes}
+    return JSONResponse(body, headers={"Cache-Control": "no-store"})
+
+
+async def _body(request: Request) -> bytes:
+    """Raises HTTPException if it is longer than any of ours."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LONGEST_BODY:
+            raise HTTPException(413, f"the body: {LONGEST_BODY} bytes at most")
+    return body
 
 
 def capacity(workers: list[WorkerRecord]) -> dict[str, Any]:

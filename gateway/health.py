@@ -14,6 +14,11 @@ from dalston.orchestrator.capacity.slots import Slots, WorkerRecord
 _STARTED = time.monotonic()
 
 
+def liveness() -> dict[str, str]:
+    """For whoever restarts processes: that this one answers. It depends on nothing else."""
+    return {"status": "alive"}
+
+
 def verdict(calls: Calls, workers: list[WorkerRecord] | RedisError) -> dict[str, str]:
     """The status, and the reason if it is not healthy."""
     if isinstance(workers, RedisError):
@@ -26,7 +31,7 @@ def verdict(calls: Calls, workers: list[WorkerRecord] | RedisError) -> dict[str,
 
 
 async def health(slots: Slots, calls: Calls) -> tuple[dict[str, Any], int]:
-    """For load balancers: the body, and 200 only if a new session would work."""
+    """Readiness, for load balancers: the body, and 200 only if a new session would work."""
     try:
         workers = await slots.workers()
     except RedisError as error:

@@ -15,9 +15,11 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 from redis.exceptions import RedisError
+from starlette.types import ASGIApp
 
 from dalston.gateway import metrics
-from dalston.gateway.access.keys import KeysError
+from dalston.gateway.access.secret_file import KeysError
+from dalston.gateway.access.sites import Sites, for_sites, is_loopback
 from dalston.gateway.app import Gateway, Protocols, create_app
 from dalston.gateway.calls.connections import Calls
 from dalston.gateway.protocols import PROTOCOLS
@@ -29,7 +31,6 @@ from dalston.gateway.transport.uvicorn_protocol import DirectProtocol
 from dalston.orchestrator.capacity.redis_client import UnsupportedRedis, refuse_cluster
 from dalston.orchestrator.capacity.slots import LEASE_S, Slots
 from dalston.orchestrator.process import heap, logs, traces
-from dalston.orchestrator.process.environment import LOOPBACK
 from dalston.orchestrator.protocol.messages import End
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ async def serve(
     Raises KeysError and UnsupportedRedis.
     """
     gateway = Gateway.of(settings)
-    if gateway.access.open and settings.reached_at not in LOOPBACK:
+    if gateway.access.open and not is_loopback(settings.reached_at):
         logger.warning("whoever reaches %s is let in: DALSTON_ALLOW_NO_KEYS", settings.reached_at)
     try:
         await refuse_cluster(gateway.redis)
@@ -64,7 +65,8 @@ async def serve(
         raise
     except RedisError:
         pass  # it may come later than we
-    config = _configured(create_app(gateway, _lifespan, protocols), settings)
+    sites = Sites(settings, gateway.access.open)
+    config = _configured(for_sites(create_app(gateway, _lifespan, protocols), sites), settings)
     server = _Server(config)
     leaving = asyncio.create_task(_leave(server, gateway, stop, listening))
     try:
@@ -80,7 +82,7 @@ async def serve(
         await asyncio.gather(leaving, return_exceptions=True)
 
 
-def _configured(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
+def _configured(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
     return uvicorn.Config(
         with_request_ids(
             with_limits(
@@ -93,6 +95,9 @@ def _configured(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
         access_log=False,
         lifespan="on",
         http=handshake_within(settings.handshake_seconds),
+        # Whose word is taken for where a caller is.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=",".join(settings.trusted_proxies),
         ws=DirectProtocol,
         ws_max_size=settings.frame_bytes,
         # Deflate costs each stream 300 KB and most of its processor time, for speech that does
@@ -212,7 +217,9 @@ async def _follow_events(slots: Slots, calls: Calls) -> None:
 
     async def on_event(event: Mapping[str, str]) -> None:
         if event.get("type") == "session.terminate":
-            await calls.end(event.get("session_id", ""), End("terminated"))
+            session_id = event.get("session_id", "")
+            if await calls.end(session_id, End("terminated")):
+                await slots.say_ending(session_id)
 
     # A Redis that is back may have lost our slots.
     await slots.follow(calls.restore, on_event)

@@ -2,16 +2,63 @@
 The gateway's settings: environment variables, read once.
 """
 
+import os
+from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dalston.gateway.protocols.protocol import Overflow
 from dalston.orchestrator.process.environment import LOOPBACK, HeaderSecret, with_password
 from dalston.orchestrator.process.logs import Format
 from dalston.orchestrator.protocol.messages import LONGEST_FRAME, LONGEST_MESSAGE, LONGEST_TEXT
+
+
+def _split(value: object) -> object:
+    """What stands between commas."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _host(value: str) -> str:
+    """Raises ValueError."""
+    if not value or set(value) & set("/:@ "):
+        raise ValueError(f"{value!r} is no host name, such as speech.example or *.example")
+    return value.lower()
+
+
+def _origin(value: str) -> str:
+    """Raises ValueError."""
+    parts = urlsplit(value)
+    if value in ("*", "null") or (parts.scheme and value == f"{parts.scheme}://{parts.netloc}"):
+        return value.lower()
+    raise ValueError(f"{value!r} is no origin, such as https://app.example")
+
+
+def _network(value: str) -> str:
+    """Raises ValueError."""
+    if value != "*":
+        ip_network(value)
+    return value
+
+
+def _each(check: Callable[[str], str]) -> AfterValidator:
+    return AfterValidator(lambda values: [check(value) for value in values])
+
+
+_Hosts = Annotated[list[str], NoDecode, BeforeValidator(_split), _each(_host)]
+_Origins = Annotated[list[str], NoDecode, BeforeValidator(_split), _each(_origin)]
+_Networks = Annotated[list[str], NoDecode, BeforeValidator(_split), _each(_network)]
 
 
 class GatewaySettings(BaseSettings):
@@ -52,6 +99,12 @@ class GatewaySettings(BaseSettings):
     api_keys: Literal["redis"] | Path | None = Field(None, alias="DALSTON_API_KEYS")
     # Everybody may be more than this machine only if somebody has said so.
     allow_no_keys: bool = Field(False, alias="DALSTON_ALLOW_NO_KEYS")
+    # The names by which clients may call this gateway, and the sites whose pages may. Not set: as
+    # gateway/access/sites.py says.
+    allowed_hosts: _Hosts | None = Field(None, alias="DALSTON_ALLOWED_HOSTS")
+    allowed_origins: _Origins | None = Field(None, alias="DALSTON_ALLOWED_ORIGINS")
+    # Addresses and networks of the proxies whose X-Forwarded-For is believed.
+    trusted_proxies: _Networks = Field([], alias="DALSTON_TRUSTED_PROXIES", validate_default=True)
     # What workers want to be shown: theirs of the same name.
     worker_secret: HeaderSecret | None = Field(None, alias="DALSTON_WORKER_SECRET")
     # For a connection to say what it wants.
@@ -101,6 +154,15 @@ class GatewaySettings(BaseSettings):
     @classmethod
     def _listed(cls, value: object) -> object:
         return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _one_name(cls, value: list[str]) -> list[str]:
+        # Many have set uvicorn's own variable. To ignore it without a word would count all callers
+        # as one address, the proxy's.
+        if os.environ.get("FORWARDED_ALLOW_IPS") and not value:
+            raise ValueError("FORWARDED_ALLOW_IPS is not read; set DALSTON_TRUSTED_PROXIES")
+        return value
 
     @field_validator("api_keys", mode="before")
     @classmethod

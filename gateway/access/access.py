@@ -1,5 +1,5 @@
 """
-Who may call: API keys, where DALSTON_API_KEYS says that there are any.
+Who may call: API keys, where DALSTON_API_KEYS says that there are any, and tokens of them.
 
 A caller shows its key in one of the ways that clients have, browsers included. Without keys
 everybody is let in, which is why everything listens on the loopback interface by default.
@@ -7,14 +7,17 @@ everybody is let in, which is why everything listens on the loopback interface b
 
 import hmac
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from dalston.gateway.access.keys import FileKeys, KeysError, RedisKeys, sha256
+from dalston.gateway.access import tokens
+from dalston.gateway.access.keys import FileKeys, Key, RedisKeys, Scope, sha256
+from dalston.gateway.access.secret_file import KeysError
 from dalston.gateway.settings import GatewaySettings
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,7 @@ class KeyHolder:
 
     key_id: str = ""  # the name of its key
     max_sessions: int = 0  # at the same time; 0: no limit
+    digest: str = ""  # of its key, as far as keys are found by it
 
 
 class AccessDenied(Exception):
@@ -46,6 +50,7 @@ class Access:
 
     def __init__(self, settings: GatewaySettings, redis_client: "redis.asyncio.Redis"):
         self._keys: FileKeys | RedisKeys | None = None
+        self._trouble = ""  # why keys cannot be checked, as the log says it
         if settings.api_keys == "redis":
             self._keys = RedisKeys(redis_client)
         elif settings.api_keys is not None:
@@ -57,8 +62,11 @@ class Access:
         """Whether everybody is let in."""
         return self._keys is None
 
-    async def holder(self, headers: Mapping[str, str], query: Mapping[str, str]) -> KeyHolder:
-        """Whose key it is. Header names are in lower case. Raises AccessDenied."""
+    async def holder(
+        self, headers: Mapping[str, str], query: Mapping[str, str], *scopes: Scope
+    ) -> KeyHolder:
+        """Whose key or token it is, if that has one of the scopes. Header names are in lower case.
+        Raises AccessDenied."""
         if self._keys is None:
             return KeyHolder()
         shown = _shown(headers, query)
@@ -66,21 +74,92 @@ class Access:
             raise AccessDenied(
                 "unauthorized", "an API key is needed: Authorization: Bearer KEY, or api_key=KEY"
             )
-        digest = sha256(shown)
         try:
-            key = await self._keys.find(digest)
+            if shown.startswith(tokens.PREFIX):
+                key, may = await _of_token(self._keys, shown)
+            else:
+                key = await _of_key(self._keys, shown)
+                may = key.scopes
         except (RedisError, KeysError) as error:
-            # Nobody can say whether the key is right: not the caller's fault, and worth a retry.
-            logger.error("keys: %s", error)
-            sentence = "API keys cannot be checked at the moment. Try again later."
-            raise AccessDenied("no_capacity", sentence) from None
-        if key is None or not hmac.compare_digest(key.sha256, digest):
-            raise AccessDenied("unauthorized", "the API key is not known here")
-        return KeyHolder(key.name, key.sessions)
+            raise self._cannot_check(error) from None
+        self._can_check()
+        if not any(scope in may for scope in scopes):
+            needed = " or ".join(repr(scope) for scope in scopes)
+            raise AccessDenied("forbidden", f"this needs a key with the scope {needed}")
+        return KeyHolder(key.name, key.sessions, key.id)
+
+    async def check_again(self, holder: KeyHolder) -> None:
+        """Whether the key is still good: it may have been revoked while its caller waited. Raises
+        AccessDenied."""
+        if self._keys is None:
+            return
+        try:
+            key = await self._keys.find(holder.digest)
+        except (RedisError, KeysError) as error:
+            raise self._cannot_check(error) from None
+        _valid(key)
+
+    async def token(
+        self,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+        ttl_s: int,
+        scopes: Sequence[Scope],
+    ) -> tuple[str, tokens.Claims]:
+        """A token of the key that is shown. Raises AccessDenied and TokenRefused."""
+        assert self._keys is not None
+        shown = _shown(headers, query)
+        if shown.startswith(tokens.PREFIX):
+            raise AccessDenied("forbidden", "tokens are made for keys, not for other tokens")
+        try:
+            return await tokens.issued(self._keys, await _of_key(self._keys, shown), ttl_s, scopes)
+        except (RedisError, KeysError) as error:
+            raise self._cannot_check(error) from None
+
+    def _cannot_check(self, error: Exception) -> AccessDenied:
+        """Nobody can say whether a key is right: not the caller's fault, and worth a retry."""
+        if str(error) != self._trouble:  # said once, however many callers come
+            self._trouble = str(error)
+            logger.error("keys: %s; nobody new is let in", error)
+        sentence = "API keys cannot be checked at the moment. Try again later."
+        return AccessDenied("no_capacity", sentence)
+
+    def _can_check(self) -> None:
+        if self._trouble:
+            self._trouble = ""
+            logger.info("keys: they can be checked again")
+
+
+async def _of_key(keys: FileKeys | RedisKeys, shown: str) -> Key:
+    digest = sha256(shown)
+    key = await keys.find(digest)
+    if key is None or not hmac.compare_digest(key.sha256, digest):
+        raise AccessDenied("unauthorized", "the API key is not known here")
+    return _valid(key)
+
+
+async def _of_token(keys: FileKeys | RedisKeys, shown: str) -> tuple[Key, Sequence[Scope]]:
+    """The key of a token, and what the token may do."""
+    now = time.time()
+    claims = tokens.read(shown, await keys.signing(), now)
+    if claims is None:
+        raise AccessDenied("unauthorized", "the token is not known here")
+    if now >= claims.expires:
+        raise AccessDenied("unauthorized", "the token has expired; ask for a new one")
+    key = _valid(await keys.find(claims.key))
+    return key, [scope for scope in claims.scopes if scope in key.scopes]
+
+
+def _valid(key: Key | None) -> Key:
+    if key is None:
+        raise AccessDenied("unauthorized", "the API key is revoked")
+    if key.expired(time.time()):
+        raise AccessDenied("unauthorized", "the API key has expired")
+    return key
 
 
 def _shown(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
-    """The key in the first place that has one."""
+    """The key or token in the first place that has one."""
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     offered = headers.get("sec-websocket-protocol", "").split(",")
     in_subprotocol = [

@@ -6,6 +6,7 @@ The calls of this gateway: what each caller asks for is checked, a slot taken, a
 import asyncio
 import logging
 import secrets
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -149,7 +150,7 @@ class Calls:
 
     async def _serve(self, caller: Caller) -> None:
         opening = caller.opening
-        holder = await self._access.holder(opening.headers, dict(opening.query))
+        holder = await self._access.holder(opening.headers, dict(opening.query), "stream")
         asked = await self._asked(caller)
         if self.draining:
             metrics.ALLOCATION_FAILURES.labels("draining").inc()
@@ -167,6 +168,7 @@ class Calls:
         try:
             intake.begin()
             slot = await self._admit(caller, intake, admission)
+            await self._check_again(holder, slot)
             call = Call(caller, relay, self.slots, slot, admission.record, intake, self._settings)
             intake.admitted()
             await self._run(call, relay, caller)
@@ -264,6 +266,16 @@ class Calls:
         go. What they say meanwhile is held."""
         asking = asyncio.create_task(self._ask(caller, admission))
         return await self._unless_left(caller, asking, intake.refused)
+
+    async def _check_again(self, holder: KeyHolder, slot: Slot) -> None:
+        """Give the slot back if the key was revoked while its caller waited. Raises
+        AccessDenied."""
+        try:
+            await self._access.check_again(holder)
+        except BaseException:
+            with suppress(RedisError):
+                await asyncio.shield(self.slots.release(slot.session_id, slot.epoch, "error"))
+            raise
 
     async def _unless_left(
         self,

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dalston.orchestrator.process.request_ids import new_or, request_id
 
 HEADER = "X-Request-ID"
+_ANSWERS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 
 
 def with_request_ids(app: ASGIApp) -> ASGIApp:
@@ -24,7 +25,7 @@ def with_request_ids(app: ASGIApp) -> ASGIApp:
         request_id.set(id)
 
         async def send_named(message: MutableMapping[str, Any]) -> None:
-            if message["type"] in ("http.response.start", "websocket.accept"):
+            if message["type"] in _ANSWERS:
                 MutableHeaders(scope=message)[HEADER] = id
             await send(message)
 

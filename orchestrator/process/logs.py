@@ -17,8 +17,9 @@ Format = Literal["text", "json"]
 # Libraries that would tell the URLs, headers and frames of connections, keys and words included,
 # below this level.
 QUIET = {"uvicorn.error": logging.WARNING, "websockets": logging.INFO, "picows": logging.WARNING}
-# API keys (gateway/access/keys.py), wherever they come from: an exception's text, a library's URL.
-_KEY = re.compile(r"\bdk_[0-9a-f]{4,}")
+# API keys and tokens (gateway/access/), wherever they come from: an exception's text, a library's
+# URL.
+_KEY = re.compile(r"\b(d[kt]_)[0-9a-f]{4,}[\w.-]*")
 
 
 def _in_order(record: logging.LogRecord) -> bool:
@@ -53,7 +54,7 @@ class _Text(logging.Formatter):
         return f"{line} [{' '.join(ids)}]" if ids else line
 
     def format(self, record: logging.LogRecord) -> str:
-        return _KEY.sub("dk_…", super().format(record))
+        return _KEY.sub(r"\1…", super().format(record))
 
 
 class _Json(logging.Formatter):
@@ -67,7 +68,7 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return _KEY.sub("dk_…", json.dumps(fields, ensure_ascii=False))
+        return _KEY.sub(r"\1…", json.dumps(fields, ensure_ascii=False))
 
 
 def setup(level: str, format: Format) -> None:

@@ -5,6 +5,7 @@
 --   dalston:realtime:worker:{id}:sessions     set of session ids: the slots that are taken
 --   dalston:realtime:session:{id}             hash, kept for ten minutes after the session
 --   dalston:realtime:session:{id}:resume      hash, what a session is continued from
+--   dalston:realtime:session:{id}:ending      there once its gateway was told to end it
 --   dalston:realtime:sessions:active          set of session ids
 --   dalston:realtime:leases                   sorted set: session -> when its slot comes back
 --   dalston:realtime:key:{id}:sessions        set of session ids, those that wait included

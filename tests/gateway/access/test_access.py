@@ -3,148 +3,32 @@ A real gateway that wants keys, over a real Redis: whom it lets in, whom it refu
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from email.message import Message
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from pydantic import ValidationError
-from support.registered import BEGIN
+from support.guarded import STREAM, Gateway, Start, a_worker, added, begins, refused, settings
 from support.waiting import until
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.asyncio.server import ServerConnection
-from websockets.asyncio.server import serve as serve_websocket
-from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request
+from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from dalston.gateway.access.access import Access, AccessDenied, KeyHolder, check_resume
-from dalston.gateway.access.keys import FileKeys, Key, KeysError, RedisKeys, make, sha256
+from dalston.gateway.access.keys import FileKeys, Key, RedisKeys, make, sha256
+from dalston.gateway.access.secret_file import KeysError
 from dalston.gateway.server import serve
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.capacity.slots import Registration, Slots, redis_client
 from dalston.orchestrator.process.environment import SettingsError, from_environment
 from dalston.triton.process import dies_with_us, free_port
 
-STREAM = "/v1/audio/transcriptions/stream"
 STATUS = "/v1/realtime/status"
 SESSIONS = "/v1/realtime/sessions"
-
-
-def settings(**given: Any) -> GatewaySettings:
-    fields: dict[str, Any] = {"port": 0, "drain_seconds": 0.1, **given}
-    return GatewaySettings(**fields)
-
-
-@dataclass
-class Gateway:
-    url: str
-    client: Any
-    asked: list[Request]  # of the worker
-
-    def stream(self, query: str = "", **headers: str) -> Any:
-        given = {name.replace("_", "-"): value for name, value in headers.items()}
-        return connect(f"ws://{self.url}{STREAM}?{query}", additional_headers=given)
-
-    async def http(
-        self, path: str, method: str = "GET", **headers: str
-    ) -> tuple[int, Any, Message]:
-        given = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(f"http://{self.url}{path}", method=method, headers=given)
-
-        def fetch() -> tuple[int, Any, Message]:
-            try:
-                with urllib.request.urlopen(request, timeout=5) as got:
-                    return got.status, json.load(got), got.headers
-            except urllib.error.HTTPError as error:
-                with error:
-                    return error.code, json.load(error), error.headers
-
-        return await asyncio.to_thread(fetch)
-
-    @property
-    def queries(self) -> list[dict[str, str]]:
-        return [dict(parse_qsl(urlsplit(request.path).query)) for request in self.asked]
-
-
-Start = Callable[..., Awaitable[Gateway]]
-
-
-@asynccontextmanager
-async def a_worker(slots: Slots) -> AsyncGenerator[list[Request]]:
-    """Registered; begins every session that it is asked for."""
-    asked = list[Request]()
-
-    async def begin(connection: ServerConnection) -> None:
-        assert connection.request
-        asked.append(connection.request)
-        with contextlib.suppress(ConnectionClosed):
-            await connection.send(BEGIN)
-            async for _ in connection:
-                pass
-
-    async with serve_websocket(begin, "127.0.0.1", 0) as server:
-        endpoint = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
-        kinds = (["fast", "accurate"], ["demo"], ["en"])
-        await slots.heartbeat(Registration("w", "w", endpoint, "ready", 8, *kinds, "0.1.0"), {})
-        yield asked
-
-
-@pytest.fixture
-async def start(redis_url: str) -> AsyncGenerator[Start]:
-    """A gateway with the settings a test gives, and a worker behind it."""
-    client: Any = redis_client(redis_url)
-    await client.flushall()
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(client.aclose)
-        asked = await stack.enter_async_context(a_worker(Slots(client)))
-
-        async def started(**given: Any) -> Gateway:
-            stop = asyncio.Event()
-            port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            own = settings(**{"redis_url": redis_url, **given})
-            task = asyncio.create_task(serve(own, stop, port.set_result))
-
-            async def end() -> None:
-                stop.set()
-                await asyncio.wait_for(task, 10)
-
-            stack.push_async_callback(end)
-            return Gateway(f"127.0.0.1:{await port}", client, asked)
-
-        yield started
-
-
-async def begins(stream: ClientConnection) -> bool:
-    return json.loads(await stream.recv())["type"] == "session.begin"
-
-
-async def refused(stream: ClientConnection) -> tuple[Any, int | None]:
-    """The error, after which nothing comes, and the close code."""
-    messages: list[Any] = []
-    with contextlib.suppress(ConnectionClosed):
-        async with asyncio.timeout(10):
-            while True:
-                messages.append(json.loads(await stream.recv()))
-    (error,) = messages
-    assert error["type"] == "error"
-    return error, stream.close_code
-
-
-async def added(gateway: Gateway, name: str = "kiosk", sessions: int = 0) -> str:
-    text, key = make(name, sessions)
-    await RedisKeys(gateway.client).add(key)
-    return text
 
 
 # API keys.
@@ -245,6 +129,41 @@ async def test_a_revoked_key_has_no_new_sessions_and_keeps_the_one_it_has(start:
         await (await running.ping())
 
 
+async def test_an_expired_key_is_worth_nothing_and_the_session_it_began_goes_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await start(api_keys="redis")
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    key = await added(gateway, expires=soon)
+    async with gateway.stream(X_API_Key=key) as running:
+        assert await begins(running)
+        monkeypatch.setattr(time, "time", soon.timestamp)
+        async with gateway.stream(X_API_Key=key) as late:
+            error, code = await refused(late)
+        assert (code, error["message"]) == (4001, "the API key has expired")
+        assert (await gateway.http(STATUS, X_API_Key=key))[0] == 401
+        await (await running.ping())
+
+
+async def test_who_waits_while_their_key_is_revoked_does_not_get_a_slot(start: Start) -> None:
+    gateway = await start(api_keys="redis", overflow="queue")
+    slots, key = Slots(gateway.client), await added(gateway)
+    (worker,) = await slots.workers()
+    kinds = (["fast", "accurate"], ["demo"], ["en"])
+    one = Registration("w", "w", worker.endpoint, "ready", 1, *kinds, "0.1.0")
+    await slots.heartbeat(one, {})
+    async with gateway.stream(X_API_Key=key) as first:
+        assert await begins(first)
+        async with gateway.stream(X_API_Key=key) as second:
+            assert json.loads(await second.recv())["type"] == "session.queued"
+            await RedisKeys(gateway.client).revoke("kiosk")
+            await first.close()
+            error, code = await refused(second)
+            assert (code, error["message"]) == (4001, "the API key is revoked")
+    assert await slots.sessions() == []
+    assert len(gateway.asked) == 1
+
+
 async def test_keys_of_a_file_come_and_go_with_it(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "keys"
     file = FileKeys(path)
@@ -268,7 +187,8 @@ async def test_a_key_says_how_many_sessions_it_may_have(redis_url: str, tmp_path
     await FileKeys(tmp_path / "keys").add(key)
     client = redis_client(redis_url)
     access = Access(settings(redis_url=redis_url, api_keys=tmp_path / "keys"), client)
-    assert await access.holder({"x-api-key": text}, {}) == KeyHolder("kiosk", 2)
+    holder = await access.holder({"x-api-key": text}, {}, "stream")
+    assert holder == KeyHolder("kiosk", 2, key.id)
     assert not access.open
     await client.aclose()
 
@@ -286,6 +206,33 @@ async def test_while_keys_cannot_be_checked_nobody_is_let_in_and_all_may_try_aga
         assert (error["code"], error["recoverable"], code) == ("no_capacity", True, 1013)
         assert error["retry_after"] == 5
         assert (await gateway.http(STATUS, X_API_Key="dk_1"))[0] == 503
+
+
+async def test_a_broken_file_is_said_once_and_lets_nobody_in_until_it_is_mended(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys"
+    text, key = make("kiosk")
+    await FileKeys(path).add(key)
+    gateway, good = await start(api_keys=path), path.read_text()
+    for broken in ("{", "\n["):
+        path.write_text(broken)
+        for _ in range(3):
+            async with gateway.stream(X_API_Key=text) as stream:
+                error, code = await refused(stream)
+            assert (error["code"], code) == ("no_capacity", 1013)
+            assert "cannot be checked" in error["message"]
+    path.unlink()
+    for _ in range(3):
+        assert (await gateway.http(STATUS, X_API_Key=text))[0] == 503
+    said = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 3
+    for line, why in zip(said, ("line 1", "line 2", "cannot be read"), strict=True):
+        assert str(path) in line
+        assert why in line
+    path.write_text(good)
+    async with gateway.stream(X_API_Key=text) as stream:
+        assert await begins(stream)
 
 
 async def test_status_wants_a_key_too_and_health_does_not(start: Start) -> None:
@@ -371,9 +318,10 @@ async def test_only_the_admin_key_makes_an_admin(start: Start) -> None:
     key = await added(gateway)
     right = "Bearer a-long-secret"
     for method, path, answer in (("GET", SESSIONS, 200), ("DELETE", f"{SESSIONS}/sess_x", 404)):
-        for wrong in ("", "Bearer", "Bearer a-long-secre", "a-long-secret", f"Bearer {key}"):
+        for wrong in ("", "Bearer", "Bearer a-long-secre", "a-long-secret"):
             status, _, headers = await gateway.http(path, method, Authorization=wrong)
             assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert (await gateway.http(path, method, Authorization=f"Bearer {key}"))[0] == 403
         assert (await gateway.http(path, method, Authorization=right))[0] == answer
     # And it is no key for audio.
     async with gateway.stream(Authorization=right) as stream:

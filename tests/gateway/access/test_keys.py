@@ -6,12 +6,14 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dalston.gateway.access.keys import REDIS_KEY, FileKeys, KeysError, RedisKeys, make, sha256
+from dalston.gateway.access.keys import REDIS_KEY, FileKeys, RedisKeys, make, sha256
+from dalston.gateway.access.secret_file import KeysError
 from dalston.orchestrator.capacity.slots import redis_client
 
 
@@ -110,24 +112,39 @@ async def test_a_file_is_for_its_owner_and_stays_for_whom_it_was(tmp_path: Path)
     assert os.listdir(tmp_path) == ["keys"]
 
 
-async def test_a_broken_file_names_the_line_and_leaves_the_keys_of_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_broken_file_names_the_line_and_no_key_of_before_is_left(tmp_path: Path) -> None:
     text, key = make("kiosk")
     path = tmp_path / "keys"
     await FileKeys(path).add(key)
     keys = FileKeys(path)
     keys.load()
-    for broken in ("\n{", '{"name":"x","sha256":"abc"}'):
+    for broken in ("\n{", '{"name":"x","sha256":"abc"}', "{}"):
         path.write_text(broken)
-        assert await keys.find(sha256(text)) == key
-        assert f"{path}, line {broken.count(chr(10)) + 1}: " in caplog.text
+        line = broken.count("\n") + 1
+        with pytest.raises(KeysError, match=f"{path}, line {line}: "):
+            await keys.find(sha256(text))
         with pytest.raises(KeysError, match="line"):
             FileKeys(path).load()
     path.unlink()
-    assert await keys.find(sha256(text)) == key
+    with pytest.raises(KeysError, match="cannot be read"):
+        await keys.find(sha256(text))
     await FileKeys(path).add(make("another")[1])
     assert await keys.find(sha256(text)) is None
+
+
+async def test_what_a_key_may_do_and_until_when_is_kept(keys: FileKeys | RedisKeys) -> None:
+    expires = datetime(2030, 1, 31, tzinfo=UTC)
+    text, key = make("kiosk", scopes=["read", "admin"], expires=expires)
+    await keys.add(key)
+    found = await keys.find(sha256(text))
+    assert found
+    assert (found.scopes, found.expires) == (("read", "admin"), expires)
+    assert not found.expired(expires.timestamp() - 1)
+    assert found.expired(expires.timestamp())
+    assert make("other")[1].scopes == ("stream",)
+    for scopes in ([], ["fly"]):
+        with pytest.raises(KeysError, match="cannot be added"):
+            make("kiosk", scopes=scopes)
 
 
 async def test_a_broken_record_in_redis_is_an_error(redis_url: str) -> None:
