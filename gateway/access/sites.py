@@ -5,8 +5,8 @@ A browser takes any page to any address it can reach, this machine's own include
 page it was (Origin), and by which name the page called us (Host). Where no key keeps strangers out,
 these have to:
 
-- By its name a page reaches a gateway that is published on the loopback interface only if that name was
-  made to mean this machine (DNS rebinding): there Host has to be a loopback name.
+- By its name a page reaches a gateway that is published on the loopback interface only if that
+  name was made to mean this machine (DNS rebinding): there Host has to be a loopback name.
 - Streams and requests that change something are for pages of this machine, and of the host that
   they call. Programs, which send no Origin, are no pages.
 

@@ -323,6 +323,18 @@ async def test_health_is_200_only_with_a_worker_that_takes_sessions(gateway: Gat
         assert (status, body["status"]) == (200, "healthy")
 
 
+async def test_a_gateway_lives_while_no_session_would_work_and_redis_is_away(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    assert (await gateway.http("/health"))[0] == 503
+    assert await gateway.http("/health/live") == (200, {"status": "alive"})
+    with redis_process(tmp_path) as redis:
+        async with gateway_over(redis.url) as lonely:
+            redis.kill()
+            assert (await lonely.http("/health"))[0] == 503
+            assert await lonely.http("/health/live") == (200, {"status": "alive"})
+
+
 # 003-08, L-06
 async def test_status_counts_slots(gateway: Gateway) -> None:
     async with FakeWorker(gateway.slots, "a", echo, capacity=2).running(), gateway.stream() as s:
