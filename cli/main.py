@@ -56,8 +56,12 @@ def _stream(args: argparse.Namespace) -> int:
         name = flag.removeprefix("--").replace("-", "_")
         if value := getattr(args, name):
             parameters[name] = value
-    if key := args.api_key or os.environ.get("DALSTON_API_KEY"):
-        parameters["api_key"] = key
+    try:
+        if key := args.api_key or (args.api_key_file and stream.key_in(args.api_key_file)):
+            parameters["api_key"] = key
+    except stream.SourceError as error:
+        print(error, file=sys.stderr)
+        return 1
     raw = stream.Format(args.encoding, args.sample_rate, args.channels)
     urls = args.url or ["ws://127.0.0.1:8000"]
     return stream.main(args.source, urls, parameters, raw, args.json, args.fast)
@@ -99,7 +103,8 @@ def _keys_add(args: argparse.Namespace) -> int:
         from dalston.cli import keys
     except ModuleNotFoundError as error:
         return _missing("gateway", error)
-    return keys.add(keys.Place(args.file, args.redis_url), args.name, args.sessions)
+    place = keys.Place(args.file, args.redis_url)
+    return keys.add(place, args.name, args.sessions, args.scopes, args.expires)
 
 
 def _keys_list(args: argparse.Namespace) -> int:
@@ -115,7 +120,24 @@ def _keys_revoke(args: argparse.Namespace) -> int:
         from dalston.cli import keys
     except ModuleNotFoundError as error:
         return _missing("gateway", error)
-    return keys.revoke(keys.Place(args.file, args.redis_url), args.name)
+    return keys.revoke(keys.Place(args.file, args.redis_url), args.name, args.end_sessions)
+
+
+def _keys_token(args: argparse.Namespace) -> int:
+    try:
+        from dalston.cli import keys
+    except ModuleNotFoundError as error:
+        return _missing("gateway", error)
+    place = keys.Place(args.file, args.redis_url)
+    return keys.token(place, args.name, args.seconds, args.scopes)
+
+
+def _keys_rotate(args: argparse.Namespace) -> int:
+    try:
+        from dalston.cli import keys
+    except ModuleNotFoundError as error:
+        return _missing("gateway", error)
+    return keys.rotate(keys.Place(args.file, args.redis_url), args.at_once)
 
 
 def _gateway(_: argparse.Namespace) -> int:
@@ -175,6 +197,8 @@ _COMMANDS = {
     "keys add": _keys_add,
     "keys list": _keys_list,
     "keys revoke": _keys_revoke,
+    "keys token": _keys_token,
+    "keys rotate": _keys_rotate,
     "gateway": _gateway,
     "worker": _worker,
     "triton": _triton,

@@ -5,6 +5,7 @@ of what they do, so that `--help` works wherever the package is installed.
 
 import argparse
 import os
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,12 @@ environment:
   DALSTON_PUBLISHED      of a container: the address that its port is published at
   DALSTON_API_KEYS       redis, or a file: where `dalston keys` keeps them; without it everybody may
   DALSTON_ALLOW_NO_KEYS  1: everybody may, from other machines as well
-  DALSTON_ADMIN_KEY      bearer key for /v1/realtime/sessions; without it nobody may
+  DALSTON_ADMIN_KEY      bearer key for sessions and metrics, beside API keys with these scopes
+  DALSTON_ALLOWED_HOSTS  names it may be called by, speech.example,*.example; * is any (without
+                         keys, at a loopback address: loopback names; else any)
+  DALSTON_ALLOWED_ORIGINS  sites whose pages may call, https://app.example; * is any (without
+                         keys: pages of this machine and of the host they call; else any)
+  DALSTON_TRUSTED_PROXIES  addresses and networks whose X-Forwarded-For is believed (none)
   DALSTON_WORKER_SECRET  the workers' own
   DALSTON_SECRETS        folders of files that are named as variables and set them, colon separated
   OVERFLOW_STRATEGY      when no slot is free: reject, queue or degrade (reject)
@@ -114,6 +120,38 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return seconds
+
+
+SCOPES = ("stream", "files", "admin", "read")  # gateway/access/keys.py
+
+
+def _scopes(text: str) -> list[str]:
+    scopes = text.split(",")
+    for scope in scopes:
+        if scope not in SCOPES:
+            raise argparse.ArgumentTypeError(f"{scope!r} is none of {', '.join(SCOPES)}")
+    return scopes
+
+
+_AFTER = {"d": "days", "h": "hours", "m": "minutes"}
+
+
+def _expiry(text: str) -> datetime:
+    """A time from now on, or a date."""
+    now = datetime.now(UTC)
+    try:
+        if text[:-1].isdecimal() and text[-1] in _AFTER:
+            when = now + timedelta(**{_AFTER[text[-1]]: int(text[:-1])})
+        else:
+            when = datetime.fromisoformat(text)
+            when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time, such as 90d or 2030-01-31"
+        ) from None
+    if when <= now:
+        raise argparse.ArgumentTypeError(f"{text!r} is over already")
+    return when.replace(microsecond=0)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -209,8 +247,15 @@ def _stream(command: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print every message as a line of JSON"
     )
     command.add_argument("--fast", action="store_true", help="do not pace a file in real time")
-    command.add_argument(
-        "--api-key", metavar="KEY", help="for servers that want one ($DALSTON_API_KEY)"
+    key = command.add_mutually_exclusive_group()
+    key.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="whose first line is the key or token, for servers that want one ($DALSTON_API_KEY)",
+    )
+    key.add_argument(
+        "--api-key", metavar="KEY", help="the same, where everybody here can see it (ps)"
     )
     command.add_argument("--language", default="auto", help="ISO 639-1 code, or auto (auto)")
     for flag, help in STREAM_OPTIONS.items():
@@ -275,22 +320,59 @@ def _models_adapt(command: argparse.ArgumentParser) -> None:
 
 def _keys(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(metavar="ACTION", required=True)
-    for name, help in (
-        ("add", "make a key and print it, this once"),
-        ("list", "what is kept of every key"),
-        ("revoke", "no new sessions for a key, from now on"),
+    for name, aliases, help in (
+        ("add", ["create"], "make a key and print it, this once"),
+        ("list", [], "what is kept of every key"),
+        ("revoke", [], "no new sessions for a key, from now on"),
+        ("token", [], "make a short-lived token of a key and print it, for a browser"),
+        ("rotate", [], "sign tokens with a new secret from now on"),
     ):
-        action = actions.add_parser(name, help=help, description=help, epilog=_KEYS_HELP)
+        action = actions.add_parser(
+            name, aliases=aliases, help=help, description=help, epilog=_KEYS_HELP
+        )
         action.set_defaults(command=f"keys {name}")
         place = action.add_mutually_exclusive_group()
         place.add_argument("--file", type=Path, help="the file they are in")
         place.add_argument("--redis-url", metavar="URL", help="the Redis they are in")
-        if name != "list":
+        if name not in ("list", "rotate"):
             action.add_argument("name", help="whose key it is, such as kiosk-7")
-        if name == "add":
+        if name in ("add", "token"):
             action.add_argument(
-                "--sessions", type=int, default=0, help="at the same time; 0: no limit (0)"
+                "--scopes",
+                type=_scopes,
+                default=["stream"],
+                help="what it may do, with commas between them: stream, files (recorded audio), "
+                "admin (end sessions), read (sessions and metrics) (stream)",
             )
+        match name:
+            case "add":
+                action.add_argument(
+                    "--sessions", type=int, default=0, help="at the same time; 0: no limit (0)"
+                )
+                action.add_argument(
+                    "--expires",
+                    type=_expiry,
+                    metavar="WHEN",
+                    help="after 90d, 12h or 30m, or at a date, 2030-01-31, in UTC (never)",
+                )
+            case "revoke":
+                action.add_argument(
+                    "--end-sessions",
+                    action="store_true",
+                    help="and end those that run ($REDIS_URL)",
+                )
+            case "token":
+                action.add_argument(
+                    "--seconds", type=int, default=60, help="that it lives, 3600 at most (60)"
+                )
+            case "rotate":
+                action.add_argument(
+                    "--at-once",
+                    action="store_true",
+                    help="and let tokens that were signed before be worth nothing",
+                )
+            case _:
+                pass
 
 
 def _triton(command: argparse.ArgumentParser) -> None:

@@ -19,7 +19,18 @@ CHUNK_S = 0.1
 
 
 class SourceError(Exception):
-    """Audio that cannot be had; says why."""
+    """Audio, or a key, that cannot be had; says why."""
+
+
+def key_in(path: Path) -> str:
+    """The key in a file's first line. Raises SourceError."""
+    try:
+        key = path.read_text("utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"the API key: {error}") from None
+    if not key:
+        raise SourceError(f"the API key: the first line of {path} is empty")
+    return key
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ Depends on the websockets package alone.
 import asyncio
 import contextlib
 import json
+import os
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -25,7 +26,14 @@ from typing import Any, cast
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from dalston.client.gateways import BEGIN_S, NO_ANSWER, PATH, Gateways, first_word
+from dalston.client.gateways import (
+    BEGIN_S,
+    NO_ANSWER,
+    PATH,
+    Credential,
+    Gateways,
+    first_word,
+)
 from dalston.client.resume import Event, Gone, Heard, Sent, answers_config
 
 __all__ = ["PATH", "Event", "Session", "SessionFailed", "connect"]
@@ -372,12 +380,14 @@ async def connect(
     url: str | Sequence[str],
     *,
     resume: bool = True,
-    api_key: str | None = None,
+    api_key: Credential | None = None,
     **parameters: Any,
 ) -> AsyncGenerator[Session]:
     """A session with the server at `url` (ws:// or wss://, a path is optional), or with any of
     several gateways.
 
+    api_key: a key or token; or a function that is called for a token before each connection, so
+    that one which is replaced has a new one. Without it $DALSTON_API_KEY is shown, if there is one.
     resume: a connection that breaks in mid-session is replaced, see docs/clients.md.
     parameters: those of the stream, such as language, model, word_timestamps, sample_rate; lists
     for keywords and languages.
@@ -387,7 +397,8 @@ async def connect(
     if resume:
         parameters["ack"] = True
     written = {name: _written(value) for name, value in parameters.items()}
-    gateways = Gateways([url] if isinstance(url, str) else url, written, api_key)
+    key = os.environ.get("DALSTON_API_KEY", "") if api_key is None else api_key
+    gateways = Gateways([url] if isinstance(url, str) else url, written, key)
     session = Session(
         gateways,
         await gateways.open_first(),

@@ -4,7 +4,7 @@ Where sessions are had: one gateway, or any of several.
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -18,10 +18,13 @@ BEGIN_S = 40.0  # and then to say something, perhaps only that we wait in line
 NO_ANSWER = (OSError, TimeoutError, InvalidHandshake, InvalidMessage)
 
 
+# A key, empty if there is none; or what is called for a token before each connection.
+Credential = str | Callable[[], Awaitable[str]]
+
+
 class Gateways:
-    def __init__(self, urls: Sequence[str], parameters: Mapping[str, object], key: str | None):
-        self._urls, self._parameters = urls, parameters
-        self._headers = {"Authorization": f"Bearer {key}"} if key else None
+    def __init__(self, urls: Sequence[str], parameters: Mapping[str, object], key: Credential):
+        self._urls, self._parameters, self._key = urls, parameters, key
         self._number = 0
 
     def __len__(self) -> int:
@@ -32,10 +35,11 @@ class Gateways:
         parts = urlsplit(self._urls[self._number])
         asked = urlencode({**self._parameters, **more})
         query = "&".join(part for part in (parts.query, asked) if part)
+        key = self._key if isinstance(self._key, str) else await self._key()
         path = parts.path if parts.path not in ("", "/") else PATH
         return await connect(
             urlunsplit((parts.scheme, parts.netloc, path, query, "")),
-            additional_headers=self._headers,
+            additional_headers={"Authorization": f"Bearer {key}"} if key else None,
             open_timeout=OPEN_S,
             ping_interval=None,  # the session asks, and knows when an answer cannot come
             compression=None,

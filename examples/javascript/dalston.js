@@ -48,7 +48,7 @@ export class Session {
   #urls;
   #turn = 0;
   #parameters;
-  #protocols;
+  #credential;
   #id = null; // once it has begun
   #line = null; // the connection that has been sent all there is
   #sent = new Sent();
@@ -65,12 +65,18 @@ export class Session {
 
   /**
    * urls: of a gateway, or of any of several; parameters: those of the stream, keywords and
-   * languages as arrays. apiKey travels as a subprotocol, for a browser cannot set headers.
+   * languages as arrays.
+   *
+   * token: for pages, which must hold no API key. A function that is called before each connection,
+   * and fetches a short-lived token from your own backend, or promises one. apiKey: for programs;
+   * in Node it is $DALSTON_API_KEY unless you say otherwise. Either travels as a subprotocol, for a
+   * browser cannot set headers.
    */
-  constructor(urls, parameters = {}, { apiKey } = {}) {
+  constructor(urls, parameters = {}, { token, apiKey } = {}) {
     this.#urls = [urls].flat();
     this.#parameters = { ...parameters, ack: true };
-    this.#protocols = apiKey ? ["dalston", `dalston.api-key.${apiKey}`] : [];
+    const key = apiKey ?? globalThis.process?.env?.DALSTON_API_KEY;
+    this.#credential = token ?? (() => key);
     this.#run()
       .catch((error) => (this.#failure = error))
       .finally(() => this.#finish());
@@ -159,18 +165,19 @@ export class Session {
     }
   }
 
-  #connect(more = {}) {
+  async #connect(more = {}) {
+    const shown = await this.#credential();
     const url = new URL(this.#urls[this.#turn]);
     if (url.pathname === "/") url.pathname = PATH;
     for (const [name, value] of Object.entries({ ...this.#parameters, ...more }))
       url.searchParams.set(name, String(value));
-    return new Line(url.href, this.#protocols);
+    return new Line(url.href, shown ? ["dalston", `dalston.api-key.${shown}`] : []);
   }
 
   /** The first connection: to the first that answers. */
   async #begin() {
     for (let left = this.#urls.length; ; left--) {
-      const line = this.#connect();
+      const line = await this.#connect();
       const opened = await line.opened();
       if (opened || this.#left) return line;
       if (left === 1) throw new SessionFailed(line.code, null);
@@ -262,10 +269,16 @@ export class Session {
       this.#wait = Math.min(2 * this.#wait, BACKOFF_LAST_MS);
       retryAfter = 0;
       this.#turn = (this.#turn + 1) % this.#urls.length;
-      const line = this.#connect({
-        ...(this.#id && { resume_session_id: this.#id }),
-        ...(this.#heard.lastSegment && { last_segment_id: this.#heard.lastSegment }),
-      });
+      let line;
+      try {
+        line = await this.#connect({
+          ...(this.#id && { resume_session_id: this.#id }),
+          ...(this.#heard.lastSegment && { last_segment_id: this.#heard.lastSegment }),
+        });
+      } catch (error) {
+        why = `no token could be had: ${error.message}`;
+        continue;
+      }
       const event = (await line.opened()) ? await line.firstWord() : null;
       if (event?.type === "session.begin") {
         this.#resume(event, line);

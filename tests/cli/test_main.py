@@ -23,6 +23,8 @@ COMMANDS = [
     "keys add",
     "keys list",
     "keys revoke",
+    "keys token",
+    "keys rotate",
     "gateway",
     "worker",
     "triton",

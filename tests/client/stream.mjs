@@ -4,10 +4,16 @@ import { readFileSync } from "node:fs";
 import { Session } from "../../examples/javascript/dalston.js";
 
 const [file, parameters, controls, ...urls] = process.argv.slice(2);
-const { api_key: apiKey, ...asked } = JSON.parse(parameters);
+const { api_key: apiKey, tokens, ...asked } = JSON.parse(parameters);
+// Each connection has the next token; null is a backend that cannot be reached.
+async function token() {
+  const next = tokens.shift();
+  if (next === null) throw new Error("the backend is away");
+  return next;
+}
 const audio = readFileSync(file);
 const rate = asked.sample_rate ?? 16_000;
-const session = new Session(urls, asked, { apiKey });
+const session = new Session(urls, asked, tokens ? { token } : { apiKey });
 
 async function speak() {
   const began = performance.now(), step = rate / 10; // samples

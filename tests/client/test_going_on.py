@@ -457,3 +457,29 @@ async def test_a_key_goes_into_the_header() -> None:
     _, (line,) = await called(whole, api_key="secret")
     assert line.headers["Authorization"] == "Bearer secret"
     assert "api_key" not in line.query
+
+
+async def test_without_a_key_the_one_of_the_environment_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DALSTON_API_KEY", "of-the-environment")
+    _, (line,) = await called(whole)
+    assert line.headers["Authorization"] == "Bearer of-the-environment"
+    for given, shown in (("mine", "Bearer mine"), ("", None)):
+        _, (line,) = await called(whole, api_key=given)
+        assert line.headers.get("Authorization") == shown
+
+
+async def test_each_connection_has_a_token_of_its_own() -> None:
+    made = 0
+
+    async def token() -> str:
+        nonlocal made
+        made += 1
+        if made == 2:
+            raise OSError("the backend is away")
+        return f"token-{made}"
+
+    events, lines = await called(broken_after_a_final, resumed, api_key=token)
+    assert events[-1]["type"] == "session.end"
+    assert [line.headers["Authorization"] for line in lines] == ["Bearer token-1", "Bearer token-3"]

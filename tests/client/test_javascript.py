@@ -265,3 +265,11 @@ async def test_who_takes_no_events_is_told_and_does_not_fill_the_memory() -> Non
         heard = await late(url, gone)
     assert heard["kinds"]["warning"] < 20_001
     assert "none is taken" in heard["failed"]
+
+
+async def test_each_connection_of_a_page_has_a_token_of_its_own(tmp_path: Path) -> None:
+    tokens = ["first", None, "second"]
+    events, lines = await called(tmp_path, broken_after_a_final, resumed, tokens=tokens)
+    assert events[-1]["type"] == "session.end"
+    offered = [line.headers["Sec-WebSocket-Protocol"] for line in lines]
+    assert offered == ["dalston, dalston.api-key.first", "dalston, dalston.api-key.second"]
