@@ -33,7 +33,8 @@ from dalston.gateway.transport.read_rounds import Rounds
 from dalston.gateway.transport.transport import Disconnected
 from dalston.gateway.transport.websocket import WebSocketTransport
 from dalston.orchestrator.capacity.redis_client import redis_client
-from dalston.orchestrator.capacity.slots import Slots, WorkerRecord
+from dalston.orchestrator.capacity.slots import Slots
+from dalston.orchestrator.capacity.workers import WorkerRecord
 from dalston.orchestrator.process.request_ids import request_id
 from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import Error
@@ -59,7 +60,8 @@ class Gateway:
     def of(cls, settings: GatewaySettings) -> "Gateway":
         """The parts as the settings say. Raises KeysError."""
         client = redis_client(settings.redis_url)
-        slots, access = Slots(client), Access(settings, client)
+        slots = Slots(client, settings.strategy, settings.resume_seconds)
+        access = Access(settings, client)
         return cls(settings, client, slots, access, Calls(slots, access, settings), Rounds())
 
 
@@ -271,7 +273,7 @@ def capacity(workers: list[WorkerRecord]) -> dict[str, Any]:
     """The body of /v1/realtime/status. Only workers that take sessions count as capacity."""
     serving = [worker for worker in workers if worker.status in ("ready", "busy")]
     total = sum(worker.capacity for worker in serving)
-    available = sum(max(0, worker.capacity - worker.active_sessions) for worker in serving)
+    available = sum(worker.available for worker in serving)
     return {
         "status": "unavailable" if not serving else "ready" if available else "at_capacity",
         "total_capacity": total,

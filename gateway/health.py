@@ -9,7 +9,8 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from dalston.gateway.calls.connections import Calls
-from dalston.orchestrator.capacity.slots import Slots, WorkerRecord
+from dalston.orchestrator.capacity.slots import Slots
+from dalston.orchestrator.capacity.workers import WorkerRecord
 
 _STARTED = time.monotonic()
 

@@ -26,7 +26,8 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dalston.orchestrator.capacity.slots import NoCapacity, TooMany, WorkerRecord
+from dalston.orchestrator.capacity.slots import NoCapacity, TooMany
+from dalston.orchestrator.capacity.workers import WorkerRecord
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -192,7 +193,7 @@ class _Now(Collector):
             ready = [worker for worker in state.workers if worker.status in ("ready", "busy")]
             total, used = (
                 sum(worker.capacity for worker in ready),
-                sum(worker.active_sessions for worker in state.workers),
+                sum(worker.used for worker in state.workers),
             )
             gauges += [
                 ("workers_total", "Workers on record, lost ones included.", len(state.workers)),

@@ -28,7 +28,7 @@ from dalston.gateway.transport.crowds import with_limits
 from dalston.gateway.transport.handshake import handshake_within
 from dalston.gateway.transport.request_ids import with_request_ids
 from dalston.gateway.transport.uvicorn_protocol import DirectProtocol
-from dalston.orchestrator.capacity.redis_client import UnsupportedRedis, refuse_cluster
+from dalston.orchestrator.capacity.redis_client import UnsupportedRedis, look_at
 from dalston.orchestrator.capacity.slots import LEASE_S, Slots
 from dalston.orchestrator.process import heap, logs, traces
 from dalston.orchestrator.protocol.messages import End
@@ -59,7 +59,7 @@ async def serve(
     if gateway.access.open and not is_loopback(settings.reached_at):
         logger.warning("whoever reaches %s is let in: DALSTON_ALLOW_NO_KEYS", settings.reached_at)
     try:
-        await refuse_cluster(gateway.redis)
+        await look_at(gateway.redis)
     except UnsupportedRedis:
         await gateway.redis.aclose()
         raise

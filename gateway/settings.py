@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dalston.gateway.protocols.protocol import Overflow
+from dalston.orchestrator.capacity.slots import KEPT_S, Strategy
 from dalston.orchestrator.process.environment import LOOPBACK, HeaderSecret, with_password
 from dalston.orchestrator.process.logs import Format
 from dalston.orchestrator.protocol.messages import LONGEST_FRAME, LONGEST_MESSAGE, LONGEST_TEXT
@@ -64,7 +65,7 @@ _Networks = Annotated[list[str], NoDecode, BeforeValidator(_split), _each(_netwo
 class GatewaySettings(BaseSettings):
     model_config = SettingsConfigDict(populate_by_name=True)
 
-    redis_url: str = Field(alias="REDIS_URL")
+    redis_url: str = Field(alias="REDIS_URL", repr=False)
     redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")  # if the URL has none
     host: str = Field("127.0.0.1", alias="DALSTON_HOST")  # the address to listen at
     port: int = Field(8000, alias="DALSTON_PORT", ge=0, le=65_535)
@@ -76,8 +77,14 @@ class GatewaySettings(BaseSettings):
     outage_seconds: float = Field(30.0, alias="OUTAGE_SECONDS", gt=0)
     worker_silent_seconds: float = Field(2.0, alias="DALSTON_WORKER_SILENT_SECONDS", gt=0)
     drain_seconds: float = Field(30.0, alias="DRAIN_SECONDS", ge=0)
-    # What a caller gets when no slot is free: an answer at once, a place in line, or a slot of a
-    # worker that has another variant only.
+    # Which of the workers that have room gets a session.
+    strategy: Strategy = Field("least_loaded", alias="DALSTON_STRATEGY")
+    # Whether Redis keeps what sessions are continued from, words included, and for how long after
+    # their gateway last spoke of them. Gateways speak of each every 7.5 s.
+    resume: bool = Field(True, alias="DALSTON_RESUME")
+    resume_seconds: float = Field(KEPT_S, alias="DALSTON_RESUME_SECONDS", ge=10, le=86_400)
+    # What a caller gets when no slot is free: an answer at once, a place in line, or the smaller
+    # variant.
     overflow: Overflow = Field("reject", alias="OVERFLOW_STRATEGY")
     # Which of these a caller may ask for instead.
     overflow_allowed: Annotated[tuple[Overflow, ...], NoDecode] = Field(

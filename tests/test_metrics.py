@@ -8,14 +8,14 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from dalston.gateway import metrics as gateway
-from dalston.orchestrator.capacity.slots import WorkerRecord
+from dalston.orchestrator.capacity.workers import WorkerRecord
 from dalston.orchestrator.worker import metrics as worker
 
 DOCS = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 
 
 def gateway_page() -> str:
-    record = WorkerRecord("a", "ready", 4, 1, "ws://x", ["fast"])
+    record = WorkerRecord("a", "ready", 4, 1, "ws://x", ["fast"], used=1)
     return gateway.page(gateway.GatewayState(3, 2, 100, False, 1, [record], 5)).decode()
 
 

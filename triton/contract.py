@@ -35,6 +35,7 @@ TURN_AUDIO = 8 * SAMPLE_RATE
 # --- whisper_<variant> --------------------------------------------------------------------------
 VARIANTS = ("fast", "accurate")
 Variant = Literal["fast", "accurate"]
+SMALLER: Variant = "fast"  # costs less, so a session of it may take less of a worker
 Task = Literal["transcribe", "translate"]
 
 LONGEST_AUDIO = 30 * SAMPLE_RATE  # samples: the window Whisper is trained on

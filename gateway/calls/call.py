@@ -56,6 +56,7 @@ logger = logging.getLogger(__name__)
 FIRST_WORKER_S = 2 * (CONNECT_S + BEGIN_S)
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
 LAST_WORDS_S = 2.0  # for a client to take them
+ANSWERED_S = 5.0  # for a client to answer our close, which shows that it has read the end
 # After so many workers lost without a snapshot in between we assume that the audio itself crashes
 # them, and stop.
 MOST_LOSSES = 8
@@ -91,7 +92,9 @@ class Call:
         self._link: Peer | None = None  # that is being listened to
         self._begun = asyncio.Event()  # and the client was told
         self._telling = False  # the client has not taken the last message yet
-        self._kept = Record(relay, slots)
+        self._kept = Record(relay, slots, settings.resume)
+        self._keeps = settings.resume
+        self._released = False
         self._intake = intake
         self._reader_s = settings.reader_seconds
         # What the client is told last, and the code to close with, when it is us who end the call.
@@ -129,11 +132,14 @@ class Call:
                         await self._caller.close(code)
             elif serving.done():
                 await serving  # raises what it raised
+        except Disconnected:
+            raise
+        except Exception:
+            self._status = "error"
+            raise
         finally:
             self._intake.end()
             await self._stop(asking)
-            # Not cancelled: redis-py swallows that at times, and what is half said is to be saved.
-            self._kept.end()
             # Shielded: a server that stops cancels us, and the slot must come back all the same.
             await asyncio.shield(self._go(saving))
 
@@ -154,14 +160,30 @@ class Call:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _go(self, saving: asyncio.Task[None]) -> None:
+        delivered = bool(self._relay.end) and await self._caller.answered(ANSWERED_S)
+        if delivered:
+            self._relay.unsaved()  # which needs no saving any more
+        # Not cancelled: redis-py swallows that at times, and what is half said is to be saved.
+        self._kept.end()
         await saving
+        if delivered:
+            await self._kept.forget(self._relay.session_id)
         await self._release()
 
     async def _release(self) -> None:
+        if self._released:
+            return
+        relay = self._relay
         try:
             await self._slots.release(
-                self.slot.session_id, self.slot.epoch, self._status, self._relay.audio_s
+                self.slot.session_id,
+                self.slot.epoch,
+                self._status,
+                relay.audio_s,
+                model=relay.config.model,
+                language=relay.language,
             )
+            self._released = True
         except RedisError as error:
             logger.error("%s: the slot comes back with its lease: %s", self.slot.session_id, error)
 
@@ -193,7 +215,7 @@ class Call:
     @property
     def resumes(self) -> bool:
         """Whether its client can go on at another gateway."""
-        return self._relay.config.ack
+        return self._keeps and self._relay.config.ack
 
     def save_everything(self) -> None:
         self._kept.everything()
@@ -282,8 +304,8 @@ class Call:
         message = SessionTerminated(
             session_id=self._relay.session_id,
             reason="worker_lost",
-            recoverable=True,
-            recovery_hint="connect again with resume_session_id",
+            recoverable=self._keeps,
+            recovery_hint="connect again with resume_session_id" if self._keeps else None,
         )
         self._status = "error"
         await self._write()
@@ -327,7 +349,7 @@ class Call:
             self._slots.acquire(
                 self._relay.session_id,
                 self._relay.config.model,
-                self._record,
+                {**self._record, "language": self._relay.language},
                 avoid=avoid,
                 key_id=self.slot.key_id,
                 address=self.slot.address,

@@ -3,6 +3,7 @@ A caller: a client protocol over a transport. It is all that a call knows of its
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -215,6 +216,13 @@ class Caller:
     async def close(self, reason: int, sentence: str = "") -> None:
         """reason: a CloseCode, or what a worker has closed with. Raises Disconnected."""
         await self._transport.close(self._protocol.close_code(reason), sentence)
+
+    async def answered(self, patience_s: float) -> bool:
+        """Whether the client closes its side too, in time: it has read all that it was told."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                return await self._transport.answered()
+        return False
 
     async def until_disconnected(self) -> None:
         await self._transport.until_disconnected()

@@ -6,6 +6,7 @@ The calls of this gateway: what each caller asks for is checked, a slot taken, a
 import asyncio
 import logging
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -16,12 +17,12 @@ from dalston.gateway import metrics
 from dalston.gateway.access.access import Access, AccessDenied, KeyHolder, check_resume
 from dalston.gateway.access.addresses import address_group
 from dalston.gateway.calls.admission import Admission, admit
-from dalston.gateway.calls.call import Call, Unreachable
+from dalston.gateway.calls.call import ANSWERED_S, Call, Unreachable
 from dalston.gateway.calls.caller import Caller, CallRefused, Objection
 from dalston.gateway.calls.intake import Intake, IntakeLimits
 from dalston.gateway.calls.memory import HeldMemory
 from dalston.gateway.calls.pace import Pace, PaceLimits
-from dalston.gateway.calls.record import Away
+from dalston.gateway.calls.record import Away, forget
 from dalston.gateway.calls.relay import HELD_S, Relay
 from dalston.gateway.protocols.protocol import Asked, Overflow, Resume
 from dalston.gateway.settings import GatewaySettings
@@ -35,9 +36,11 @@ from dalston.orchestrator.protocol.messages import (
     Queued,
     SessionBegin,
     refusal,
+    segment_number,
     serialize,
 )
 from dalston.orchestrator.protocol.parameters import ParameterError
+from dalston.triton.contract import SMALLER
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -64,7 +67,7 @@ class Calls:
         self.draining = False
         self._settings = settings
         self._calls: dict[str, Call] = {}
-        self._away = Away(slots)
+        self._away = Away(slots, settings.resume_seconds)
         # Who say what they want, or wait for slots, some of them in line.
         self._asking: set[asyncio.Task[Any]] = set()
         self._count = 0
@@ -88,6 +91,7 @@ class Calls:
 
     async def renew(self) -> None:
         """Renew the leases of all calls. To be called well within every lease."""
+        self._away.forget()
         calls = list(self._calls.values())
         for session_id in await self.slots.renew([call.slot for call in calls]):
             if call := self._calls.get(session_id):
@@ -158,7 +162,7 @@ class Calls:
         if asked.resume:
             relay = await self._resumed(asked, asked.resume, holder)
             if relay.end:
-                return await _tell_the_end(caller, relay)
+                return await self._tell_the_end(caller, relay)
         else:
             relay = Relay(f"sess_{secrets.token_hex(12)}", asked.config, asked.warnings)
         request_ids.session_id.set(relay.session_id)
@@ -169,6 +173,8 @@ class Calls:
             intake.begin()
             slot = await self._admit(caller, intake, admission)
             await self._check_again(holder, slot)
+            if slot.variant == SMALLER != relay.config.model:
+                relay.degrade(SMALLER)
             call = Call(caller, relay, self.slots, slot, admission.record, intake, self._settings)
             intake.admitted()
             await self._run(call, relay, caller)
@@ -196,7 +202,7 @@ class Calls:
         finally:
             if self._calls.get(relay.session_id) is call:
                 del self._calls[relay.session_id]
-            if not relay.end:
+            if self._settings.resume and not relay.end:
                 self._away.leave(call.slot, relay)
 
     async def _asked(self, caller: Caller) -> Asked:
@@ -219,7 +225,9 @@ class Calls:
     def _admission(
         self, caller: Caller, relay: Relay, asked: Asked, holder: KeyHolder
     ) -> Admission:
-        config = relay.config
+        config, strategy = relay.config, self._overflow(asked)
+        if asked.resume and strategy == "degrade":
+            strategy = "reject"  # a session goes on as it was
         return Admission(
             relay.session_id,
             config.model,
@@ -234,7 +242,7 @@ class Calls:
             key_limit=holder.max_sessions,
             address=address_group(caller.address),
             address_limit=self._settings.sessions_per_address,
-            strategy=self._overflow(asked),
+            strategy=strategy,
             timeout_s=self._settings.queue_seconds,
         )
 
@@ -328,9 +336,12 @@ class Calls:
     async def _resumed(self, asked: Asked, resume: Resume, holder: KeyHolder) -> Relay:
         """The session that the caller wants to go on with. Raises CallRefused and AccessDenied."""
         session_id = resume.session_id
+        if not self._settings.resume:
+            sentence = "nothing is kept of sessions here (DALSTON_RESUME); begin a new one"
+            raise CallRefused("invalid_parameter", sentence, CloseCode.INVALID_PARAMETER)
         try:
             kept = await self.slots.kept(session_id)
-            while kept is None and await self.slots.may_come_back():
+            while _lacks(kept, resume.last_segment) and await self.slots.may_come_back():
                 await asyncio.sleep(0.1)
                 kept = await self.slots.kept(session_id)
         except RedisError as error:
@@ -348,26 +359,33 @@ class Calls:
             sentence = f"what was kept of session {session_id!r} cannot be read; begin a new one"
             raise CallRefused("internal_error", sentence, CloseCode.INTERNAL) from None
         metrics.RESUMED.inc()
+        self._away.is_back(session_id)
         return relay
+
+    async def _tell_the_end(self, caller: Caller, relay: Relay) -> None:
+        """Tell a client that resumes how its session ended."""
+        begin = SessionBegin(
+            session_id=relay.session_id,
+            protocol_version=PROTOCOL_VERSION,
+            config=relay.config,
+            warnings=[],
+            resumed_from=relay.session_id,
+            resume_offset_ms=relay.resume_offset_ms,
+        )
+        for message in (serialize(begin), *relay.missed()):
+            await caller.send(caller.say(message))
+        await caller.close(CloseCode.NORMAL)
+        if await caller.answered(ANSWERED_S):
+            await forget(self.slots, relay.session_id)
+
+
+def _lacks(kept: Mapping[str, str] | None, last_segment: int) -> bool:
+    """Whether this is less than what a client knows that has the finals up to this one."""
+    return kept is None or max(map(segment_number, kept), default=-1) < last_segment
 
 
 def _no_capacity(sentence: str) -> CallRefused:
     return CallRefused("no_capacity", sentence, CloseCode.NO_CAPACITY)
-
-
-async def _tell_the_end(caller: Caller, relay: Relay) -> None:
-    """Tell a client that resumes how its session ended."""
-    begin = SessionBegin(
-        session_id=relay.session_id,
-        protocol_version=PROTOCOL_VERSION,
-        config=relay.config,
-        warnings=[],
-        resumed_from=relay.session_id,
-        resume_offset_ms=relay.resume_offset_ms,
-    )
-    for message in (serialize(begin), *relay.missed()):
-        await caller.send(caller.say(message))
-    await caller.close(CloseCode.NORMAL)
 
 
 async def _refuse(caller: Caller, refused: CallRefused) -> None:

@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 AFTER_S = 0.05  # a final and the snapshot after it are saved together
 AGAIN_S = 1.0  # what could not be written
-AWAY_S = 120.0  # the register keeps a session for so long (RESUME_TTL in prelude.lua)
 
 
 class Record:
-    def __init__(self, relay: Relay, slots: Slots):
-        self._relay, self._slots = relay, slots
+    def __init__(self, relay: Relay, slots: Slots, kept: bool):
+        """kept: whether anything is written at all."""
+        self._relay, self._slots, self._is_kept = relay, slots, kept
         self._more = asyncio.Event()
         self._over = asyncio.Event()
 
@@ -57,6 +57,9 @@ class Record:
         """At once. slot: the one the session has. Taken over: by another gateway."""
         relay = self._relay
         while fields := relay.unsaved():
+            if not self._is_kept:
+                relay.saved(fields)
+                break
             try:
                 answer = await self._slots.keep(
                     slot.session_id, slot.epoch, fields, slot.key_id, whole="config" in fields
@@ -74,36 +77,50 @@ class Record:
             break
         return "kept"
 
+    async def forget(self, session_id: str) -> None:
+        """Keep nothing: the client knows the end."""
+        if self._is_kept:
+            await forget(self._slots, session_id)
+
+
+async def forget(slots: Slots, session_id: str) -> None:
+    """Keep nothing of a session whose client knows its end."""
+    try:
+        await slots.forget(session_id)
+    except RedisError as error:
+        logger.warning("%s: kept until its time is over: %s", session_id, error)
+
 
 class Away:
     """The records of sessions whose callers have left and may come back."""
 
-    def __init__(self, slots: Slots):
-        self._slots = slots
+    def __init__(self, slots: Slots, kept_s: float):
+        """kept_s: how long they may take."""
+        self._slots, self._kept_s = slots, kept_s
         # By session: until when, in loop time; the slot it had; all its fields.
         self._left = dict[str, tuple[float, Slot, dict[str, str]]]()
 
     def leave(self, slot: Slot, relay: Relay) -> None:
         """The caller is gone, and the session had not ended."""
-        loop = asyncio.get_running_loop()
         relay.nothing_is_saved()
-        kept = self._left[slot.session_id] = loop.time() + AWAY_S, slot, relay.unsaved()
+        until = asyncio.get_running_loop().time() + self._kept_s
+        self._left[slot.session_id] = until, slot, relay.unsaved()
 
-        def forget() -> None:
-            if self._left.get(slot.session_id) is kept:  # else they came back, and left again
-                del self._left[slot.session_id]
+    def is_back(self, session_id: str) -> None:
+        self._left.pop(session_id, None)
 
-        loop.call_later(AWAY_S, forget)
-
-    def __len__(self) -> int:
-        return len(self._left)
+    def forget(self) -> None:
+        """Forget those who did not come back in time. To be called every few seconds."""
+        now = asyncio.get_running_loop().time()
+        self._left = {id: left for id, left in self._left.items() if left[0] > now}
 
     async def write(self) -> None:
         """Write them all again, since the register may have lost them. Raises RedisError."""
-        now = asyncio.get_running_loop().time()
-        for session_id, (until, slot, fields) in list(self._left.items()):
-            if until > now:
-                await self._slots.keep(session_id, slot.epoch, fields, slot.key_id, whole=True)
+        self.forget()
+        for session_id, (_, slot, fields) in list(self._left.items()):
+            answer = await self._slots.keep(session_id, slot.epoch, fields, slot.key_id, whole=True)
+            if answer == "taken_over":
+                self.is_back(session_id)
 
 
 async def _within(seconds: float, event: asyncio.Event) -> None:

@@ -44,7 +44,7 @@ from dalston.orchestrator.protocol.messages import (
     segment_number,
     serialize,
 )
-from dalston.triton.contract import SAMPLE_RATE
+from dalston.triton.contract import SAMPLE_RATE, Variant
 
 _BEGIN, _SNAPSHOT, _END = prefix(SessionBegin), prefix(Snapshot), prefix(SessionEnd)
 _FINAL, _PARTIAL = prefix(Final), prefix(Partial)
@@ -116,7 +116,11 @@ class Relay:
         relay.finals = {
             id: kept[id] for id in sorted(kept, key=segment_number) if segment_number(id) >= 0
         }
+        for final in relay.finals.values():
+            _final(final)  # whether it is one
         relay.end = kept.get("end")
+        if relay.end and not relay.end.startswith(_END):
+            raise KeyError("session.end")
         replay_from = 0
         if "snapshot" in kept:
             relay.snapshot = msgspec.json.decode(kept["snapshot"], type=Snapshot)
@@ -141,6 +145,18 @@ class Relay:
         ]
         self._last_told = max([self._last_told, *map(segment_number, self.finals)])
         return [*withdrawn, *missed, *([self.end] if self.end else [])]
+
+    def degrade(self, variant: Variant) -> None:
+        """The session, which has not begun, is given another variant than it asked for."""
+        sentence = f"no slot is free for {self.config.model!r}; {variant!r} is used instead"
+        self._warnings = [*self._warnings, Notice("model_fallback", sentence)]
+        self.config = msgspec.structs.replace(self.config, model=variant)
+
+    @property
+    def language(self) -> str:
+        """The language that is spoken, as far as it is known here; else "auto"."""
+        found = self.snapshot.detected_language if self.snapshot else None
+        return found or "auto" if self.config.language == "auto" else self.config.language
 
     # From the client.
 

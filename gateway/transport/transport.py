@@ -70,6 +70,10 @@ class Transport(Protocol):
         """Raises Disconnected."""
         ...
 
+    async def answered(self) -> bool:
+        """Wait until the client has closed its side, or is gone: False, if it said no close."""
+        ...
+
     async def until_disconnected(self) -> None:
         """Wait until the client has left. It may be cancelled, and called again."""
         ...

@@ -12,6 +12,7 @@ read and not heard is kept, and nothing more is read meanwhile. Nothing is read 
 listens. Once a close is sent, nothing but the client's own close is looked for, and not for long.
 """
 
+import asyncio
 import os
 import random
 import struct
@@ -61,6 +62,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         self._pong = b""  # that waits for the client to read
         self.answers = False  # the client has answered a ping of ours, or sent one
         self.on_writable: Callable[[], None] | None = None  # called when the client reads again
+        self._over: asyncio.Future[None] | None = None  # that somebody waits for
 
     @classmethod
     def of(cls, scope: Scope) -> "DirectProtocol":
@@ -122,6 +124,16 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         return 0.0
 
     # Reading.
+    async def answered(self) -> bool:
+        """Wait until the client has sent a close, or is gone; whether it has sent one."""
+        if not self.conn.close_rcvd and not self.disconnected:
+            self._over = self.loop.create_future()
+            await self._over
+        return self.conn.close_rcvd is not None
+
+    def _is_over(self) -> None:
+        if self._over and not self._over.done():
+            self._over.set_result(None)
 
     def pause(self) -> None:
         """Read no more, and hear no more of what was read."""
@@ -239,6 +251,11 @@ class DirectProtocol(WebSocketsSansIOProtocol):
             if timer:
                 timer.cancel()
         super().connection_lost(exc)
+        self._is_over()
+
+    def handle_close(self, event: WireFrame) -> None:
+        super().handle_close(event)
+        self._is_over()
 
     def resume_writing(self) -> None:
         super().resume_writing()

@@ -71,6 +71,9 @@ class WebSocketTransport:
         with _disconnected():
             await self._websocket.close(code, sentence or None)
 
+    async def answered(self) -> bool:
+        return await self._direct.answered()
+
     async def until_disconnected(self) -> None:
         with suppress(RuntimeError):  # Starlette's word for one that has left already
             while (await self._websocket.receive())["type"] != "websocket.disconnect":

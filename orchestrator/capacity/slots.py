@@ -11,31 +11,40 @@ that all gateways share.
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import redis.asyncio
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from dalston.orchestrator.capacity.redis_client import redis_client, refuse_cluster
+from dalston.orchestrator.capacity.foreign import PREFIX, delete_foreign
+from dalston.orchestrator.capacity.redis_client import eviction, look_at, redis_client
+from dalston.orchestrator.capacity.workers import Registration, Served, WorkerRecord, record
 
 __all__ = ["redis_client"]  # a client is what Slots are made of
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
-EVENTS = "dalston:realtime:events"
+EVENTS = f"{PREFIX}events"
 LEASE_S = 30  # how long a slot outlives its owner
+KEPT_S = 120  # how long a client may take to come back to its session
 ACQUIRE_S = 2.0  # a caller is told so soon that Redis does not answer
 AGAIN_S = 0.2  # between attempts to reach a Redis that is gone
 WRITTEN_AGAIN_S = 5  # after the start of a Redis gateways have told it all they know
-PART = 1_000  # fields that are written at once: it takes Redis about 2 ms, in which nobody is answered
-HEARTBEAT_S = 10  # a worker is offline after three of them (STALE in prelude.lua)
+PART = (
+    1_000  # fields that are written at once: it takes Redis about 2 ms, in which nobody is answered
+)
+LOOK_S = 5.0  # between two looks at which server it is
+HEARTBEAT_S = 10
+STALE_S = 3 * HEARTBEAT_S  # without one a worker is offline (STALE in prelude.lua)
 
-Status = Literal["ready", "busy", "draining", "offline"]
+Strategy = Literal["least_loaded", "round_robin", "weighted"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Slot:
     # Whose limits the session counts for; told again with each renewal.
     key_id: str = ""
     address: str = ""
+    variant: str = ""  # that it is given for: the smaller one, if the session was degraded
 
 
 class NoCapacity(Exception):
@@ -71,41 +81,11 @@ class WorkerIdTaken(Exception):
     """Another living process has registered under this worker id."""
 
 
-@dataclass(frozen=True)
-class Registration:
-    """What a worker says of itself with each heartbeat."""
-
-    worker_id: str
-    instance: str  # of this process: tells it from another with the same id
-    endpoint: str
-    status: Literal["ready", "draining"]
-    capacity: int
-    models: Sequence[str]  # variants
-    models_loaded: Sequence[str]  # checkpoints, without those of unloaded models
-    languages: Sequence[str]
-    version: str
-    gpu_memory_used: str | None = None  # "4.2GB"; absent without a GPU
-    gpu_memory_total: str | None = None
-    asleep: Sequence[str] = ()  # variants that are loaded when a session comes
-
-
-@dataclass(frozen=True)
-class WorkerRecord:
-    worker_id: str
-    status: Status
-    capacity: int
-    active_sessions: int
-    endpoint: str
-    models: list[str]
-    heartbeat_at: float = 0.0  # by Redis's clock
-    asleep: Sequence[str] = ()  # of the models
-
-
 def _event(data: bytes | str) -> Mapping[str, str] | None:
     """What somebody has published; None if it is no event: anybody who reaches Redis may."""
     try:
         event = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict) or not all(isinstance(v, str) for v in event.values()):  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
         logger.warning("what came as an event is none: %.100r", data)
@@ -113,16 +93,30 @@ def _event(data: bytes | str) -> Mapping[str, str] | None:
     return event  # pyright: ignore[reportUnknownVariableType]
 
 
+def _resume_key(session_id: str) -> str:
+    return f"{PREFIX}session:{session_id}:resume"
+
+
 def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 class Slots:
     """All operations raise redis.RedisError when Redis cannot be reached."""
 
-    def __init__(self, client: "redis.asyncio.Redis"):
+    def __init__(
+        self,
+        client: "redis.asyncio.Redis",
+        strategy: Strategy = "least_loaded",
+        kept_s: float = KEPT_S,
+    ):
+        """strategy: by which workers are chosen. kept_s: for a client to come back in."""
         self._redis: Any = client
+        self._strategy, self._kept_s = strategy, math.ceil(kept_s)
         self._clock: float | None = None  # Redis's, ahead of ours
+        self._server: tuple[str, str] | None = None  # the Redis that was looked at last
+        self._changed_at = -math.inf  # when that was another than before, in our time
+        self._mending = asyncio.Lock()
         self.errors = 0  # operations that failed
         folder = files("dalston.orchestrator.capacity") / "lua"
         prelude = (folder / "prelude.lua").read_text()
@@ -132,7 +126,7 @@ class Slots:
 
             async def counted(args: list[Any]) -> Any:
                 try:
-                    return await run(args=args)
+                    return await self._sound(lambda: run(args=args))
                 except RedisError:
                     self.errors += 1
                     raise
@@ -143,6 +137,37 @@ class Slots:
         self._release, self._expire = script("release"), script("expire")
         self._keep, self._leave = script("keep"), script("leave")
         self._heartbeat, self._unregister = script("heartbeat"), script("unregister")
+
+    async def _sound(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """The answer; once more if a key of ours holds what others have put there."""
+        try:
+            return await ask()
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+        async with self._mending:
+            await delete_foreign(self._redis)
+        return await ask()
+
+    async def _hash(self, key: str) -> dict[str, str]:
+        raw = await self._sound(lambda: self._redis.hgetall(key))
+        return {_text(field): _text(value) for field, value in raw.items()}
+
+    async def _hashes(self, prefix: str, ids: list[str]) -> dict[str, dict[str, str]]:
+        """By id; of many at once."""
+        found = dict[str, dict[str, str]]()
+        for first in range(0, len(ids), PART):
+            part = ids[first : first + PART]
+
+            async def ask(part: list[str] = part) -> list[dict[bytes, bytes]]:
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for id in part:
+                        pipeline.hgetall(f"{prefix}{id}")
+                    return await pipeline.execute()
+
+            for id, raw in zip(part, await self._sound(ask), strict=True):
+                found[id] = {_text(field): _text(value) for field, value in raw.items()}
+        return found
 
     # For gateways.
 
@@ -162,12 +187,12 @@ class Slots:
         degrade: bool = False,
         epoch: int = 0,
     ) -> Slot:
-        """A slot of the least loaded worker with the variant; `record` is kept with the session.
+        """A slot of a worker with the variant; `record` is kept with the session.
 
         Raises NoCapacity, also where others in line would take the free slots, and TooMany. With a
         `ticket` the session stands in line itself, for as long as it asks again within five
-        seconds: True the first time, then what NoCapacity says as `came`. With `degrade` any
-        variant will do; without, another is used only if no worker has this one.
+        seconds: True the first time, then what NoCapacity says as `came`. With `degrade` the
+        smaller variant will do; without, another is used only if no worker has this one.
 
         For a session that has a slot already it is a takeover, which neither waits nor counts. One
         that knows its `epoch` says so, should Redis have lost its data.
@@ -178,6 +203,7 @@ class Slots:
         # A Redis that hung works off what it was asked: nobody would use the slots.
         until = time.monotonic() + ACQUIRE_S + self._clock if self._clock is not None else 0
         args = [session_id, lease_s, variant, avoid, *limits, since, int(degrade), epoch, until]
+        args.append(self._strategy)
         try:
             async with asyncio.timeout(ACQUIRE_S):
                 now, kind, *answer = await self._acquire(args=[*args, *fields])
@@ -192,8 +218,16 @@ class Slots:
         if _text(kind) == "none":
             reason, position, came = answer
             raise NoCapacity(_text(reason), int(position), _text(came))
-        worker, endpoint, epoch = answer
-        return Slot(session_id, _text(worker), _text(endpoint), int(epoch), key_id, address)
+        worker, endpoint, epoch, granted = answer
+        return Slot(
+            session_id,
+            _text(worker),
+            _text(endpoint),
+            int(epoch),
+            key_id,
+            address,
+            _text(granted),
+        )
 
     async def leave(self, session_id: str) -> None:
         """Out of the line: nobody waits for this session's slot any more."""
@@ -209,15 +243,31 @@ class Slots:
         rows = [
             item
             for slot in slots
-            for item in (slot.session_id, slot.epoch, slot.worker_id, slot.key_id, slot.address)
+            for item in (
+                slot.session_id,
+                slot.epoch,
+                slot.worker_id,
+                slot.variant,
+                slot.key_id,
+                slot.address,
+            )
         ]
-        return {_text(session) for session in await self._renew(args=[lease_s, *rows])}
+        lost = await self._renew(args=[lease_s, self._kept_s, *rows])
+        return {_text(session) for session in lost}
 
     async def release(
-        self, session_id: str, epoch: int, status: Literal["ended", "error"], audio_s: float = 0.0
+        self,
+        session_id: str,
+        epoch: int,
+        status: Literal["ended", "error"],
+        audio_s: float = 0.0,
+        **about: str,
     ) -> bool:
-        """Give the slot back; False if it was given back before, or belongs to another epoch."""
-        return bool(await self._release(args=[session_id, epoch, status, f"{audio_s:.3f}"]))
+        """Give the slot back; False if it was given back before, or belongs to another epoch. What
+        is known `about` the session in the end is kept in its record."""
+        fields = {"audio_duration": f"{audio_s:.3f}", **about}
+        rows = [item for pair in fields.items() for item in pair]
+        return bool(await self._release(args=[session_id, epoch, status, *rows]))
 
     async def expire(self) -> int:
         """End leases that ran out and mark silent workers offline; the number of slots freed so
@@ -232,7 +282,7 @@ class Slots:
         key_id: str = "",
         whole: bool = False,
     ) -> Literal["kept", "taken_over", "lost"]:
-        """Keep for two minutes what the session is continued from, should its client come back.
+        """Keep for a while what the session is continued from, should its client come back.
 
         Fields add to those kept before, unless they are the `whole` of it: then there is a `config`
         among them, after every final. Nothing is written if another epoch has the session
@@ -242,7 +292,8 @@ class Slots:
         for first in range(0, max(1, len(rows)), PART):
             begins = whole and not first
             part = [item for pair in rows[first : first + PART] for item in pair]
-            answer = _text(await self._keep(args=[session_id, epoch, key_id, int(begins), *part]))
+            args = [session_id, epoch, key_id, int(begins), self._kept_s, *part]
+            answer = _text(await self._keep(args=args))
             if answer != "kept":
                 break
         return answer  # pyright: ignore[reportReturnType]
@@ -250,47 +301,63 @@ class Slots:
     async def kept(self, session_id: str) -> dict[str, str] | None:
         """What was kept, and `key_id`; None if that was nothing, too long ago, or not all of it is
         written yet."""
-        raw = await self._redis.hgetall(f"dalston:realtime:session:{session_id}:resume")
-        fields = {_text(key): _text(value) for key, value in raw.items()}
+        fields = await self._hash(_resume_key(session_id))
         fields.pop("epoch", None)
         return fields if "config" in fields else None
 
+    async def forget(self, session_id: str) -> None:
+        """Keep nothing any more of what the session would be continued from."""
+        await self._redis.unlink(_resume_key(session_id))
+
     async def may_come_back(self) -> bool:
-        """Whether gateways are perhaps still writing what Redis has lost: it has just begun."""
-        about = await self._redis.info("server")
-        return int(about["uptime_in_seconds"]) < WRITTEN_AGAIN_S
+        """Whether gateways are perhaps still writing what Redis has lost: it has just begun, or
+        another server, which may lack the last writes, has just taken its place."""
+        about = await look_at(self._redis)
+        self._is_another(about)
+        changed_s = time.monotonic() - self._changed_at
+        return min(int(about["uptime_in_seconds"]), changed_s) < WRITTEN_AGAIN_S
+
+    def _is_another(self, about: Mapping[str, Any]) -> bool:
+        """Whether this is another Redis than the one that was looked at before, or the same with
+        another history: it was started again, or a replica was promoted."""
+        before, self._server = self._server, (about["run_id"], about["master_replid"])
+        another = before not in (None, self._server)
+        # Of the first that we see we know only whether it was a replica at some time.
+        promoted = before is None and str(about["master_replid2"]).strip("0") != ""
+        if another or promoted:
+            self._changed_at = time.monotonic()
+        return another
 
     # For workers.
 
     async def heartbeat(
-        self, worker: Registration, sessions: Mapping[str, int], lease_s: float = LEASE_S
+        self, worker: Registration, sessions: Mapping[str, Served], lease_s: float = LEASE_S
     ) -> None:
-        """Register or stay registered, with the sessions being served and their epochs.
+        """Register or stay registered, with the sessions being served.
 
         Raises WorkerIdTaken if another living process, elsewhere, has the id.
         """
-        fields: dict[str, str | int] = {
-            "status": worker.status,
-            "capacity": worker.capacity,
-            "models": json.dumps(list(worker.models)),
-            "models_loaded": json.dumps(list(worker.models_loaded)),
-            "models_asleep": json.dumps(list(worker.asleep)),
-            "languages_supported": json.dumps(list(worker.languages)),
-            "version": worker.version,
-        }
-        if worker.gpu_memory_used:
-            fields["gpu_memory_used"] = worker.gpu_memory_used
-        if worker.gpu_memory_total:
-            fields["gpu_memory_total"] = worker.gpu_memory_total
+        rows = [
+            item
+            for id, served in sessions.items()
+            for item in (
+                id,
+                served.epoch,
+                served.variant,
+                served.language,
+                f"{served.audio_s:.3f}",
+            )
+        ]
         answer = await self._heartbeat(
             args=[
                 worker.worker_id,
                 worker.instance,
                 worker.endpoint,
                 lease_s,
+                worker.running_s,
                 len(sessions),
-                *(item for pair in sessions.items() for item in pair),
-                *(item for pair in fields.items() for item in pair),
+                *rows,
+                *(item for pair in worker.fields().items() for item in pair),
             ]
         )
         if _text(answer) == "taken":
@@ -321,14 +388,24 @@ class Slots:
             try:
                 async with self._redis.pubsub() as channel:
                     await channel.subscribe(EVENTS)
-                    async for item in channel.listen():
-                        if item["type"] == "subscribe":
-                            await refuse_cluster(self._redis)
+                    looked = 0.0
+                    while True:
+                        item = await channel.get_message(timeout=LOOK_S)
+                        if item and item["type"] == "subscribe":
+                            about, looked = await look_at(self._redis), time.monotonic()
+                            self._is_another(about)
+                            if wrong := eviction(about):
+                                logger.warning("%s", wrong)
                             await connected()
                             lost = False
-                        elif item["type"] == "message" and on_event:
+                        elif item and item["type"] == "message" and on_event:
                             if event := _event(item["data"]):
                                 await on_event(event)
+                        # This connection may lead to a server that is no master any more.
+                        elif looked and time.monotonic() - looked > LOOK_S:
+                            looked = time.monotonic()
+                            if self._is_another(await look_at(self._redis)):
+                                raise ConnectionError("another server has taken its place")
             except RedisError as error:
                 if not lost:
                     logger.warning("Redis: %s", error)
@@ -339,26 +416,11 @@ class Slots:
 
     async def workers(self) -> list[WorkerRecord]:
         """Every worker on record, by id."""
-        records = list[WorkerRecord]()
-        ids = sorted(_text(id) for id in await self._redis.smembers("dalston:realtime:workers"))
-        for id in ids:
-            raw = await self._redis.hgetall(f"dalston:realtime:worker:{id}")
-            fields = {_text(key): _text(value) for key, value in raw.items()}
-            if "status" not in fields:
-                continue  # its record ran out; expire() removes the id
-            records.append(
-                WorkerRecord(
-                    id,
-                    fields["status"],  # pyright: ignore[reportArgumentType]
-                    int(fields["capacity"]),
-                    int(fields.get("active_sessions", 0)),
-                    fields["endpoint"],
-                    json.loads(fields["models"]),
-                    float(fields.get("heartbeat_at", 0.0)),
-                    json.loads(fields.get("models_asleep", "[]")),
-                )
-            )
-        return records
+        members = await self._sound(lambda: self._redis.smembers(f"{PREFIX}workers"))
+        hashes = await self._hashes(f"{PREFIX}worker:", sorted(map(_text, members)))
+        # One whose record ran out has none; expire() removes the id.
+        records = [record(id, fields) for id, fields in hashes.items()]
+        return [found for found in records if found]
 
     async def now(self) -> float:
         """Redis's clock, in seconds of the epoch."""
@@ -367,7 +429,9 @@ class Slots:
 
     async def waiting(self) -> int:
         """How many sessions are in line."""
-        return int(await self._redis.zcount("dalston:realtime:tickets", await self.now(), "+inf"))
+        now = await self.now()
+        key = f"{PREFIX}tickets"
+        return int(await self._sound(lambda: self._redis.zcount(key, now, "+inf")))
 
     async def is_active(self, session_id: str) -> bool:
         return bool(await self._redis.sismember("dalston:realtime:sessions:active", session_id))
@@ -395,13 +459,12 @@ class Slots:
 
     async def sessions(self) -> list[dict[str, str]]:
         """The record of every active session."""
-        ids = sorted(
-            _text(id) for id in await self._redis.smembers("dalston:realtime:sessions:active")
-        )
-        found = list[dict[str, str]]()
-        for id in ids:
-            raw = await self._redis.hgetall(f"dalston:realtime:session:{id}")
-            found.append(
-                {"session_id": id} | {_text(key): _text(value) for key, value in raw.items()}
-            )
-        return found
+        key = f"{PREFIX}sessions:active"
+        members = await self._sound(lambda: self._redis.smembers(key))
+        hashes = await self._hashes(f"{PREFIX}session:", sorted(map(_text, members)))
+        return [{"session_id": id} | fields for id, fields in hashes.items()]
+
+    async def is_active(self, session_id: str) -> bool:
+        """Whether a session has a slot."""
+        key = f"{PREFIX}sessions:active"
+        return bool(await self._sound(lambda: self._redis.sismember(key, session_id)))

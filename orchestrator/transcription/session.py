@@ -232,6 +232,13 @@ class Session:
         return self._config
 
     @property
+    def language(self) -> str:
+        """The language that is spoken: the one it was set to, or the one that was found; "auto" as
+        long as that is not known."""
+        found = self._decoding.detected(self._decoding.generation)
+        return found or "auto" if self._config.language == "auto" else self._config.language
+
+    @property
     def stats(self) -> Stats:
         return self._decoding.stats
 

@@ -17,6 +17,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from dalston.orchestrator.capacity.slots import Slots
+from dalston.orchestrator.capacity.workers import Served
 from dalston.orchestrator.inference.fleet import Fleet
 from dalston.orchestrator.inference.triton_client import LoadedVariant, RequestSpeech
 from dalston.orchestrator.process import request_ids, traces
@@ -47,12 +48,13 @@ from dalston.orchestrator.worker import metrics
 from dalston.orchestrator.worker.memory_limit import MemoryLimit
 from dalston.orchestrator.worker.session_loop import Limits, Models, SessionLoop
 from dalston.orchestrator.worker.settings import WorkerSettings
-from dalston.triton.contract import SAMPLE_RATE, Variant
+from dalston.triton.contract import SAMPLE_RATE, SMALLER, Variant
 
 logger = logging.getLogger(__name__)
 
 # For a client that did not read, to read what was said last.
 CLOSE_S = 2.0
+LITTLE = 1e-6  # what sums of shares may be wrong by
 # Parameters that are no settings.
 _OF_THE_SESSION = {"epoch", "request_id", "resume", "session_id", "settings"}
 
@@ -81,12 +83,22 @@ class SessionRequest:
 class Running:
     """A session in this worker, until its last words are said."""
 
-    epoch: int
+    session: Session
     lag: Lag
     connection: Peer
     direct: bool  # without a gateway
     work: asyncio.Task[int | None]
     taken_over: bool = False  # by a later epoch
+
+    @property
+    def epoch(self) -> int:
+        return self.session.epoch
+
+    def served(self) -> Served:
+        """As it is told to Redis."""
+        session = self.session
+        audio_s = session.received / SAMPLE_RATE
+        return Served(session.epoch, session.variant, session.language, audio_s)
 
 
 class Sessions:
@@ -111,6 +123,15 @@ class Sessions:
     def __len__(self) -> int:
         return len(self.running)
 
+    def _share(self, variant: str) -> float:
+        """Of a slot, that a session takes."""
+        return self._settings.fast_share if variant == SMALLER else 1.0
+
+    @property
+    def used(self) -> float:
+        """How many slots are taken."""
+        return sum(self._share(running.session.variant) for running in self.running.values())
+
     async def hand_over(self) -> None:
         """Gateways continue their sessions elsewhere. Sessions without a gateway end here, after
         what was said last is finished and told."""
@@ -125,9 +146,10 @@ class Sessions:
         request_ids.request_id.set(request_ids.new_or(query.get("request_id")))
         session_id = query.get("session_id") or f"sess_{secrets.token_hex(12)}"
         try:
-            self._find_room(session_id, resumes="resume" in query)
+            self._find_room(session_id, self._settings.fast_share, resumes="resume" in query)
             request = await self._request(connection, query)
             session = self._session(session_id, request)
+            self._find_room(session_id, self._share(session.variant), resumes="resume" in query)
         except SessionDenied as denied:
             return await _deny(connection, denied)
         request_ids.session_id.set(session_id)
@@ -139,11 +161,11 @@ class Sessions:
         direct = "session_id" not in query
         await self._run(session, connection, direct, parent)
 
-    def _find_room(self, session_id: str, resumes: bool) -> None:
-        """Raises SessionDenied if there is none for this session."""
+    def _find_room(self, session_id: str, share: float, resumes: bool) -> None:
+        """Raises SessionDenied if there is none for this session, which takes a share of a slot."""
         # One that runs has to go on somewhere, and here it has its slot.
         here = session_id in self.running
-        full = not here and len(self.running) >= self._memory.sessions
+        full = not here and self.used + share > self._memory.sessions + LITTLE
         overloaded = not (here or resumes) and any(
             running.lag.overloaded for running in self.running.values()
         )
@@ -244,7 +266,7 @@ class Sessions:
             with traces.span("session", about, parent=parent, kind="server"):
                 return await loop.run()
 
-        running = Running(session.epoch, lag, connection, direct, asyncio.create_task(serving()))
+        running = Running(session, lag, connection, direct, asyncio.create_task(serving()))
         self.running[session.id] = running
         self.measured.began(session, lag)
         code: int | None = CloseCode.INTERNAL
@@ -289,7 +311,8 @@ class Sessions:
         status = "error" if code == CloseCode.INTERNAL else "ended"
         with contextlib.suppress(RedisError):  # the lease ends without us
             audio_s = session.received / SAMPLE_RATE
-            await self._slots.release(session.id, session.epoch, status, audio_s)
+            about = {"model": session.variant, "language": session.language}
+            await self._slots.release(session.id, session.epoch, status, audio_s, **about)
 
     async def _send_away(self, connection: Peer, session_id: str) -> None:
         """Send away a gateway whose session now runs here for another gateway."""

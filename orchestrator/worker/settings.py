@@ -21,7 +21,7 @@ from dalston.orchestrator.transcription.redaction import read_patterns, unknown_
 class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(populate_by_name=True)
 
-    redis_url: str = Field(alias="REDIS_URL")
+    redis_url: str = Field(alias="REDIS_URL", repr=False)
     redis_password: SecretStr | None = Field(None, alias="REDIS_PASSWORD")  # if the URL has none
     worker_id: str = Field(alias="WORKER_ID", min_length=1)
     port: int = Field(9000, alias="WORKER_PORT", ge=0, le=65_535)
@@ -29,6 +29,8 @@ class WorkerSettings(BaseSettings):
     endpoint: str | None = Field(None, alias="WORKER_ENDPOINT", pattern="^wss?://")
     host: str = Field("127.0.0.1", alias="DALSTON_HOST")  # the address to listen at
     max_sessions: int = Field(4, alias="MAX_SESSIONS", ge=1)
+    # What a session of `fast` takes of such a slot; one of `accurate` takes a whole one.
+    fast_share: float = Field(1.0, alias="DALSTON_FAST_SHARE", ge=0.05, le=1)
     # HTTP addresses, comma separated. A session stays with one.
     triton_urls: Annotated[list[str], NoDecode] = Field(
         ["127.0.0.1:8000"], alias="TRITON_URLS", min_length=1

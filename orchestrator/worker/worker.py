@@ -11,6 +11,7 @@ import hmac
 import http
 import json
 import logging
+import math
 import re
 import secrets
 import signal
@@ -32,13 +33,8 @@ from picows import (
 )
 from redis.exceptions import RedisError
 
-from dalston.orchestrator.capacity.slots import (
-    Registration,
-    Slot,
-    Slots,
-    WorkerIdTaken,
-    redis_client,
-)
+from dalston.orchestrator.capacity.slots import STALE_S, Slot, Slots, WorkerIdTaken, redis_client
+from dalston.orchestrator.capacity.workers import Registration
 from dalston.orchestrator.inference.fleet import Fleet
 from dalston.orchestrator.inference.triton_client import InferenceError
 from dalston.orchestrator.process import heap, logs, traces
@@ -54,6 +50,7 @@ from dalston.orchestrator.worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
+_BEGAN = time.monotonic()  # this process
 LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
 CLOSE_S = 1.0  # for connections that are still there when a worker ends
 # What the kernel holds of a connection (Linux doubles it). What is there is read at once, and the
@@ -173,11 +170,19 @@ class Worker:
 
     async def _beat(self, port: int) -> None:
         """Look after the models, and say so in Redis. Raises WorkerIdTaken."""
+        registered_at = -math.inf
         while True:
             await self._look_after_models()
             trouble = self._unhealthy is not None
             try:
                 await self._register(port)
+                registered_at = time.monotonic()
+            except WorkerIdTaken as error:
+                # Where this worker is known, it may be no living process that has written there.
+                if time.monotonic() - registered_at > 2 * STALE_S:
+                    raise
+                logger.error("%s", error)
+                trouble = True
             except RedisError as error:
                 # Running sessions do not need it; the next heartbeat puts everything back.
                 logger.warning("Redis: %s", error)
@@ -218,8 +223,11 @@ class Worker:
             gpu_memory_used=used,
             gpu_memory_total=total,
             asleep=asleep,
+            fast_share=self._settings.fast_share,
+            running_s=time.monotonic() - _BEGAN,
         )
-        await self._slots.heartbeat(registration, {id: here.epoch for id, here in running.items()})
+        served = {id: here.served() for id, here in running.items()}
+        await self._slots.heartbeat(registration, served)
         await self._slots.renew(
             [Slot(id, "", "", here.epoch) for id, here in running.items() if here.direct]
         )
@@ -243,7 +251,7 @@ class Worker:
 
     def _out_of_memory(self) -> None:
         metrics.OUT_OF_MEMORY.inc()
-        if self._memory.ran_out(len(self._sessions)):
+        if self._memory.ran_out(math.ceil(self._sessions.used)):
             logger.warning("a model ran out of memory: %d sessions at most", self._memory.sessions)
             self._less_room.set()
 

@@ -20,7 +20,8 @@ from dalston.gateway.app import capacity
 from dalston.gateway.server import serve
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.capacity.redis_client import UnsupportedRedis
-from dalston.orchestrator.capacity.slots import Slots, WorkerRecord, redis_client
+from dalston.orchestrator.capacity.slots import Slots, redis_client
+from dalston.orchestrator.capacity.workers import WorkerRecord
 from dalston.triton.process import free_port
 
 
@@ -353,7 +354,7 @@ async def test_status_counts_slots(gateway: Gateway) -> None:
 
 def test_only_workers_that_take_sessions_are_capacity() -> None:
     def record(id: str, status: Any, active: int) -> WorkerRecord:
-        return WorkerRecord(id, status, 4, active, "ws://x", ["fast"])
+        return WorkerRecord(id, status, 4, active, "ws://x", ["fast"], used=active)
 
     workers = [record("a", "busy", 4), record("b", "draining", 2), record("c", "offline", 1)]
     body = capacity(workers)

@@ -22,7 +22,8 @@ from dalston.gateway.app import Protocols
 from dalston.gateway.protocols import PROTOCOLS
 from dalston.gateway.server import serve
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator.capacity.slots import Registration, Slots, redis_client
+from dalston.orchestrator.capacity.slots import Slots, redis_client
+from dalston.orchestrator.capacity.workers import Registration
 from support.registered import BEGIN, snapshot
 
 STREAM = "/v1/audio/transcriptions/stream"

@@ -5,7 +5,8 @@ first, and what they need no more.
 
 from typing import Any
 
-from dalston.orchestrator.capacity.slots import Registration, Slots
+from dalston.orchestrator.capacity.slots import Slots
+from dalston.orchestrator.capacity.workers import Registration, Served
 from dalston.orchestrator.protocol.messages import (
     PROTOCOL_VERSION,
     Final,
@@ -70,6 +71,11 @@ def worker(id: str, capacity: int = 4, **fields: Any) -> Registration:
         **fields,
     }
     return Registration(**given)
+
+
+def served(**epochs: int) -> dict[str, Served]:
+    """Sessions as their worker tells of them."""
+    return {id: Served(epoch, "fast", "en", 1.5) for id, epoch in epochs.items()}
 
 
 async def register(slots: Slots, *workers: Registration) -> None:

@@ -59,6 +59,9 @@ class Line:
     async def close(self, code: int, sentence: str = "") -> None:
         self.sent.append(f"closed {code}")
 
+    async def answered(self) -> bool:
+        return True
+
     async def until_disconnected(self) -> None: ...
 
     def says(self, *frames: Frame) -> None:

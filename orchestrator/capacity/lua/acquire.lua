@@ -1,14 +1,16 @@
--- Take a slot of the least loaded worker for a session, when it is its turn.
+-- Take a slot for a session, when it is its turn.
 --
 -- ARGV: session, lease seconds, variant, worker to avoid (or ""), key and its limit, address and its
 -- limit (0: none), ticket, degrade ("1" or "0"), the epoch that the caller knows (or 0), until when they
--- wait for the answer (or 0), then field, value, ... of the session's record. The ticket is "" for one
--- that does not wait, "new" for one that would, and for one that waits already, when they came: should
--- Redis have lost the line, they have their place again.
+-- wait for the answer (or 0), strategy, then field, value, ... of the session's record. The ticket is ""
+-- for one that does not wait, "new" for one that would, and for one that waits already, when they came:
+-- should Redis have lost the line, they have their place again. The strategy says which of the workers
+-- that have room: "least_loaded"; "round_robin", one after the other; "weighted", in turns as well, of
+-- which a worker has as many as it has slots.
 --
--- Answers this clock, then "slot", worker, endpoint, epoch; or "limit", "key" or "address"; or "none",
--- reason, position in line (0: not in line), when they came; or "late": Redis hung, and nobody would
--- use the slot. The reasons: "no_workers" none is alive, "draining" all that live are going, "full"
+-- Answers this clock, then "slot", worker, endpoint, epoch, variant; or "limit", "key" or "address"; or
+-- "none", reason, position in line (0: not in line), when they came; or "late": Redis hung, and nobody
+-- would use the slot. The variant is the smaller one where the session was degraded. The reasons: "no_workers" none is alive, "draining" all that live are going, "full"
 -- every slot is taken or wanted by others before, "taken_over" another gateway has the session.
 --
 -- A session that holds a slot already is taken over: the slot passes to the new worker and the
@@ -20,7 +22,7 @@ local session, lease, variant, avoid = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV
 local key_id, key_limit = ARGV[5], tonumber(ARGV[6])
 local address, address_limit = ARGV[7], tonumber(ARGV[8])
 local ticket, degrade, known_epoch = ARGV[9], ARGV[10] == "1", tonumber(ARGV[11])
-local until_when = tonumber(ARGV[12])
+local until_when, strategy = tonumber(ARGV[12]), ARGV[13]
 local key = session_key(session)
 local clock = string.format("%.6f", now)
 
@@ -33,8 +35,8 @@ local takeover = known_epoch > 0 or redis.call("HGET", key, "status") == "active
 if known_epoch > 0 then
   local record = redis.call("HMGET", key, "epoch", "gateway")
   local gateway
-  for i = 13, #ARGV, 2 do if ARGV[i] == "gateway" then gateway = ARGV[i + 1] end end
-  if record[1] and tonumber(record[1]) > known_epoch and record[2] and record[2] ~= gateway then
+  for i = 14, #ARGV, 2 do if ARGV[i] == "gateway" then gateway = ARGV[i + 1] end end
+  if number(record[1]) and number(record[1]) > known_epoch and record[2] and record[2] ~= gateway then
     return { clock, "none", "taken_over", 0, "" }
   end
 end
@@ -60,21 +62,35 @@ end
 
 -- Who could serve: the workers that take sessions, and what they have.
 local reason, workers, offered = "no_workers", {}, {}
+local turns, turn = {}, 0
+if strategy ~= "least_loaded" then
+  local stored = redis.call("HGETALL", TURNS)
+  for i = 1, #stored, 2 do turns[stored[i]] = number(stored[i + 1]) end
+  turn = turns[""] or 0
+end
 for _, id in ipairs(redis.call("SMEMBERS", WORKERS)) do
-  local record = redis.call("HMGET", worker_key(id), "status", "capacity", "models")
-  local status, capacity = record[1], tonumber(record[2]) or 0
-  if status and status ~= "offline" and id ~= avoid and fresh(id) then
+  local record = redis.call("HMGET", worker_key(id), "status", "capacity", "models", "fast_share", "endpoint")
+  local status, capacity, endpoint = record[1], number(record[2]) or 0, record[5] or ""
+  if status and status ~= "offline" and id ~= avoid and fresh(id) and endpoint:find("^wss?://[^%s]+$") then
     if status == "draining" then
       if reason == "no_workers" then reason = "draining" end
     else
       reason = "full"
-      local active = redis.call("SCARD", slots_key(id))
-      if redis.call("SISMEMBER", slots_key(id), session) == 1 then active = active - 1 end
+      local share = share_of(record[4])
+      local used = used_of(id, share)
+      if redis.call("SISMEMBER", slots_key(id), session) == 1 then
+        used = used - (redis.call("SISMEMBER", small_key(id), session) == 1 and share or 1)
+      end
       local has = {}
       for name in string.gmatch(record[3] or "", '"([^"]+)"') do
         has[name], offered[name] = true, true
       end
-      workers[#workers + 1] = { id = id, free = capacity - active, load = active / capacity, has = has }
+      -- A worker that had no room for a while does not catch up on the turns it missed.
+      local due = math.max(turns[id] or 0, turn)
+      workers[#workers + 1] = {
+        id = id, endpoint = endpoint, share = share, free = capacity - used, has = has,
+        rank = strategy == "least_loaded" and used / capacity or due,
+        next = due + (strategy == "weighted" and 1 / math.max(capacity, 1) or 1) }
     end
   end
 end
@@ -82,12 +98,33 @@ end
 -- Another variant than the one asked for is better than none, not better than waiting for it.
 local function serves(worker, wanted) return worker.has[wanted] or not offered[wanted] end
 
--- How many wait before this session, by variant.
+-- What a session that wants this variant takes of a slot there, and for how many there is room.
+local function served_as(worker, wanted)
+  return not worker.has[wanted] and worker.has[SMALLER] and SMALLER or wanted
+end
+local function cost(worker, wanted)
+  return served_as(worker, wanted) == SMALLER and worker.share or 1
+end
+local function places(worker, wanted)
+  return math.floor((worker.free + LITTLE) / cost(worker, wanted))
+end
+
+-- How many wait before this session, by variant. More in the lines than have tickets: somebody stands
+-- there whom nobody knows.
 local came = ticket ~= "" and (redis.call("ZSCORE", queue_key(variant), session)
-  or (ticket ~= "new" and ticket) or clock)
+  or (ticket ~= "new" and number(ticket) and ticket) or clock)
 local before = {}
 if not takeover then
-  for _, wanted in ipairs(redis.call("SMEMBERS", QUEUES)) do
+  local queues, standing = redis.call("SMEMBERS", QUEUES), 0
+  for _, wanted in ipairs(queues) do standing = standing + redis.call("ZCARD", queue_key(wanted)) end
+  if standing > redis.call("ZCARD", TICKETS) then
+    for _, wanted in ipairs(queues) do
+      for _, other in ipairs(redis.call("ZRANGE", queue_key(wanted), 0, -1)) do
+        if not redis.call("ZSCORE", TICKETS, other) then redis.call("ZREM", queue_key(wanted), other) end
+      end
+    end
+  end
+  for _, wanted in ipairs(queues) do
     local waiting = came and redis.call("ZCOUNT", queue_key(wanted), "-inf", "(" .. came)
       or redis.call("ZCARD", queue_key(wanted))
     if waiting > 0 then before[wanted] = waiting end
@@ -95,37 +132,38 @@ if not takeover then
 end
 
 -- The worker for a session that wants this variant, if there is a slot that nobody before it would
--- take. Those who wait for other variants are before it only where a worker serves both; of
--- workers that have room, one they cannot use goes first.
+-- take. Those who wait for other variants are before it only where a worker serves both, also where
+-- they need more than is free: smaller ones would take it again and again. Of workers that have room,
+-- one they cannot use goes first.
 local function best_for(wanted)
-  local best, room, claimed = nil, 0, {}
+  local best, room, claimed, size = nil, 0, {}, {}
   for _, worker in ipairs(workers) do
-    if worker.free > 0 and serves(worker, wanted) then
-      room = room + worker.free
+    local there = places(worker, wanted)
+    if there > 0 and serves(worker, wanted) then
+      room = room + there
       worker.contested = 0
       for other in pairs(before) do
         if other ~= wanted and serves(worker, other) then
-          claimed[other] = (claimed[other] or 0) + worker.free
+          claimed[other] = (claimed[other] or 0) + there
+          size[other] = math.max(size[other] or 1, math.ceil(cost(worker, other) / cost(worker, wanted) - LITTLE))
           worker.contested = worker.contested + 1
         end
       end
       if not best or worker.contested < best.contested or (worker.contested == best.contested
-          and (worker.load < best.load or (worker.load == best.load and worker.id < best.id))) then
+          and (worker.rank < best.rank or (worker.rank == best.rank and worker.id < best.id))) then
         best = worker
       end
     end
   end
   room = room - (before[wanted] or 0)
-  for other, slots in pairs(claimed) do room = room - math.min(before[other], slots) end
+  for other, there in pairs(claimed) do room = room - math.min(before[other] * size[other], there) end
   return room > 0 and best or nil
 end
 
-local best = best_for(variant)
-if not best and degrade then
-  local others = {}
-  for name in pairs(offered) do others[#others + 1] = name end
-  table.sort(others)
-  for _, other in ipairs(others) do best = best or best_for(other) end
+-- Degraded is down to the smaller variant, never up.
+local best, granted = best_for(variant), variant
+if not best and degrade and variant ~= SMALLER and offered[SMALLER] then
+  best, granted = best_for(SMALLER), SMALLER
 end
 
 if not best then
@@ -155,8 +193,13 @@ end
 
 leave_line(session)
 uncount(session)
-local epoch = math.max(tonumber(redis.call("HGET", key, "epoch")) or 0, known_epoch) + 1
-redis.call("HSET", key, "epoch", epoch, unpack(ARGV, 13))
+local epoch = math.max(number(redis.call("HGET", key, "epoch")) or 0, known_epoch) + 1
+redis.call("HSET", key, "epoch", epoch, unpack(ARGV, 14))
+redis.call("HSET", key, "model", granted)
 count(session, key_id, address)
-take(session, best.id, lease)
-return { clock, "slot", best.id, redis.call("HGET", worker_key(best.id), "endpoint"), epoch }
+take(session, best.id, lease, served_as(best, granted))
+if strategy ~= "least_loaded" then
+  redis.call("HSET", TURNS, best.id, best.next, "", best.rank)
+  redis.call("EXPIRE", TURNS, WORKER_TTL)
+end
+return { clock, "slot", best.id, best.endpoint, epoch, granted }

@@ -23,7 +23,8 @@ from dalston.gateway.access.keys import FileKeys, Key, RedisKeys, make, sha256
 from dalston.gateway.access.secret_file import KeysError
 from dalston.gateway.server import serve
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator.capacity.slots import Registration, Slots, redis_client
+from dalston.orchestrator.capacity.slots import Slots, redis_client
+from dalston.orchestrator.capacity.workers import Registration
 from dalston.orchestrator.process.environment import SettingsError, from_environment
 from dalston.triton.process import dies_with_us, free_port
 

@@ -41,8 +41,8 @@ async def gateways(redis_url: str) -> AsyncGenerator[list[Slots]]:
         await client.aclose()
 
 
-def asks(session: str, strategy: Any = "queue", **given: Any) -> Admission:
-    return Admission(session, "fast", {"model": "fast"}, strategy=strategy, **given)
+def asks(session: str, strategy: Any = "queue", variant: str = "fast", **given: Any) -> Admission:
+    return Admission(session, variant, {"model": variant}, strategy=strategy, **given)
 
 
 async def deaf(_: Queued) -> None:
@@ -89,12 +89,18 @@ async def test_without_a_free_slot_there_is_an_answer_at_once(
 
 
 # 002-17, C-24
-async def test_degrading_takes_a_worker_with_another_variant(slots: Slots) -> None:
-    await register(slots, worker("a", 1), worker("b", models=["accurate"]))
-    assert (await admit(slots, asks("s1"), deaf)).worker_id == "a"
+async def test_degrading_is_down_to_the_smaller_variant_and_never_up(slots: Slots) -> None:
+    fast, accurate = worker("f", 2, models=["fast"]), worker("a", 1, models=["accurate"])
+    await register(slots, fast, accurate)
+    assert (await admit(slots, asks("s1", variant="accurate"), deaf)).worker_id == "a"
     with pytest.raises(NoCapacity):
-        await admit(slots, asks("s2", "reject"), deaf)
-    assert (await admit(slots, asks("s2", "degrade"), deaf)).worker_id == "b"
+        await admit(slots, asks("s2", "reject", variant="accurate"), deaf)
+    degraded = await admit(slots, asks("s2", "degrade", variant="accurate"), deaf)
+    assert (degraded.worker_id, degraded.variant) == ("f", "fast")
+    assert (await admit(slots, asks("s3"), deaf)).worker_id == "f"
+    await slots.release("s1", 1, "ended")
+    with pytest.raises(NoCapacity):
+        await admit(slots, asks("s4", "degrade"), deaf)
 
 
 async def test_who_waits_is_told_each_new_position_once(
@@ -237,11 +243,11 @@ async def test_who_waits_keeps_the_place_while_redis_is_started_again(tmp_path: 
         slots = Slots(client)
         await register(slots, worker("a", 1))
         running = await admit(slots, asks("running"), deaf)
-        served = list[str]()
+        order = list[str]()
 
         async def wait(session: str) -> None:
             slot = await admit(slots, asks(session), deaf)
-            served.append(session)
+            order.append(session)
             await end(slots, slot)
 
         waiting = list[asyncio.Task[None]]()
@@ -253,12 +259,12 @@ async def test_who_waits_keeps_the_place_while_redis_is_started_again(tmp_path: 
         redis.start()
         await until_waiting(client, 10)
         # Only now does the worker say what it has.
-        await slots.heartbeat(worker("a", 1), {"running": running.epoch})
+        await slots.heartbeat(worker("a", 1), served(running=running.epoch))
         await asyncio.sleep(0.3)
-        assert served == []
+        assert order == []
         await end(slots, running)
         await asyncio.wait_for(asyncio.gather(*waiting), 20)
-        assert served == [f"s{n}" for n in range(10)]
+        assert order == [f"s{n}" for n in range(10)]
         await client.aclose()
 
 

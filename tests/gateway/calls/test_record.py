@@ -4,19 +4,18 @@ answers what the test wants. With a real Redis: test_call.py and capacity/test_r
 """
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import pytest
 from redis.exceptions import RedisError
-from support.registered import final
-from support.waiting import until
+from support.registered import final, snapshot
 
 from dalston.gateway.calls.record import Away, Record
 from dalston.gateway.calls.relay import Relay
 from dalston.orchestrator.capacity.slots import Slot
-from dalston.orchestrator.protocol.messages import SessionConfig
+from dalston.orchestrator.protocol.messages import Ack, SessionConfig, serialize
 
 SLOT = Slot("s", "w", "ws://w", 3, key_id="kiosk")
 
@@ -24,7 +23,11 @@ SLOT = Slot("s", "w", "ws://w", 3, key_id="kiosk")
 @dataclass
 class Register:
     answers: list[str | Exception] = field(default_factory=list[str | Exception])
+    forgotten: list[str] = field(default_factory=list[str])
     kept: list[tuple[set[str], bool]] = field(default_factory=list[tuple[set[str], bool]])
+
+    async def forget(self, id: str) -> None:
+        self.forgotten.append(id)
 
     async def keep(
         self, id: str, epoch: int, fields: Mapping[str, str], key_id: str, whole: bool
@@ -40,7 +43,7 @@ class Register:
 def recorded(*answers: str | Exception) -> tuple[Record, Relay, Register]:
     relay, register = Relay("s", SessionConfig()), Register(list(answers))
     relay.pass_on(final(0))
-    return Record(relay, cast(Any, register)), relay, register
+    return Record(relay, cast(Any, register), kept=True), relay, register
 
 
 async def test_what_is_new_is_written_once() -> None:
@@ -89,29 +92,35 @@ async def test_writing_goes_on_until_the_end_and_once_more_after_a_failure() -> 
     assert written[:2] == [False, True]
 
 
-async def test_the_record_of_a_caller_who_left_is_written_again_while_they_may_come_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_the_record_of_a_caller_who_left_is_written_again_while_they_may_come_back() -> None:
     _, relay, register = recorded()
-    away = Away(cast(Any, register))
+    away = Away(cast(Any, register), 120.0)
     away.leave(SLOT, relay)
     await away.write()
     assert register.kept == [({"config", "seg_0000"}, True)]
-    monkeypatch.setattr("dalston.gateway.calls.record.AWAY_S", 0.0)
-    away.leave(SLOT, relay)
+    away.is_back("s")
     await away.write()
     assert len(register.kept) == 1
-    await until(lambda: not len(away))  # and is forgotten, though nobody else leaves
 
 
-async def test_who_came_back_and_left_again_is_not_forgotten_with_the_first_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_what_a_caller_said_is_forgotten_who_did_not_come_back_in_time() -> None:
     _, relay, register = recorded()
-    away = Away(cast(Any, register))
-    monkeypatch.setattr("dalston.gateway.calls.record.AWAY_S", 0.05)
+    away = Away(cast(Any, register), -1.0)
     away.leave(SLOT, relay)
-    monkeypatch.setattr("dalston.gateway.calls.record.AWAY_S", 100.0)
-    away.leave(SLOT, relay)
-    await asyncio.sleep(0.2)
-    assert len(away) == 1
+    away.forget()
+    await away.write()
+    assert register.kept == []
+
+
+async def test_where_nothing_is_kept_nothing_is_written_and_the_client_may_forget() -> None:
+    relay, register = Relay("s", SessionConfig()), Register()
+    record = Record(relay, cast(Any, register), kept=False)
+    for said in (final(0), snapshot(16_000, next_segment=1)):
+        relay.pass_on(said)
+    assert await record.write(SLOT) == "kept"
+    assert not relay.has_unsaved
+    told = relay.pass_on(serialize(Ack(received=2.0, processed=2.0, finalised=1.0)))
+    assert told
+    assert json.loads(told)["finalised"] == 1.0
+    await record.forget("s")
+    assert register.kept == register.forgotten == []

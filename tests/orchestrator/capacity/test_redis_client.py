@@ -14,8 +14,8 @@ from support.redis_process import RedisProcess, redis_process
 
 from dalston.orchestrator.capacity.redis_client import (
     UnsupportedRedis,
+    look_at,
     redis_client,
-    refuse_cluster,
 )
 from dalston.triton.process import free_port
 
@@ -195,8 +195,8 @@ async def test_a_cluster_is_refused_and_one_redis_is_not(tmp_path: Path, redis_u
     with redis_process(tmp_path, "--save", "", "--cluster-enabled", "yes") as cluster:
         client = redis_client(cluster.url)
         with pytest.raises(UnsupportedRedis, match="Cluster"):
-            await refuse_cluster(client)
+            await look_at(client)
         await client.aclose()
     client = redis_client(redis_url)
-    await refuse_cluster(client)
+    await look_at(client)
     await client.aclose()

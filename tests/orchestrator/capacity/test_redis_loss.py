@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 from support.redis_process import REMEMBERS, RedisProcess, redis_process
-from support.registered import PREFIX, active, register, worker
+from support.registered import PREFIX, active, register, served, worker
 
 from dalston.orchestrator.capacity.redis_client import UnsupportedRedis, redis_client
 from dalston.orchestrator.capacity.slots import NoCapacity, Slots
+from dalston.orchestrator.capacity.workers import Served
 
 # What it forgot.
 
@@ -28,7 +29,7 @@ async def test_a_heartbeat_restores_a_record_that_was_lost(slots: Slots, client:
     with pytest.raises(NoCapacity):
         await slots.acquire("s2", "fast", {})
     assert await slots.renew([slot]) == set()
-    await slots.heartbeat(worker("a", 1), {"s1": slot.epoch})
+    await slots.heartbeat(worker("a", 1), served(s1=slot.epoch))
     assert await active(slots) == {"a": 1}
     with pytest.raises(NoCapacity):
         await slots.acquire("s2", "fast", {})
@@ -45,7 +46,7 @@ async def test_a_renewal_restores_a_slot_that_was_lost_before_its_worker_does(
     await client.flushall()
     assert await slots.renew([slot]) == set()
     assert await slots.renew([slot]) == set()
-    await slots.heartbeat(worker("a", 2), {"s1": slot.epoch})
+    await slots.heartbeat(worker("a", 2), served(s1=slot.epoch))
     assert await active(slots) == {"a": 1}
     for counted in ("key:k", "address:10.0.0.1"):
         assert await client.smembers(f"{PREFIX}{counted}:sessions") == {"s1"}
@@ -61,9 +62,9 @@ async def test_after_a_loss_the_highest_epoch_has_the_session(slots: Slots, clie
     await client.flushall()
     # The owner that was taken over is the first to speak.
     assert await slots.renew([first]) == set()
-    await slots.heartbeat(worker("a"), {"s1": first.epoch})
+    await slots.heartbeat(worker("a"), served(s1=first.epoch))
     assert await active(slots) == {"a": 1}
-    await slots.heartbeat(worker("b"), {"s1": second.epoch})
+    await slots.heartbeat(worker("b"), served(s1=second.epoch))
     assert await active(slots) == {"a": 0, "b": 1}
     assert await slots.renew([first, second]) == {"s1"}
     assert not await slots.release("s1", first.epoch, "error")
@@ -79,7 +80,7 @@ async def test_a_takeover_after_a_loss_goes_on_from_the_epoch_its_owner_knows(
     await register(slots, worker("a"), worker("b"))
     again = await slots.acquire("s1", "fast", {}, avoid=slot.worker_id, epoch=slot.epoch)
     assert (again.worker_id, again.epoch) == ("b", 2)
-    await slots.heartbeat(worker("a"), {"s1": slot.epoch})
+    await slots.heartbeat(worker("a"), served(s1=slot.epoch))
     assert await active(slots) == {"a": 0, "b": 1}
 
 
@@ -91,7 +92,7 @@ async def test_a_session_that_ended_while_redis_knew_nothing_does_not_come_back(
     await client.flushall()
     assert not await slots.release("s1", slot.epoch, "ended")
     # This heartbeat was on its way already.
-    await slots.heartbeat(worker("a"), {"s1": slot.epoch})
+    await slots.heartbeat(worker("a"), served(s1=slot.epoch))
     assert await active(slots) == {"a": 0}
     assert 0 < await client.ttl(f"{PREFIX}session:s1") <= 600
 
@@ -154,7 +155,7 @@ async def test_who_follows_is_told_as_soon_as_redis_is_back(
 ) -> None:
     with redis_process(tmp_path, *options) as redis:
         async with slots_of(redis) as slots:
-            sessions: dict[str, int] = {}
+            sessions: dict[str, Served] = {}
 
             async def register_again() -> None:
                 await slots.heartbeat(worker("a", 2), sessions)
@@ -164,7 +165,7 @@ async def test_who_follows_is_told_as_soon_as_redis_is_back(
                     while not await active(slots):
                         await asyncio.sleep(0.01)
                 slot = await slots.acquire("s1", "fast", {})
-                sessions["s1"] = slot.epoch
+                sessions |= served(s1=slot.epoch)
                 for _ in range(3):
                     redis.kill()
                     await asyncio.sleep(0.5)

@@ -75,7 +75,9 @@ async def test_an_older_epoch_keeps_nothing(slots: Slots, client: Any) -> None:
 
 async def test_it_is_kept_for_a_session_that_redis_has_lost(slots: Slots, client: Any) -> None:
     assert await slots.keep("s1", 2, {"snapshot": "{}", "config": "{}"}, whole=True) == "kept"
-    assert await slots.keep("s1", 1, {"snapshot": "older", "config": "{}"}, whole=True) == "taken_over"
+    assert (
+        await slots.keep("s1", 1, {"snapshot": "older", "config": "{}"}, whole=True) == "taken_over"
+    )
     assert await slots.kept("s1") == {"snapshot": "{}", "config": "{}", "key_id": ""}
     assert 118 <= await client.ttl(KEY) <= 120
 
@@ -93,9 +95,7 @@ async def test_an_older_epoch_on_record_is_no_owner(slots: Slots) -> None:
     assert await slots.keep("s1", 2, {"config": "{}"}, whole=True) == "kept"
 
 
-async def test_a_record_of_twenty_thousand_finals_can_be_written(
-    slots: Slots, client: Any
-) -> None:
+async def test_a_record_of_twenty_thousand_finals_can_be_written(slots: Slots, client: Any) -> None:
     finals = {f"seg_{number:04d}": final(0) for number in range(20_000)}
     fields = {**finals, "config": "{}", "snapshot": snapshot(0)}
     await client.config_resetstat()

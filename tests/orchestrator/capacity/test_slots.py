@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from support.registered import PREFIX, active, register, worker
+from support.registered import PREFIX, active, register, served, worker
 
 from dalston.orchestrator.capacity.slots import EVENTS, NoCapacity, Slot, Slots, WorkerIdTaken
 
@@ -16,7 +16,9 @@ from dalston.orchestrator.capacity.slots import EVENTS, NoCapacity, Slot, Slots,
 
 async def test_a_slot_names_the_worker_and_its_endpoint(slots: Slots) -> None:
     await register(slots, worker("a"))
-    assert await slots.acquire("s1", "fast", {}) == Slot("s1", "a", "ws://a:9000", 1)
+    assert await slots.acquire("s1", "fast", {}) == Slot(
+        "s1", "a", "ws://a:9000", 1, variant="fast"
+    )
     assert await active(slots) == {"a": 1}
 
 
@@ -229,7 +231,7 @@ async def test_an_owner_that_lives_after_all_has_its_slot_again(slots: Slots, cl
     assert await active(slots) == {"a": 1}
     assert await client.hget(f"{PREFIX}session:s1", "status") == "active"
     # The worker's word will do, too.
-    await slots.heartbeat(worker("a"), {"s2": other.epoch})
+    await slots.heartbeat(worker("a"), served(s2=other.epoch))
     assert await active(slots) == {"a": 2}
     # And once it has ended, it has.
     assert await slots.release("s1", slot.epoch, "ended")
@@ -244,7 +246,7 @@ async def test_a_lease_that_ran_out_is_not_renewed_once_the_session_ended(slots:
     await slots.expire()
     assert not await slots.release("s1", slot.epoch, "ended")
     assert await slots.renew([slot]) == {"s1"}
-    await slots.heartbeat(worker("a"), {"s1": slot.epoch})
+    await slots.heartbeat(worker("a"), served(s1=slot.epoch))
     assert await active(slots) == {"a": 0}
 
 
@@ -274,7 +276,7 @@ async def test_what_an_older_epoch_says_is_ignored(slots: Slots) -> None:
     assert await slots.renew([first]) == {"s1"}
     assert await active(slots) == {"a": 0, "b": 1}
     # The first worker's heartbeat still names the session: it does not come back to it.
-    await slots.heartbeat(worker("a"), {"s1": first.epoch})
+    await slots.heartbeat(worker("a"), served(s1=first.epoch))
     assert await active(slots) == {"a": 0, "b": 1}
     assert await slots.release("s1", second.epoch, "ended")
 
