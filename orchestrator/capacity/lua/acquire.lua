@@ -100,7 +100,8 @@ local function serves(worker, wanted) return worker.has[wanted] or not offered[w
 
 -- What a session that wants this variant takes of a slot there, and for how many there is room.
 local function served_as(worker, wanted)
-  return not worker.has[wanted] and worker.has[SMALLER] and SMALLER or wanted
+  if worker.has[wanted] then return wanted end
+  return worker.has[SMALLER] and SMALLER or "another"
 end
 local function cost(worker, wanted)
   return served_as(worker, wanted) == SMALLER and worker.share or 1
