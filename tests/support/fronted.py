@@ -38,6 +38,7 @@ class FakeWorker:
     id: str
     script: Script
     capacity: int = 4
+    fast_share: float = 1.0
     requests: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
 
     @asynccontextmanager
@@ -71,6 +72,7 @@ class FakeWorker:
                 ["demo"],
                 ["en"],
                 "0.1.0",
+                fast_share=self.fast_share,
             ),
             {},
         )

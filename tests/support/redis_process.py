@@ -77,3 +77,15 @@ def redis_process(folder: Path, *options: str) -> Generator[RedisProcess]:
         yield redis
     finally:
         redis.kill()
+
+
+def sentinel(folder: Path, port: int, password: str = "") -> RedisProcess:
+    """A Sentinel that watches a master at `port`, and needs no second opinion."""
+    folder.mkdir()
+    lines = [f"sentinel monitor speech 127.0.0.1 {port} 1"]
+    lines += ["sentinel down-after-milliseconds speech 300"]
+    lines += ["sentinel failover-timeout speech 2000"]
+    if password:
+        lines.append(f"sentinel auth-pass speech {password}")
+    (folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
+    return RedisProcess(folder, (str(folder / "sentinel.conf"), "--sentinel"))

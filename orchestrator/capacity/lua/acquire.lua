@@ -27,6 +27,9 @@ local key = session_key(session)
 local clock = string.format("%.6f", now)
 
 if until_when > 0 and now > until_when then return { clock, "late" } end
+-- The first write is one that a Redis refuses whose memory is full: after another it would refuse none
+-- of these, and a session would begin whose lease cannot be renewed.
+redis.call("SADD", QUEUES, variant)
 drop_expired()
 local takeover = known_epoch > 0 or redis.call("HGET", key, "status") == "active"
 
@@ -174,7 +177,6 @@ if not best then
     if ticket == "new" and (reason == "no_workers" or redis.call("ZCARD", TICKETS) >= LONGEST_LINE) then
       return { clock, "none", reason, 0, "" }
     end
-    redis.call("SADD", QUEUES, variant)
     redis.call("ZADD", queue_key(variant), came, session)
     redis.call("HSET", key, "status", "waiting")
     count(session, key_id, address)

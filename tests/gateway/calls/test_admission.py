@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 from support.redis_process import redis_process
-from support.registered import PREFIX, active, register, worker
+from support.registered import PREFIX, active, register, served, worker
 
 from dalston.gateway.calls.admission import Admission, admit
 from dalston.orchestrator.capacity.redis_client import redis_client

@@ -16,7 +16,6 @@ from dalston.orchestrator.capacity.redis_client import redis_client
 from dalston.orchestrator.capacity.slots import EVENTS, NoCapacity, Slot, Slots
 
 
-
 @pytest.fixture
 async def client(redis_url: str) -> AsyncGenerator[Any]:
     """As gateways have it: it gives bytes, whatever they are."""

@@ -10,7 +10,7 @@ import pytest
 import uvloop
 from redis.exceptions import RedisError
 from support.proxy import Proxy
-from support.redis_process import RedisProcess, redis_process
+from support.redis_process import redis_process, sentinel
 
 from dalston.orchestrator.capacity.redis_client import (
     UnsupportedRedis,
@@ -93,18 +93,6 @@ async def test_whoever_is_cancelled_in_the_middle_of_a_question_does_not_go_on(
 
 
 # Sentinel.
-
-
-def sentinel(folder: Path, port: int, password: str = "") -> RedisProcess:
-    """A Sentinel that watches a master at `port`, and needs no second opinion."""
-    folder.mkdir()
-    lines = [f"sentinel monitor speech 127.0.0.1 {port} 1"]
-    lines += ["sentinel down-after-milliseconds speech 300"]
-    lines += ["sentinel failover-timeout speech 2000"]
-    if password:
-        lines.append(f"sentinel auth-pass speech {password}")
-    (folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
-    return RedisProcess(folder, (str(folder / "sentinel.conf"), "--sentinel"))
 
 
 async def until_answered(client: Any, command: str, *args: str) -> Any:

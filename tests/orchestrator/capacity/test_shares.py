@@ -186,9 +186,7 @@ class Run:
         elif what == "move" and self.held:
             slot = self.held[list(self.held)[which % len(self.held)]]
             avoid = slot.worker_id if flag else ""
-            moved = await taken(
-                slots, slot.session_id, slot.variant, avoid=avoid, epoch=slot.epoch
-            )
+            moved = await taken(slots, slot.session_id, slot.variant, avoid=avoid, epoch=slot.epoch)
             if moved:
                 assert moved.epoch == slot.epoch + 1
                 self.held[slot.session_id] = moved
