@@ -253,10 +253,6 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
         self._is_over()
 
-    def handle_close(self, event: WireFrame) -> None:
-        super().handle_close(event)
-        self._is_over()
-
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._pong and self.conn.state is State.OPEN:
@@ -346,6 +342,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
 
     def handle_close(self, event: WireFrame) -> None:
         super().handle_close(event)
+        self._is_over()
         self._end_soon()
 
     def handle_parser_exception(self) -> None:

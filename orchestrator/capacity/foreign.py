@@ -32,6 +32,8 @@ def _type(name: bytes) -> bytes | None:
         return found
     if kind == b"worker":
         return b"set" if rest.endswith((b":sessions", b":small")) else b"hash"
+    if kind == b"session" and rest.endswith(b":ending"):
+        return b"string"
     if kind in (b"key", b"address"):
         return b"set"
     return {b"session": b"hash", b"queue": b"zset"}.get(kind)

@@ -433,29 +433,26 @@ class Slots:
         key = f"{PREFIX}tickets"
         return int(await self._sound(lambda: self._redis.zcount(key, now, "+inf")))
 
-    async def is_active(self, session_id: str) -> bool:
-        return bool(await self._redis.sismember("dalston:realtime:sessions:active", session_id))
-
     async def sessions_of(self, key_id: str) -> list[str]:
         """The active sessions of an API key."""
-        ids = await self._redis.sinter(
-            f"dalston:realtime:key:{key_id}:sessions", "dalston:realtime:sessions:active"
-        )
+        keys = f"{PREFIX}key:{key_id}:sessions", f"{PREFIX}sessions:active"
+        ids = await self._sound(lambda: self._redis.sinter(*keys))
         return sorted(map(_text, ids))
 
     async def say_ending(self, session_id: str) -> None:
         """Tell whoever wants a session ended that its gateway has heard of it."""
-        await self._redis.set(f"dalston:realtime:session:{session_id}:ending", 1, ex=LEASE_S)
+        await self._redis.set(f"{PREFIX}session:{session_id}:ending", 1, ex=LEASE_S)
 
     async def is_ending(self, session_id: str) -> bool:
-        return bool(await self._redis.exists(f"dalston:realtime:session:{session_id}:ending"))
+        return bool(await self._redis.exists(f"{PREFIX}session:{session_id}:ending"))
 
     async def discard(self, session_id: str) -> None:
         """End the record of a session that nobody serves, and all it could be continued from."""
-        epoch = await self._redis.hget(f"dalston:realtime:session:{session_id}", "epoch")
+        key = f"{PREFIX}session:{session_id}"
+        epoch = await self._sound(lambda: self._redis.hget(key, "epoch"))
         if epoch is not None:
             await self.release(session_id, int(epoch), "ended")
-        await self._redis.delete(f"dalston:realtime:session:{session_id}:resume")
+        await self._redis.delete(_resume_key(session_id))
 
     async def sessions(self) -> list[dict[str, str]]:
         """The record of every active session."""
