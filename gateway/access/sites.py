@@ -6,7 +6,7 @@ page it was (Origin), and by which name the page called us (Host). Where no key 
 these have to:
 
 - By its name a page reaches a gateway that is published on the loopback interface only if that
-  name was made to mean this machine (DNS rebinding): there Host has to be a loopback name.
+  name was made to mean this machine (DNS rebinding): there Host has to be a loopback name or an address.
 - Streams and requests that change something are for pages of this machine, and of the host that
   they call. Programs, which send no Origin, are no pages.
 
@@ -54,10 +54,10 @@ class Sites:
         return ""
 
     def _may_be_called(self, name: str) -> bool:
-        if self._hosts is None:
-            return not self._local or is_loopback(name)
         # Nobody can make an address mean another machine, and probes call by address.
-        return is_loopback(name) or _is_address(name) or _listed(name, self._hosts)
+        if is_loopback(name) or _is_address(name):
+            return True
+        return not self._local if self._hosts is None else _listed(name, self._hosts)
 
     def _may_call(self, origin: str, names: Sequence[str]) -> bool:
         if self._origins is not None:

@@ -33,7 +33,7 @@ def _opened(port: int, path: str = STREAM, more: str = "", receive: int = 0) -> 
     raw.connect(("127.0.0.1", port))
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     raw.sendall(
-        f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{more}"
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{more}"
         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
     )
     if b" 101 " not in raw.recv(4096):
@@ -135,7 +135,7 @@ def half_handshakes(port: int, over: Ended) -> None:
         while not over():
             raw = socket.create_connection(("127.0.0.1", port), 5)
             made.append(raw)
-            raw.sendall(f"GET {STREAM} HTTP/1.1\r\nHost: x\r\nUpgrade: webs".encode())
+            raw.sendall(f"GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: webs".encode())
             time.sleep(0.01)
     finally:
         for raw in made:
@@ -159,7 +159,7 @@ def slow_headers(port: int, over: Ended) -> None:
 
 
 def slow_bodies(port: int, over: Ended) -> None:
-    head = b"POST /v1/realtime/status HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    head = b"POST /v1/realtime/status HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n"
     _crumbs(port, over, head, b"x")
 
 

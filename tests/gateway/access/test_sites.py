@@ -20,7 +20,7 @@ EVIL = "http://evil.example"
 
 
 def sites(keyless: bool = True, **given: Any) -> Sites:
-    fields: dict[str, Any] = {"redis_url": "redis://x", **given}
+    fields: dict[str, Any] = {"redis_url": "redis://x", "allow_no_keys": True, **given}
     return Sites(GatewaySettings(**fields), keyless)
 
 
@@ -219,7 +219,7 @@ async def test_a_probe_by_address_goes_on_working(redis_url: str, tmp_path: Path
     await FileKeys(tmp_path / "keys").add(make("kiosk")[1])
     named: dict[str, Any] = {"allowed_hosts": "speech.example"}
     for more in ({}, named, named | {"api_keys": tmp_path / "keys"}):
-        given: dict[str, Any] = {"host": "0.0.0.0", **more}
+        given: dict[str, Any] = {"host": "0.0.0.0", "allow_no_keys": True, **more}
         async with gateway_over(redis_url, **given) as gateway:
             url = gateway.url.replace("0.0.0.0", "127.0.0.1")
             for host in ("172.17.0.2:8000", "localhost:8000", "[2001:db8::1]:8000"):

@@ -516,8 +516,9 @@ async def test_an_address_has_as_many_sessions_as_it_may(redis_url: str) -> None
 
 
 async def test_behind_a_proxy_of_this_machine_each_address_counts_by_itself(redis_url: str) -> None:
+    proxies = ["127.0.0.1"]
     async with (
-        gateway_over(redis_url, sessions_per_address=1) as gateway,
+        gateway_over(redis_url, sessions_per_address=1, trusted_proxies=proxies) as gateway,
         AsyncExitStack() as calls,
     ):
         await calls.enter_async_context(FakeWorker(gateway.slots, "a", Notes()).running())
@@ -945,7 +946,7 @@ async def test_a_client_that_never_reads_is_let_go(redis_url: str) -> None:
             host, port = gateway.url.split(":")
             with socket.create_connection((host, int(port))) as deaf:
                 deaf.sendall(
-                    f"GET {STREAM} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+                    f"GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
                     "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
                     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
                 )

@@ -14,8 +14,8 @@ from uvicorn.server import ServerState
 
 from dalston.gateway.transport import handshake
 
-REQUEST = b"GET /health HTTP/1.1\r\nHost: x\r\n"
-UPGRADE = b"GET /v1/audio/transcriptions/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+REQUEST = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+UPGRADE = b"GET /v1/audio/transcriptions/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,11 @@ async def test_who_asks_in_time_is_answered_and_a_stream_goes_on_for_longer(redi
 
 STREAM = b"GET /v1/audio/transcriptions/stream"
 ASKED = (
-    b"Host: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Host: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
 )
 LONG = STREAM + b"?keyterms=%s HTTP/1.1\r\n" + ASKED + b"\r\n"
-POST = b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+POST = b"POST /health HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n"
 CHUNKED = POST.replace(b"Content-Length: 100000", b"Transfer-Encoding: chunked")
 HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(1, 180))
 
@@ -88,7 +88,7 @@ HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(1, 180))
         (HELLO + b"\r\n\r\n", b"400"),
         (b"\0" * 3000, b""),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"404"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\nmore", b"404"),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\nmore", b"404"),
     ],
 )  # fmt: skip
 async def test_whatever_is_said_the_connection_ends(

@@ -744,7 +744,7 @@ async def test_a_connection_that_never_asks_for_anything_is_closed(workers: Work
 async def test_a_connection_that_takes_its_time_to_ask_is_answered(workers: Workers) -> None:
     worker = await workers.ready(handshake_seconds=20.0)
     reader, writer = await asyncio.open_connection("127.0.0.1", worker.port)
-    for part in ("GET /health HTTP/1.1\r\n", "Host: x\r\n", "\r\n"):
+    for part in ("GET /health HTTP/1.1\r\n", "Host: 127.0.0.1\r\n", "\r\n"):
         writer.write(part.encode())
         await asyncio.sleep(0.3)
     async with asyncio.timeout(5):
