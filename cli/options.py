@@ -55,7 +55,7 @@ environment:
   DALSTON_ALLOW_NO_KEYS  1: everybody may, from other machines as well
   DALSTON_ADMIN_KEY      bearer key for sessions and metrics, beside API keys with these scopes
   DALSTON_ALLOWED_HOSTS  names it may be called by, speech.example,*.example; * is any (without
-                         keys, at a loopback address: loopback names; else any)
+                         keys, at a loopback address: loopback names and addresses; else any)
   DALSTON_ALLOWED_ORIGINS  sites whose pages may call, https://app.example; * is any (without
                          keys: pages of this machine and of the host they call; else any)
   DALSTON_TRUSTED_PROXIES  addresses and networks whose X-Forwarded-For is believed (none)

@@ -6,7 +6,8 @@ page it was (Origin), and by which name the page called us (Host). Where no key 
 these have to:
 
 - By its name a page reaches a gateway that is published on the loopback interface only if that
-  name was made to mean this machine (DNS rebinding): there Host has to be a loopback name or an address.
+  name was made to mean this machine (DNS rebinding): there Host has to be a loopback name, or an
+  address, which nobody can make mean another machine.
 - Streams and requests that change something are for pages of this machine, and of the host that
   they call. Programs, which send no Origin, are no pages.
 
@@ -54,7 +55,7 @@ class Sites:
         return ""
 
     def _may_be_called(self, name: str) -> bool:
-        # Nobody can make an address mean another machine, and probes call by address.
+        # Probes call by address.
         if is_loopback(name) or _is_address(name):
             return True
         return not self._local if self._hosts is None else _listed(name, self._hosts)

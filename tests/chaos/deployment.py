@@ -14,7 +14,7 @@ import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,7 @@ class Size:
     tritons: int = 2
     sessions: int = 32  # of a worker
     instant: bool = False  # no models: what bench/instant.py says
+    gateway: Mapping[str, str] = field(default_factory=dict[str, str])  # settings of gateways
     repository: Path = ROOT / "build" / "model_repository"
 
 
@@ -254,7 +255,7 @@ def _members(deployment: Deployment) -> list[Member]:
         )
     for number in range(1, size.gateways + 1):
         name = f"gateway-{number}"
-        environment = {"DALSTON_PORT": str(ports[name])}
+        environment = {"DALSTON_PORT": str(ports[name]), **size.gateway}
         command = [*dalston, "gateway"]
         members.append(member(name, "gateway", ports[name], command, DRAIN_S + 8, **environment))
     for name, proxy in links.items():

@@ -27,9 +27,10 @@ from support.wire import Wire
 
 STREAM, SESSION = "/v1/audio/transcriptions/stream", "/session"
 AT_ONCE = 16  # sessions
-# Who sends too much is held for a minute, then refused (DALSTON_AUDIO_HELD_SECONDS).
 ENDS_WITHIN_S = 80.0
-SIZE = Size(gateways=1, workers=1, tritons=1, sessions=64, instant=True)
+# Who sends too much is slowed down here too, but not to the speed of people.
+_FASTER = {"DALSTON_MESSAGE_RATE": "500", "DALSTON_AUDIO_RATE": "20"}
+SIZE = Size(gateways=1, workers=1, tritons=1, sessions=64, instant=True, gateway=_FASTER)
 _TYPES = ("config", "flush", "commit", "clear", "ping", "end", "stop", "session.begin")
 _KEYS = ("language", "vad_threshold", "min_silence_duration_ms", "prefix_padding_ms", "reason", "x")
 # A session that is answered so has ended in order.
@@ -54,7 +55,7 @@ class Frames:
         if kind < 0.85:
             return self._fragments()
         if kind < 0.95:
-            return wire.frame(rng.choice((wire.PING, wire.PONG)), rng.randbytes(rng.randrange(126)))
+            return self._controls()
         if kind < 0.995:
             return wire.frame(wire.TEXT, json.dumps({"type": rng.choice(_TYPES[:5])}).encode())
         self.whole = False
@@ -139,10 +140,20 @@ class Frames:
                 out += wire.frame(wire.PING, b"between")
         return out
 
+    def _controls(self) -> bytes:
+        """Pings and pongs, some of them many, masked with anything."""
+        rng = self._rng
+        kind = rng.choice((wire.PING, wire.PONG))
+        size = rng.choice((0, 1, 125, rng.randrange(126)))
+        return b"".join(
+            wire.masked(wire.frame(kind, rng.randbytes(size)), rng.randbytes(4))
+            for _ in range(rng.choice((1, 1, 1, 1, 9, 40)))
+        )
+
     def _broken(self) -> bytes:
         """What RFC 6455 forbids, or an end that no client of ours makes."""
         rng = self._rng
-        match rng.randrange(9):
+        match rng.randrange(14):
             case 0:
                 return wire.frame(wire.TEXT, b'{"type":"\xff\xfe"}')  # no UTF-8
             case 1:
@@ -157,8 +168,27 @@ class Frames:
                 return wire.frame(wire.PING, bytes(200))  # longer than a control frame may be
             case 6:
                 return wire.frame(wire.PING, b"", fin=False)
-            case 7:
-                return wire.frame(wire.CLOSE, rng.choice((b"", b"\x03", struct.pack("!H", 999))))
+            case 7:  # a control frame of any length in eight bytes
+                head = struct.pack("!BBQ", 0x80 | rng.choice((8, 9, 10)), 0xFF, rng.randrange(200))
+                return head + bytes(4 + rng.randrange(200))
+            case 8:
+                kind = rng.choice((wire.PING, wire.PONG, wire.CLOSE))
+                return wire.frame(kind, b"", reserved=rng.randrange(1, 8))
+            case 9:
+                return wire.frame(rng.choice((wire.PING, wire.PONG)), b"naked", masked=False)
+            case 10:  # a message within a message
+                parts = [wire.frame(wire.TEXT, b"a", fin=False)]
+                parts += [wire.frame(wire.CONTINUATION, b"", fin=False)] * rng.randrange(50)
+                return b"".join(parts) + wire.frame(rng.choice((wire.TEXT, wire.BINARY)), b"b")
+            case 11:  # a close, and more
+                return wire.frame(wire.CLOSE, struct.pack("!H", 1000)) + self._controls()
+            case 12:
+                return wire.frame(
+                    wire.CLOSE,
+                    rng.choice(
+                        (b"", b"\x03", struct.pack("!H", rng.choice((999, 1005, 5000))) + b"\xff")
+                    ),
+                )
             case _:
                 return struct.pack("!BBQ", 0x82, 0xFF, 1 << 62) + bytes(4)  # a length of exabytes
 

@@ -30,6 +30,13 @@ def frame(
     return head + (bytes(4) if masked else b"") + payload
 
 
+def masked(frame: bytes, mask: bytes) -> bytes:
+    """A frame of frame() with another mask."""
+    at = {126: 4, 127: 10}.get(frame[1] & 0x7F, 2)
+    payload = frame[at + 4 :]
+    return frame[:at] + mask + bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload))
+
+
 @dataclass
 class Wire:
     """One connection. What the server says is collected as it comes."""

@@ -42,13 +42,13 @@ def lets(asked: Sites, host: str | None, origin: str | None = None, changes: boo
         ("evil.example:8000", False),
         ("localhost.evil.example", False),
         ("127.0.0.1.evil.example", False),
-        ("192.0.2.1:8000", False),
+        ("192.0.2.1:8000", True),
         ("", False),
         ("[::1", False),
         ("evil.example@localhost", True),  # its name is localhost
     ],
 )
-def test_without_keys_a_loopback_gateway_has_loopback_names_alone(
+def test_without_keys_a_loopback_gateway_has_loopback_names_and_addresses_alone(
     host: str | None, lets_in: bool
 ) -> None:
     assert lets(sites(), host, changes=False) == lets_in
