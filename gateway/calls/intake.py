@@ -157,15 +157,17 @@ class Intake:
             self._worker.send_now(frame)
         if self.refused.done():
             return
+        now = self._loop.time()
+        if isinstance(frame, str):
+            if self._relay.wordy:
+                self.end_for("more messages came than can be held, with no audio between them")
+        elif frame:
+            self._audio_at = now
         try:
-            now = self._loop.time()
-            if isinstance(frame, bytes) and frame:
-                self._audio_at = now
-            self._slow_down(self._pace.receive(frame, now))
+            if wait := self._pace.receive(frame, now):
+                self._slow_down(wait)
         except TooFast as error:
             self.end_for(str(error))
-        if isinstance(frame, str) and self._relay.wordy:
-            self.end_for("more messages came than can be held, with no audio between them")
         if self._held_up:
             self._stop()
 
@@ -174,7 +176,8 @@ class Intake:
         if self.refused.done():
             return
         try:
-            self._slow_down(self._pace.receive_part(fragment, self._loop.time()))
+            if wait := self._pace.receive_part(fragment, self._loop.time()):
+                self._slow_down(wait)
         except TooFast as error:
             self.end_for(str(error))
         if self._held_up:
@@ -182,7 +185,7 @@ class Intake:
             self._stop()
 
     def _slow_down(self, wait: float) -> None:
-        if wait and self._slowed is None:
+        if self._slowed is None:
             self._slowed = self._loop.call_later(min(wait, SLOWED_S), self._was_slowed)
 
     def _was_slowed(self) -> None:

@@ -41,10 +41,11 @@ class Cutter:
 
     def next(self) -> bytes | None:
         """The next frame, if it is whole and not too long."""
-        passed = min(self._passed_over, len(self._data) - self._at)
-        self._passed_over -= passed
-        data, at = self._data, self._at + passed
-        self._at = at
+        data, at = self._data, self._at
+        if self._passed_over:
+            passed = min(self._passed_over, len(data) - at)
+            self._passed_over -= passed
+            self._at = at = at + passed
         if at < len(data) and not self.too_long:
             end = at + self._size(data, at)
             if self.too_long:

@@ -205,29 +205,28 @@ class DirectProtocol(WebSocketsSansIOProtocol):
 
     def _hear(self) -> None:
         """Hear what was read, as far as anybody wants to and as much as is due in a round."""
-        assert self._cutter
+        cutter = self._cutter
+        assert cutter
         for _ in range(FRAMES):
             if self.read_paused:
                 break
-            frame = self._cutter.next()
+            frame = cutter.next()
             if frame is not None:
                 self._receive(frame)
-            elif not self._cutter.too_long:
+            elif not cutter.too_long:
                 break
             elif self._on_frame is None:
-                return super().data_received(self._cutter.left)  # closes with 1009
+                return super().data_received(cutter.left)  # closes with 1009
             else:
                 # Not kept, but read: its sender may look for an answer only once it has left.
                 if self._on_too_long:
-                    self._on_too_long(self._cutter.too_long)
-                self._cutter.pass_over()
+                    self._on_too_long(cutter.too_long)
+                cutter.pass_over()
         else:
             if self._resting is None:
                 self._resting = self.loop.call_later(ROUND_S, self._go_on)
             self._read_or_not()
-        self._simple = (
-            self._cutter.between and not self._fragments and self.conn.state is State.OPEN
-        )
+        self._simple = cutter.between and not self._fragments and self.conn.state is State.OPEN
 
     def _receive(self, frame: bytes) -> None:
         kind = frame[0] & 0x0F
