@@ -80,6 +80,7 @@ class Worker:
         self._redis = redis_client(settings.redis_url)
         self._slots = Slots(self._redis)
         self._instance = secrets.token_hex(8)
+        self._registered_at = -math.inf
         self._unhealthy: str | None = "starting"
         self._less_room = asyncio.Event()  # than Redis knows of
         request_speech = self._tritons.request_speech
@@ -170,19 +171,11 @@ class Worker:
 
     async def _beat(self, port: int) -> None:
         """Look after the models, and say so in Redis. Raises WorkerIdTaken."""
-        registered_at = -math.inf
         while True:
             await self._look_after_models()
             trouble = self._unhealthy is not None
             try:
                 await self._register(port)
-                registered_at = time.monotonic()
-            except WorkerIdTaken as error:
-                # Where this worker is known, it may be no living process that has written there.
-                if time.monotonic() - registered_at > 2 * STALE_S:
-                    raise
-                logger.error("%s", error)
-                trouble = True
             except RedisError as error:
                 # Running sessions do not need it; the next heartbeat puts everything back.
                 logger.warning("Redis: %s", error)
@@ -227,7 +220,14 @@ class Worker:
             running_s=time.monotonic() - _BEGAN,
         )
         served = {id: here.served() for id, here in running.items()}
-        await self._slots.heartbeat(registration, served)
+        try:
+            await self._slots.heartbeat(registration, served)
+        except WorkerIdTaken as error:
+            # Where this worker is known, it may be no living process that has written there.
+            if time.monotonic() - self._registered_at > 2 * STALE_S:
+                raise
+            return logger.error("%s", error)
+        self._registered_at = time.monotonic()
         await self._slots.renew(
             [Slot(id, "", "", here.epoch) for id, here in running.items() if here.direct]
         )

@@ -3,6 +3,7 @@ Slots in a real Redis: who has room, and that nothing is given twice or lost.
 """
 
 import asyncio
+import datetime
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from support.registered import PREFIX, active, register, served, worker
 
 from dalston.orchestrator.capacity.slots import EVENTS, NoCapacity, Slot, Slots, WorkerIdTaken
+from dalston.orchestrator.capacity.workers import Served
 
 # Acquiring.
 
@@ -297,8 +299,6 @@ async def test_a_worker_record_has_the_documented_fields(slots: Slots, client: A
     assert json.loads(record["models_asleep"]) == []
     assert json.loads(record["languages_supported"]) == ["en", "auto"]
     server_seconds = (await client.time())[0]
-    import datetime
-
     written = datetime.datetime.fromisoformat(record["last_heartbeat"])
     assert abs(written.timestamp() - server_seconds) <= 2
 
@@ -351,6 +351,41 @@ async def test_a_worker_that_was_started_again_takes_its_place_at_once(slots: Sl
     await register(slots, worker("a"))
     await slots.heartbeat(worker("a", instance="the next process"), {})
     assert [record.status for record in await slots.workers()] == ["ready"]
+
+
+# L-12
+async def test_started_at_is_when_this_process_began(slots: Slots, client: Any) -> None:
+    async def started(running_s: float, instance: str) -> float:
+        await slots.heartbeat(worker("a", instance=instance, running_s=running_s), {})
+        written = await client.hget(f"{PREFIX}worker:a", "started_at")
+        return datetime.datetime.fromisoformat(written).timestamp() - (await client.time())[0]
+
+    assert -5002 <= await started(5000, "the first") <= -4998
+    assert -5002 <= await started(5010, "the first") <= -4998  # it stays
+    # Killed, and started again under the same id: the record was still there.
+    assert -12 <= await started(10, "the next") <= -8
+    # A Redis that lost it is told the same.
+    await client.flushall()
+    assert -22 <= await started(20, "the next") <= -18
+
+
+# 002-28
+async def test_the_record_of_a_running_session_is_kept_fresh_by_its_worker(
+    slots: Slots, client: Any
+) -> None:
+    await register(slots, worker("a"))
+    slot = await slots.acquire("s1", "accurate", {"language": "auto", "model": "accurate"})
+    for audio_s in (1.0, 11.0):
+        there = {"s1": Served(slot.epoch, "fast", "de", audio_s)}
+        await slots.heartbeat(worker("a"), there)
+        (record,) = await slots.sessions()
+        assert (record["model"], record["language"]) == ("fast", "de")
+        assert float(record["audio_duration"]) == audio_s
+    # What an older epoch says of it counts for nothing.
+    await slots.acquire("s1", "fast", {}, epoch=slot.epoch)
+    await slots.heartbeat(worker("a"), {"s1": Served(slot.epoch, "fast", "en", 99.0)})
+    (record,) = await slots.sessions()
+    assert (record["language"], float(record["audio_duration"])) == ("de", 11.0)
 
 
 async def test_the_id_of_a_dead_worker_is_free(slots: Slots, client: Any) -> None:

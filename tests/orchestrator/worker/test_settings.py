@@ -59,3 +59,11 @@ def test_the_password_of_redis_goes_into_its_url_if_none_is_there() -> None:
     assert settings(REDIS_PASSWORD="a/b").redis_url == "redis://:a%2Fb@r:6379"
     named = {"REDIS_URL": "redis://me:mine@x", "REDIS_PASSWORD": "ab"}
     assert settings(**named).redis_url == "redis://me:mine@x"
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "-1"])
+def test_a_session_takes_a_part_of_a_slot_or_all_of_it(share: str) -> None:
+    assert settings().fast_share == 1
+    assert settings(DALSTON_FAST_SHARE="0.25").fast_share == 0.25
+    with pytest.raises(ValueError, match="DALSTON_FAST_SHARE"):
+        settings(DALSTON_FAST_SHARE=share)

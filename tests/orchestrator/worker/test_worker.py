@@ -433,6 +433,41 @@ async def test_what_goes_wrong_inside_is_an_error_of_its_session_alone(
     await until(lambda: worker.client.hget(*status), lambda found: found == b"error")
 
 
+# 002-28
+async def test_while_a_session_runs_its_record_says_how_it_is_served(workers: Workers) -> None:
+    worker = await workers.ready(heartbeat_seconds=0.1)
+    slot = await worker.slots.acquire("sess_y", "fast", {"language": "auto", "model": "fast"})
+    async with worker.session(f"session_id=sess_y&epoch={slot.epoch}&language=de") as session:
+        await session.send(bytes(32_000))
+
+        async def record() -> dict[str, str]:
+            return next(s for s in await worker.slots.sessions() if s["session_id"] == "sess_y")
+
+        served = await until(record, lambda r: float(r.get("audio_duration", 0)) == 1.0)
+        assert (served["model"], served["language"], served["status"]) == ("fast", "de", "active")
+
+
+async def test_a_session_of_fast_takes_its_share_of_a_worker(workers: Workers) -> None:
+    worker = await workers.ready(max_sessions=1, fast_share=0.5)
+    async with worker.session("model=fast") as first, worker.session("model=fast") as second:
+        for session in (first, second):
+            assert json.loads(await session.recv())["type"] == "session.begin"
+        async with worker.session("model=fast") as third:
+            assert (await drained(third))[1] == 1013
+
+
+async def test_a_worker_whose_record_others_overwrote_goes_on(workers: Workers) -> None:
+    worker = await workers.ready(heartbeat_seconds=0.1)
+    await until(lambda: worker.record("w1"), bool)
+    garbage = {"instance": "nobody", "endpoint": "ws://nowhere:1"}
+    await worker.client.hset("dalston:realtime:worker:w1", mapping=garbage)
+    await asyncio.sleep(0.5)  # some heartbeats
+    assert not worker.task.done()
+    # It was silent for as long as others are: whoever wrote that does not live.
+    await worker.client.hset("dalston:realtime:worker:w1", "heartbeat_at", 1)
+    await until(lambda: worker.record("w1"), lambda r: r["endpoint"] != "ws://nowhere:1")
+
+
 # L-11
 async def test_a_worker_that_ends_unregisters(workers: Workers) -> None:
     worker = await workers.ready()
