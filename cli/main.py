@@ -173,18 +173,22 @@ def _worker(_: argparse.Namespace) -> int:
 def _triton(args: argparse.Namespace) -> int:
     try:
         from dalston.triton import probe, server
+        from dalston.triton.contract import TOKEN_VARIABLE
     except ModuleNotFoundError as error:
         return _missing("triton", error)
     ports = server.Ports(args.grpc_port, args.http_port, args.metrics_port)
     if args.probe:
         # Its supervisor asks who answered nobody; asking as well would keep models from idling.
         lately_s = 2 * server.PROBE_EVERY_S if args.unload_after else 0.0
-        return probe.main(f"{args.host}:{ports.grpc}", lately_s)
+        return probe.main(f"127.0.0.1:{ports.grpc}", lately_s)
     if args.repository is None:
         print("--repository is needed", file=sys.stderr)
         return 2
     traces = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    return server.main(args.repository, args.run_dir, ports, args.host, traces, args.unload_after)
+    token = os.environ.get(TOKEN_VARIABLE)
+    return server.main(
+        args.repository, args.run_dir, ports, args.host, traces, args.unload_after, token
+    )
 
 
 _COMMANDS = {

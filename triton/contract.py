@@ -65,6 +65,12 @@ def whisper_model(variant: str) -> str:
     return f"whisper_{variant}"
 
 
+# What controls Triton, these marks with it, wants this header (triton/restricted.py); its value is in
+# a variable of the environment of supervisor and workers.
+TOKEN_HEADER = "dalston-triton-token"
+TOKEN_VARIABLE = "DALSTON_TRITON_TOKEN"
+
+
 def asleep_mark(model: str) -> str:
     """The name of a region of system shared memory that a Triton has registered while a model is
     unloaded because nobody uses it. Who wants the model unregisters it, and it is loaded."""

@@ -67,40 +67,28 @@ async def probe_all(address: str, lately_s: float = 0.0) -> None:
     """
     async with grpc.aio.insecure_channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        for model in await _awake(stub, address):
+        for model, answered in (await _loaded(stub, address)).items():
+            if lately_s and answered > time.time() - lately_s:
+                continue
             try:
-                if lately_s and await _answered(stub, model) > time.time() - lately_s:
-                    continue
                 await probe(stub, model)
             except ServerError:
                 # It may have been unloaded after it was listed.
-                if model in await _awake(stub, address):
+                if model in await _loaded(stub, address):
                     raise
 
 
-async def _awake(stub: Any, address: str) -> list[str]:
-    """The models that are not unloaded, those that do not answer among them. Raises ServerError."""
+async def _loaded(stub: Any, address: str) -> dict[str, float]:
+    """The models that are loaded, those that do not answer among them, and when each last answered,
+    as seconds of the epoch by its server's clock; 0: never. Raises ServerError."""
     try:
-        index = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=5)
+        # Not the index, for which we would need the token (restricted.py).
+        statistics = await stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=5)
     except grpc.aio.AioRpcError as error:
         raise ServerError(f"no Triton at {address}: {error.details()}") from None
-    if not index.models:
+    if not statistics.model_stats:
         raise ServerError(f"the Triton at {address} has no models")
-    return [
-        model.name
-        for model in index.models
-        if model.state != "UNLOADING" and model.reason != "unloaded"
-    ]
-
-
-async def _answered(stub: Any, model: str) -> float:
-    """When it last answered, as seconds of the epoch by its server's clock; 0: never."""
-    request = service_pb2.ModelStatisticsRequest(name=model)
-    try:
-        statistics = await stub.ModelStatistics(request, timeout=5)
-    except grpc.aio.AioRpcError as error:
-        raise ServerError(f"{model}: {error.details()}") from None
-    return max((s.last_inference / 1000 for s in statistics.model_stats), default=0.0)
+    return {model.name: model.last_inference / 1000 for model in statistics.model_stats}
 
 
 def main(address: str, lately_s: float = 0.0) -> int:

@@ -31,7 +31,8 @@ import grpc.aio
 import psutil
 from tritonclient.grpc import service_pb2_grpc
 
-from dalston.triton import control
+from dalston.triton import control, private_files, restricted
+from dalston.triton.contract import TOKEN_VARIABLE
 from dalston.triton.idleness import Idleness
 from dalston.triton.installation import STUB, ServerError, backend_folder, find
 from dalston.triton.probe import probe
@@ -47,6 +48,7 @@ PROBED_S = 10.0  # for the answer of a model that gave none since the last look
 RELOADS, RELOADS_WITHIN_S = 3, 60.0
 # Before a new server; one that lasted is replaced as fast as the first.
 RESTART_FIRST_S, RESTART_LAST_S, LASTED_S = 0.5, 5.0, 60.0
+_GRPC_HOST = "127.0.0.1"  # nobody uses it but we and `dalston triton --probe`
 _NEVER = 2**31 - 1  # one request of so many is traced unasked
 # Idle it exits within 3 s; requests under way get this long.
 EXIT_TIMEOUT_S = 5
@@ -72,7 +74,8 @@ class Server:
 
     repository: as built by `dalston models build`. folder: for our own files; must exist. traces:
     URL of who collects them, OTLP over HTTP. unload_after_s: a Whisper model that nobody has used
-    for so long is unloaded; None: never.
+    for so long is unloaded; None: never. token: who has it may control Triton (restricted.py); None:
+    only we.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Server:
         tell: Callable[[str], None] = logger.info,
         traces: str | None = None,
         unload_after_s: float | None = None,
+        token: str | None = None,
     ):
         self._installation = find()
         configs = sorted(repository.glob("*/config.pbtxt"))
@@ -97,6 +101,7 @@ class Server:
         # All that the server and its stubs put into /dev/shm begins like this.
         self._shm = f"dalston_{os.getpid()}_{secrets.token_hex(4)}_"
         self._tell, self._traces = tell, traces
+        self._token = token or secrets.token_hex(16)
         self._process: asyncio.subprocess.Process | None = None
         self._guard: asyncio.subprocess.Process | None = None
         self._was_ready = False
@@ -153,8 +158,8 @@ class Server:
             start_new_session=True,
         )
         self._guard = await guard(self._process.pid, f"{SHARED_MEMORY}/{self._shm}")
-        address = f"{'127.0.0.1' if self._host == '0.0.0.0' else self._host}:{self._ports.grpc}"
-        async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+        address = f"{_GRPC_HOST}:{self._ports.grpc}"
+        async with restricted.channel(address, self._token, _CHANNEL_OPTIONS) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             serving = await self._wait_until_ready(stub)
             self._sleepers.clear()
@@ -194,6 +199,8 @@ class Server:
     def _command(self) -> list[str]:
         host, ports = self._host, self._ports
         return [
+            # Its shared memory holds what callers say.
+            *(sys.executable, "-IS", private_files.__file__),
             str(self._installation.binary),
             f"--model-repository={self._repository}",
             f"--backend-directory={self._backends}",
@@ -202,7 +209,9 @@ class Server:
             "--load-model=*",
             # Ours are complete; asking each stub for them first costs seconds.
             "--disable-auto-complete-config",
-            *(f"--{name}-address={host}" for name in ("grpc", "http", "metrics")),
+            *(f"--{name}-address={host}" for name in ("http", "metrics")),
+            f"--grpc-address={_GRPC_HOST}",
+            *restricted.options(self._token),
             f"--grpc-port={ports.grpc}",
             f"--http-port={ports.http}",
             f"--metrics-port={ports.metrics}",
@@ -229,11 +238,12 @@ class Server:
         for name, port in vars(self._ports).items():
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                host = _GRPC_HOST if name == "grpc" else self._host
                 try:
-                    probe.bind((self._host, port))
+                    probe.bind((host, port))
                 except OSError as error:
                     raise ServerError(
-                        f"Triton cannot listen at {self._host}:{port} ({name}): {error.strerror}. "
+                        f"Triton cannot listen at {host}:{port} ({name}): {error.strerror}. "
                         f"Stop what does, or give another --{name}-port."
                     ) from None
 
@@ -267,15 +277,20 @@ class Server:
                 with contextlib.suppress(psutil.Error, ValueError):
                     program, path = child.cmdline()[:2]
                     if program.endswith(STUB):
-                        living[Path(path).parts[-3]].add(child)
+                        # Of a model that is none of ours there is nothing to look after.
+                        living.get(Path(path).parts[-3], set[psutil.Process]()).add(child)
         return living
 
     async def _wait_until_ready(self, stub: Any) -> dict[str, set[psutil.Process]]:
         """The processes that serve each model, those included that died since they were started."""
-        began, told = time.monotonic(), ""
+        began, told, hidden = time.monotonic(), "", False
         serving = self._stubs()
         while time.monotonic() - began < control.STARTING_S:
             self._check_processes()
+            # Once it starts models it has read its command line.
+            if not hidden and self._process and any(self._stubs().values()):
+                restricted.hide(self._process.pid, self._token)
+                hidden = True
             for model, stubs in self._stubs().items():
                 serving[model] |= stubs
             ready = [model for model in self.models if await control.is_ready(stub, model)]
@@ -403,8 +418,17 @@ def main(
     host: str,
     traces: str | None = None,
     unload_after_s: float | None = None,
+    token: str | None = None,
 ) -> int:
     """Run Triton until SIGTERM or SIGINT; the exit status."""
+    if unload_after_s and not token:
+        print(
+            f"models that are unloaded are loaded again for workers that have Triton's token: give "
+            f"both the same {TOKEN_VARIABLE}, or unload none",
+            file=sys.stderr,
+        )
+        return 2
+    os.umask(0o077)
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
 
     async def run() -> None:
@@ -412,7 +436,13 @@ def main(
         for name in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(name, stop.set)
         await Server(
-            repository, folder, ports, host, traces=traces, unload_after_s=unload_after_s
+            repository,
+            folder,
+            ports,
+            host,
+            traces=traces,
+            unload_after_s=unload_after_s,
+            token=token,
         ).run(stop)
 
     try:

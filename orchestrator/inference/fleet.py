@@ -64,11 +64,17 @@ def _nothing() -> None:
 class Fleet:
     """Several Tritons, used as one.
 
-    urls: of their HTTP. out_of_memory: called when a model says that it has no memory left.
+    urls: of their HTTP. out_of_memory: called when a model says that it has no memory left. token:
+    theirs, for models that are unloaded.
     """
 
-    def __init__(self, urls: Sequence[str], out_of_memory: Callable[[], None] = _nothing):
-        self._members = [Member(url) for url in urls]
+    def __init__(
+        self,
+        urls: Sequence[str],
+        out_of_memory: Callable[[], None] = _nothing,
+        token: str | None = None,
+    ):
+        self._members = [Member(url, token) for url in urls]
         self._out_of_memory = out_of_memory
         self._sequences: dict[str, Member] = {}  # from START to END
         self._starting = set[asyncio.Task[None]]()  # sequences that wait for a VAD

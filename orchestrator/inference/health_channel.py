@@ -104,25 +104,27 @@ class Channel:
             return 0.0
         return time.monotonic() - max(oldest, self._answered.get(model, oldest))
 
-    async def get(self, path: str, deadline_s: float = 2.0) -> bytes:
-        """The body of a page. Raises CallFailed."""
+    async def get(self, path: str, deadline_s: float = 2.0, header: str = "") -> bytes:
+        """The body of a page. header: "NAME: VALUE", if it wants one. Raises CallFailed."""
+        return await self._page("GET", path, deadline_s, header)
+
+    async def post(self, path: str, deadline_s: float = 2.0, header: str = "") -> bytes:
+        """What a page answers to nothing in particular; as get()."""
+        return await self._page("POST", path, deadline_s, header)
+
+    async def _page(self, method: str, path: str, deadline_s: float, header: str) -> bytes:
         if self.silent:
             raise self._silence()
-        answer = await self._get(path, deadline_s)
+        answer = await self._get(path, deadline_s, method, header)
         kserve.check(answer)
         return answer.json
 
-    async def post(self, path: str, deadline_s: float = 2.0) -> bytes:
-        """What a page answers to nothing in particular. Raises CallFailed."""
-        if self.silent:
-            raise self._silence()
-        answer = await self._get(path, deadline_s, "POST")
-        kserve.check(answer)
-        return answer.json
-
-    async def _get(self, path: str, deadline_s: float, method: str = "GET") -> Answer:
-        length = "Content-Length: 0\r\n" if method == "POST" else ""
-        request = f"{method} {path} HTTP/1.1\r\nHost: {self.url}\r\n{length}\r\n".encode()
+    async def _get(
+        self, path: str, deadline_s: float, method: str = "GET", header: str = ""
+    ) -> Answer:
+        more = "Content-Length: 0\r\n" if method == "POST" else ""
+        more += f"{header}\r\n" if header else ""
+        request = f"{method} {path} HTTP/1.1\r\nHost: {self.url}\r\n{more}\r\n".encode()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         call = self._http.ask(request, lambda result: _settle(answer, result))
         try:

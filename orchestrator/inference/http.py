@@ -22,6 +22,7 @@ class Code(Enum):
     """Why there is no answer: the HTTP status that Triton gives, and two of our own."""
 
     INVALID_ARGUMENT = 400
+    REFUSED = 403  # what controls Triton, without its token (triton/restricted.py)
     NOT_FOUND = 404
     INTERNAL = 500
     UNIMPLEMENTED = 501

@@ -24,8 +24,8 @@ PROBE_FIRST_S, PROBE_LAST_S = 0.1, 1.0  # between probes of a model that failed
 class Member:
     """One Triton, and what is known of its models."""
 
-    def __init__(self, url: str):
-        self.triton = Triton(url)
+    def __init__(self, url: str, token: str | None = None):
+        self.triton = Triton(url, token)
         self.variants: Mapping[str, LoadedVariant] = {}
         self.doubted: dict[str, asyncio.Task[None]] = {}  # models; until they answer
         self.answered: dict[str, float] = {}  # models; when, last

@@ -8,6 +8,7 @@ its batcher (docs/log.md).
 """
 
 import asyncio
+import logging
 import math
 import secrets
 import struct
@@ -35,6 +36,8 @@ from dalston.triton.contract import (
     PARTIAL_OUTPUTS,
     SAMPLE_RATE,
     STAGES,
+    TOKEN_HEADER,
+    TOKEN_VARIABLE,
     TURN_MODEL,
     VAD_MODEL,
     VARIANTS,
@@ -45,6 +48,8 @@ from dalston.triton.contract import (
     asleep_mark,
     whisper_model,
 )
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -115,10 +120,13 @@ def _ignore(_: SequenceLost) -> None:
 
 
 class Triton:
-    """The models of one Triton. url: "host:port" of its HTTP."""
+    """The models of one Triton. url: "host:port" of its HTTP. token: its own, without which nothing
+    is known of models that are unloaded, and none is loaded again."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, token: str | None = None):
         self._channel = Channel(url, self.probe)
+        self._control = f"{TOKEN_HEADER}: {token}" if token else ""
+        self._refused = False  # it has said that this is not its token
         self._speech = list[
             tuple[kserve.InferRequest, Callable[[Answer | CallFailed], None]]
         ]()  # to leave
@@ -198,7 +206,9 @@ class Triton:
             asleep = True
         else:
             index = await self._ask(
-                self._channel.post("/v2/repository/index"), kserve.read_index, []
+                self._channel.post("/v2/repository/index", header=self._control),
+                kserve.read_index,
+                [],
             )
             asleep = any(one.name == model and one.asleep for one in index)
         (self.asleep.add if asleep else self.asleep.discard)(model)
@@ -216,7 +226,7 @@ class Triton:
         self.loading.add(model)
         try:
             path = f"/v2/systemsharedmemory/region/{asleep_mark(model)}/unregister"
-            await self._ask(self._channel.post(path), bytes, b"")
+            await self._ask(self._channel.post(path, header=self._control), bytes, b"")
             async with asyncio.timeout(LOADING_S):
                 while await self.sleeps(model):
                     await asyncio.sleep(LOOK_EVERY_S)
@@ -231,7 +241,9 @@ class Triton:
     async def _is_marked(self, model: str) -> bool:
         """Whether its supervisor has put a model to sleep, and nobody has wanted it since."""
         regions = await self._ask(
-            self._channel.get("/v2/systemsharedmemory/status"), kserve.read_regions, []
+            self._channel.get("/v2/systemsharedmemory/status", header=self._control),
+            kserve.read_regions,
+            [],
         )
         return any(region.name == asleep_mark(model) for region in regions)
 
@@ -242,6 +254,13 @@ class Triton:
         except CallFailed as error:
             if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
                 raise _failed(error) from None
+            if error.code is Code.REFUSED and self._control and not self._refused:
+                self._refused = True
+                logger.error(
+                    "Triton %s has another %s: models that it has unloaded are missing here",
+                    self.url,
+                    TOKEN_VARIABLE,
+                )
             return without
 
     async def answers_given(self, model: str) -> int | None:

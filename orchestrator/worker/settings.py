@@ -35,6 +35,8 @@ class WorkerSettings(BaseSettings):
     triton_urls: Annotated[list[str], NoDecode] = Field(
         ["127.0.0.1:8000"], alias="TRITON_URLS", min_length=1
     )
+    # What their supervisors have as well: for models that are unloaded while nobody uses them.
+    triton_token: HeaderSecret | None = Field(None, alias="DALSTON_TRITON_TOKEN")
     # Where Triton tells its GPU memory; without a GPU there is nothing to tell.
     triton_metrics_url: str | None = Field(None, alias="TRITON_METRICS_URL")
     vad: Literal["triton", "worker"] = Field("triton", alias="DALSTON_VAD")

@@ -75,7 +75,10 @@ class _Connection(Peer):
 class Worker:
     def __init__(self, settings: WorkerSettings):
         self._settings = settings
-        self._tritons = Fleet(settings.triton_urls, self._out_of_memory)
+        token = settings.triton_token
+        self._tritons = Fleet(
+            settings.triton_urls, self._out_of_memory, token and token.get_secret_value()
+        )
         self._memory = MemoryLimit(settings.max_sessions)
         self._redis = redis_client(settings.redis_url)
         self._slots = Slots(self._redis)

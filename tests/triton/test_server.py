@@ -28,7 +28,7 @@ import pytest_asyncio
 from support import waiting
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from dalston.triton import probe, server
+from dalston.triton import probe, restricted, server
 from dalston.triton.contract import asleep_mark
 from dalston.triton.installation import ServerError
 from dalston.triton.probe import probe_all
@@ -36,6 +36,8 @@ from dalston.triton.process import free_port
 from dalston.triton.server import Ports, Server
 
 MODELS = ("silero_vad", "whisper_accurate", "whisper_fast")
+
+TOKEN = "of-the-supervisor-and-the-workers"
 
 # --- running it -----------------------------------------------------------------------------------
 
@@ -77,7 +79,9 @@ async def running(
 ) -> AsyncGenerator[asyncio.Task[None]]:
     """A server that answers and is watched; stopped on leaving."""
     stop, told = asyncio.Event(), list[str]()
-    server = Server(repository, folder, ports, tell=told.append, unload_after_s=unload_after_s)
+    server = Server(
+        repository, folder, ports, tell=told.append, unload_after_s=unload_after_s, token=TOKEN
+    )
     task = asyncio.create_task(server.run(stop))
     try:
         await until(lambda: task.done() or "every model answers" in told)
@@ -574,7 +578,7 @@ async def test_a_model_that_nobody_uses_is_unloaded_and_watched_again_when_it_is
     caplog.set_level(logging.INFO)
     async with (
         running(light_repository, tmp_path, ports, unload_after_s=3.0),
-        grpc.aio.insecure_channel(address(ports)) as channel,
+        restricted.channel(address(ports), TOKEN) as channel,
     ):
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         (before,), (vad,) = processes(ports), stubs(ports, "silero_vad")
@@ -585,16 +589,19 @@ async def test_a_model_that_nobody_uses_is_unloaded_and_watched_again_when_it_is
         assert stubs(ports, "whisper_fast")
         assert "unloaded" not in caplog.text
         # A container's health check does not, nor does it take it for dead.
-        answered = probe._answered  # pyright: ignore[reportPrivateUsage]
+        loaded = probe._loaded  # pyright: ignore[reportPrivateUsage]
+        listed = list[dict[str, float]]()
 
-        async def after_it_is_unloaded(stub: Any, model: str) -> float:
+        async def unloaded_after_it_is_listed(stub: Any, address: str) -> dict[str, float]:
+            listed.append(await loaded(stub, address))
             await until(lambda: not stubs(ports, "whisper_fast"))
-            return await answered(stub, model)
+            return listed[-1]
 
         await probe_all(address(ports), lately_s=10.0)
         with monkeypatch.context() as patch:  # nor when it is unloaded while that lasts
-            patch.setattr(probe, "_answered", after_it_is_unloaded)
-            await probe_all(address(ports), lately_s=10.0)
+            patch.setattr(probe, "_loaded", unloaded_after_it_is_listed)
+            await probe_all(address(ports))
+        assert [("whisper_fast" in models) for models in listed] == [True, False]
         await asyncio.sleep(2.0)  # it is left so
         assert not stubs(ports, "whisper_fast")
         await probe_all(address(ports))
