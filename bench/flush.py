@@ -35,7 +35,6 @@ from dalston.cli import up
 from dalston.cli.models import Choice
 from dalston.orchestrator.transcription.endpointer import Endpointer, Thresholds
 from dalston.triton.contract import SAMPLE_RATE, VAD_FRAME
-from dalston.triton.process import free_port
 from dalston.triton.silero import Chunk, Silero
 
 PIECE = SAMPLE_RATE // 50  # samples: 20 ms
@@ -143,8 +142,9 @@ async def callers(url: str, found: Sequence[Clip], count: int, seconds: float) -
 @contextlib.asynccontextmanager
 async def running(repository: Path, folder: Path) -> AsyncGenerator[str]:
     os.environ["MAX_SESSIONS"] = "64"
-    port = free_port()
-    stack = up.parts(repository, folder, "127.0.0.1", port, 1, 5.0)
+    listener = up.listen("127.0.0.1")
+    port = listener.getsockname()[1]
+    stack = up.parts(repository, folder, listener, 1, 5.0)
     async with up.running(stack, f"http://127.0.0.1:{port}"):
         yield f"ws://127.0.0.1:{port}"
 

@@ -17,7 +17,6 @@ import random_whisper
 from dalston.cli import up
 from dalston.cli.models import Choice
 from dalston.triton.contract import VARIANTS
-from dalston.triton.process import free_port
 
 _RECORDER = Path(__file__).resolve().parent / "recorder.py"
 _INSTANT = Path(__file__).resolve().parent / "instant.py"
@@ -136,8 +135,9 @@ async def running(
     repository, run = prepare(folder, checkpoint, choice)
     os.environ["MAX_SESSIONS"] = str(capacity)
     os.environ.pop("DALSTON_API_KEYS", None)  # its callers have none
-    port = free_port()
-    parts = up.parts(repository, run, "127.0.0.1", port, 1, 5.0)
+    listener = up.listen("127.0.0.1")
+    port = listener.getsockname()[1]
+    parts = up.parts(repository, run, listener, 1, 5.0)
     triton = next(part for part in parts if part.name == "triton").command
     metrics = f"http://127.0.0.1:{triton[triton.index('--metrics-port') + 1]}/metrics"
     if recording:

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from dalston import client
-from dalston.cli import up
+from dalston.cli import lock, up
+from dalston.cli.data import data_folder
 from dalston.cli.display import Display
 from dalston.cli.models import Choice
 from dalston.cli.stream import SourceError, file_audio
 from dalston.triton.adaptation.choose import distance
 from dalston.triton.models import BUNDLED, ModelError
-from dalston.triton.process import free_port
 
 console = Console(highlight=False)
 SAMPLES = BUNDLED / "samples"
@@ -83,10 +83,10 @@ async def _demo(choice: Choice, data_dir: Path | None, recording: Recording) -> 
     began = time.monotonic()
     repository, run = up.prepare(choice, data_dir)
     os.environ.pop("DALSTON_API_KEYS", None)  # who calls this stack is ourselves
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    stack = up.parts(repository, run, "127.0.0.1", port, 1, 5.0)
-    async with up.running(stack, url):
+    listener = up.listen("127.0.0.1")
+    port = listener.getsockname()[1]
+    stack = up.parts(repository, run, listener, 1, 5.0)
+    async with up.running(stack, f"http://127.0.0.1:{port}"):
         took = time.monotonic() - began
         console.print(f"the stack is up after {took:.1f} s; {recording.file.name} plays")
         clock, ended = await _play(f"ws://127.0.0.1:{port}", recording.file)
@@ -149,7 +149,15 @@ def main(choice: Choice, data_dir: Path | None, file: Path | None) -> int:
     """Show it; the exit status."""
     recording = Recording(file) if file else bundled(choice)
     try:
-        return asyncio.run(_demo(choice, data_dir, recording))
-    except (up.StackError, ModelError, SourceError, client.SessionFailed, OSError) as error:
+        with lock.only_user(data_folder(data_dir)):
+            return asyncio.run(_demo(choice, data_dir, recording))
+    except (
+        up.StackError,
+        lock.FolderInUse,
+        ModelError,
+        SourceError,
+        client.SessionFailed,
+        OSError,
+    ) as error:
         console.print(f"[red]{error}[/red]")
         return 1

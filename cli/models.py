@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from dalston.cli import lock
 from dalston.cli.downloads import Downloads
 from dalston.triton import conversion, models, repository
 
@@ -68,8 +69,11 @@ def build(choice: Choice, out: Path) -> None:
 def main(choice: Choice, out: Path) -> int:
     """Build it; the exit status."""
     try:
-        build(choice, out)
-    except models.ModelError as error:
+        # A stack that runs on this folder would find other models there than it knows.
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with lock.only_user(out.parent):
+            build(choice, out)
+    except (models.ModelError, lock.FolderInUse, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

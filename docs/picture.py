@@ -23,7 +23,6 @@ from dalston.cli import up
 from dalston.cli.display import line
 from dalston.cli.models import Choice
 from dalston.cli.stream import file_audio
-from dalston.triton.process import free_port
 
 FOLDER = Path(__file__).resolve().parent
 SAMPLE = FOLDER.parent / "demo" / "samples" / "human.wav"
@@ -113,8 +112,9 @@ fill:#d8dee9;white-space:pre}}
 async def record_here(choice: Choice, data_dir: Path, file: Path) -> list[tuple[float, Any]]:
     """The same against a stack that is started for it."""
     repository, run = up.prepare(choice, data_dir)
-    port = free_port()
-    parts = up.parts(repository, run, "127.0.0.1", port, 1, 5.0)
+    listener = up.listen("127.0.0.1")
+    port = listener.getsockname()[1]
+    parts = up.parts(repository, run, listener, 1, 5.0)
     async with up.running(parts, f"http://127.0.0.1:{port}"):
         return await record(f"ws://127.0.0.1:{port}", file)
 

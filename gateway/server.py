@@ -70,7 +70,7 @@ async def serve(
     server = _Server(config)
     leaving = asyncio.create_task(_leave(server, gateway, stop, listening))
     try:
-        listener = config.bind_socket()
+        listener = _listener(config, settings)
         # Inherited by every connection: one whose client takes nothing, or is gone without a word,
         # ends by itself, and what was meant for it is dropped.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAF_MS)
@@ -80,6 +80,16 @@ async def serve(
     finally:
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
+
+
+def _listener(config: uvicorn.Config, settings: GatewaySettings) -> socket.socket:
+    if settings.listener is None:
+        return config.bind_socket()
+    try:
+        return socket.socket(fileno=settings.listener)
+    except OSError as error:
+        logger.error("DALSTON_LISTENER: %d is no socket: %s", settings.listener, error)
+        raise SystemExit(1) from None
 
 
 def _configured(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:

@@ -72,6 +72,8 @@ class GatewaySettings(BaseSettings):
     # Of a container, whose host is none that its callers know: the address that its port is
     # published at.
     published: str | None = Field(None, alias="DALSTON_PUBLISHED", min_length=1)
+    # A file descriptor that listens already, inherited; it is used instead of host and port.
+    listener: int | None = Field(None, alias="DALSTON_LISTENER", ge=3)
     # How long a session waits for another worker when its own is lost, and how long a worker may
     # say nothing, pings included, until it counts as lost.
     outage_seconds: float = Field(30.0, alias="OUTAGE_SECONDS", gt=0)
@@ -112,7 +114,7 @@ class GatewaySettings(BaseSettings):
     allowed_origins: _Origins | None = Field(None, alias="DALSTON_ALLOWED_ORIGINS")
     # Addresses and networks of the proxies whose X-Forwarded-For is believed.
     trusted_proxies: _Networks = Field([], alias="DALSTON_TRUSTED_PROXIES", validate_default=True)
-    # What workers want to be shown: theirs of the same name.
+    # What workers have as well: both prove it, and neither sends it.
     worker_secret: HeaderSecret | None = Field(None, alias="DALSTON_WORKER_SECRET")
     # For a connection to say what it wants.
     handshake_seconds: float = Field(10.0, alias="DALSTON_HANDSHAKE_SECONDS", gt=0)

@@ -65,8 +65,8 @@ def whisper_model(variant: str) -> str:
     return f"whisper_{variant}"
 
 
-# What controls Triton, these marks with it, wants this header (triton/restricted.py); its value is in
-# a variable of the environment of supervisor and workers.
+# What controls Triton, these marks with it, wants this header (triton/restricted.py). Supervisor
+# and workers find its value in this variable.
 TOKEN_HEADER = "dalston-triton-token"
 TOKEN_VARIABLE = "DALSTON_TRITON_TOKEN"
 

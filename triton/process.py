@@ -3,6 +3,7 @@ Child processes that do not outlive us, and ports that nobody uses.
 """
 
 import asyncio
+import os
 import secrets
 import socket
 from collections import deque
@@ -36,28 +37,33 @@ async def guard(group: int, files: str) -> asyncio.subprocess.Process:
     )
 
 
-_given = deque[int](maxlen=256)  # ports, lately
+_given = deque[int]()  # file descriptors that claim ports
+_GIVEN = 256
 # Below those that the kernel gives to whoever connects (ip_local_port_range begins at 32768): one
 # of these could be taken for an outgoing connection before its server listens.
 _PORTS = range(15_000, 32_000)
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that was free a moment ago, another each time.
+    """A TCP port of the loopback interface that was free a moment ago, another each time, and
+    another than any process of ours was given that lives.
 
     Raises OSError if none can be had.
     """
     for _ in range(1_000):
         port = secrets.choice(_PORTS)  # no seed: processes shall not choose the same
-        if port in _given:
-            continue
-        with socket.socket() as probe:
+        with socket.socket() as probe, socket.socket(socket.AF_UNIX) as claim:
             # As servers do: connections that were closed a moment ago are no obstacle.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
+                # Until somebody listens others see by this name, which is no file and goes with its
+                # process, that the port is given away.
+                claim.bind(f"\0dalston-port-{port}")
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        _given.append(port)
+            _given.append(claim.detach())
+        if len(_given) > _GIVEN:
+            os.close(_given.popleft())
         return port
     raise OSError(f"no TCP port from {_PORTS[0]} to {_PORTS[-1]} is free")

@@ -1,10 +1,11 @@
 """
 Triton's control APIs: who may use them, and how they are kept from everybody else.
 
-Whoever may load a model runs code of their own as Triton's user, and a web page can send such a request: it needs no
-cookie and no preflight. So what controls Triton wants a token, in a header. tritonserver takes it on
-its command line only, which every user of the machine can read; there it is overwritten as soon as
-tritonserver has read it. What nobody uses over HTTP wants a header that nobody can send.
+Whoever may load a model runs code of their own as Triton's user, and a web page can send such a
+request: it needs no cookie and no preflight. So what controls Triton wants a token, in a header.
+tritonserver takes it on its command line only, which every user of the machine can read; there it
+is overwritten as soon as tritonserver has read it. What nobody uses over HTTP wants a header that
+nobody can send.
 """
 
 import logging

@@ -74,8 +74,8 @@ class Server:
 
     repository: as built by `dalston models build`. folder: for our own files; must exist. traces:
     URL of who collects them, OTLP over HTTP. unload_after_s: a Whisper model that nobody has used
-    for so long is unloaded; None: never. token: who has it may control Triton (restricted.py); None:
-    only we.
+    for so long is unloaded; None: never. token: who has it may control Triton (restricted.py);
+    None: only we.
     """
 
     def __init__(

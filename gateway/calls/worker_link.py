@@ -3,14 +3,16 @@ The connection to the worker of a slot: how it begins, and what its end means.
 """
 
 import asyncio
+import http
 from urllib.parse import urlencode
 
 import msgspec
-from picows import WSHandshakeError
+from picows import WSHandshakeError, WSInvalidStatusError
 from pydantic import SecretStr
 
 from dalston.orchestrator.capacity.slots import Slot
 from dalston.orchestrator.process import request_ids, traces
+from dalston.orchestrator.protocol import introduction
 from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import (
     LONGEST_MESSAGE,
@@ -24,6 +26,10 @@ from dalston.orchestrator.protocol.websocket_peer import Peer, PeerClosed, conne
 
 CONNECT_S = 1.5  # for a worker to answer; it is on the same network
 BEGIN_S = 3.0  # and to begin the session
+_STRANGER = (
+    "it does not prove that it has our DALSTON_WORKER_SECRET: it has none or another, registers as "
+    "what another worker is, or is older than this gateway"
+)
 _TERMINATED = prefix(SessionTerminated)
 _LAST_WORDS = (prefix(Error), _TERMINATED)
 
@@ -56,14 +62,22 @@ async def begin(
     }
     parameters["resume" if isinstance(how, Snapshot) else "settings"] = "1"
     headers = {traces.HEADER: parent} if (parent := traces.header()) else {}
+    number = introduction.nonce()
     if secret:
-        headers["Authorization"] = f"Bearer {secret.get_secret_value()}"
+        headers[introduction.NONCE_HEADER] = number
     try:
         url = f"{slot.endpoint}/session?{urlencode(parameters)}"
         link = await connected(url, headers, LONGEST_MESSAGE, CONNECT_S)
+    except WSInvalidStatusError as error:
+        if error.response and error.response.status == http.HTTPStatus.UNAUTHORIZED:
+            raise WorkerAway(_STRANGER) from None
+        raise WorkerAway(repr(error)) from None
     except (OSError, TimeoutError, WSHandshakeError) as error:
         raise WorkerAway(repr(error)) from None
     try:
+        if secret:
+            # Before it is told anything.
+            link.send_now(_proof(link, secret.get_secret_value(), number, slot.endpoint))
         async with asyncio.timeout(BEGIN_S):
             # Not in the URL: a prompt may be longer than a request line.
             link.send_now(msgspec.json.encode(how).decode())
@@ -81,6 +95,15 @@ async def begin(
     except BaseException:
         link.abort()
         raise
+
+
+def _proof(link: Peer, secret: str, number: str, endpoint: str) -> str:
+    """Ours, for a worker that has proven itself. Raises WorkerAway if it has not."""
+    answer = link.transport.response.headers.get(introduction.PROOF_HEADER, "")
+    known = introduction.checked(secret, number, endpoint, answer)
+    if known is None:
+        raise WorkerAway(_STRANGER)
+    return known.first_frame()
 
 
 def lost(code: int, last: str) -> bool:

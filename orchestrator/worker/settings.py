@@ -66,7 +66,7 @@ class WorkerSettings(BaseSettings):
     redact_patterns: Annotated[dict[str, Any], NoDecode] = Field(
         {}, alias="DALSTON_REDACT_PATTERNS"
     )
-    # What gateways show before a session; without it whoever reaches the port may have one.
+    # What gateways have as well; without it whoever reaches the port may have a session.
     secret: HeaderSecret | None = Field(None, alias="DALSTON_WORKER_SECRET")
     # Who collects traces, OTLP over HTTP. OpenTelemetry reads the rest of its OTEL_... by itself.
     otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")

@@ -39,8 +39,9 @@ from dalston.orchestrator.inference.fleet import Fleet
 from dalston.orchestrator.inference.triton_client import InferenceError
 from dalston.orchestrator.process import heap, logs, traces
 from dalston.orchestrator.process.environment import LOOPBACK
-from dalston.orchestrator.protocol import websocket_peer
+from dalston.orchestrator.protocol import introduction, websocket_peer
 from dalston.orchestrator.protocol.close_codes import CloseCode
+from dalston.orchestrator.protocol.introduction import Introduction
 from dalston.orchestrator.protocol.messages import LONGEST_MESSAGE
 from dalston.orchestrator.protocol.websocket_peer import Peer, PeerClosed
 from dalston.orchestrator.worker import metrics
@@ -66,6 +67,7 @@ class _Connection(Peer):
         self._worker = worker
         self.url = urlsplit(request.path.decode(errors="replace"))
         self.headers = request.headers
+        self.introduction: Introduction | None = None  # of a gateway that has to prove itself yet
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         super().on_ws_connected(transport)
@@ -75,15 +77,14 @@ class _Connection(Peer):
 class Worker:
     def __init__(self, settings: WorkerSettings):
         self._settings = settings
-        token = settings.triton_token
-        self._tritons = Fleet(
-            settings.triton_urls, self._out_of_memory, token and token.get_secret_value()
-        )
+        token = settings.triton_token.get_secret_value() if settings.triton_token else None
+        self._tritons = Fleet(settings.triton_urls, self._out_of_memory, token)
         self._memory = MemoryLimit(settings.max_sessions)
         self._redis = redis_client(settings.redis_url)
         self._slots = Slots(self._redis)
         self._instance = secrets.token_hex(8)
         self._registered_at = -math.inf
+        self._endpoint = ""  # as it is registered
         self._unhealthy: str | None = "starting"
         self._less_room = asyncio.Event()  # than Redis knows of
         request_speech = self._tritons.request_speech
@@ -120,6 +121,7 @@ class Worker:
                 logger.warning(
                     "whoever reaches %s is let in: set DALSTON_WORKER_SECRET", self._settings.host
                 )
+            self._endpoint = self._settings.advertised(port)
             logger.info("worker %s listens at port %d", self._settings.worker_id, port)
             listening(port)
             beating = [
@@ -208,7 +210,7 @@ class Worker:
         registration = Registration(
             worker_id=self._settings.worker_id,
             instance=self._instance,
-            endpoint=self._settings.advertised(port),
+            endpoint=self._endpoint,
             # A worker whose models fail takes no sessions either.
             status="draining" if self._sessions.draining or self._unhealthy else "ready",
             capacity=self._memory.sessions,
@@ -290,8 +292,7 @@ class Worker:
         path = connection.url.path
         if "upgrade" in ",".join(request.headers.getall("Connection", ())).lower():
             if path == "/session" and not self._may_have_sessions(connection):
-                sentence = "sessions are for gateways with this worker's DALSTON_WORKER_SECRET\n"
-                return _answer(http.HTTPStatus.UNAUTHORIZED, "text/plain", sentence.encode())
+                return self._introduce(connection)
             return connection
         if path == "/metrics":
             return _answer(http.HTTPStatus.OK, metrics.CONTENT_TYPE, self._metrics())
@@ -321,6 +322,30 @@ class Worker:
         expected = f"Bearer {self._settings.secret.get_secret_value()}"
         return hmac.compare_digest(shown.encode(errors="replace"), expected.encode())
 
+    def _introduce(self, connection: _Connection) -> WSUpgradeResponseWithListener:
+        """Let a gateway prove that it has the secret, having proven it ourselves."""
+        assert self._settings.secret
+        secret = self._settings.secret.get_secret_value()
+        number = connection.headers.get(introduction.NONCE_HEADER, "")
+        connection.introduction = introduction.introduced(secret, number, self._endpoint)
+        if connection.introduction is None:
+            sentence = "sessions are for gateways with this worker's DALSTON_WORKER_SECRET\n"
+            return _answer(http.HTTPStatus.UNAUTHORIZED, "text/plain", sentence.encode())
+        headers = {introduction.PROOF_HEADER: connection.introduction.answer()}
+        return WSUpgradeResponseWithListener(
+            WSUpgradeResponse.create_101_response(headers), connection
+        )
+
+    async def _is_proven(self, connection: _Connection) -> bool:
+        if connection.introduction is None:
+            return True
+        try:
+            async with asyncio.timeout(self._settings.handshake_seconds):
+                frame = await connection.received()
+        except TimeoutError:
+            return False
+        return connection.introduction.is_first_frame(frame)
+
     def _health(self) -> dict[str, object]:
         if self._sessions.draining:
             return {"status": "draining", "active_sessions": len(self._sessions)}
@@ -346,6 +371,9 @@ class Worker:
                 if connection.url.path == "/health":
                     await connection.send(json.dumps(self._health()))
                 elif connection.url.path == "/session":
+                    if not await self._is_proven(connection):
+                        logger.warning("refused: it has not this worker's DALSTON_WORKER_SECRET")
+                        return await connection.close(1008, "DALSTON_WORKER_SECRET")
                     query = dict(parse_qsl(connection.url.query))
                     parent = connection.headers.get(traces.HEADER, "")
                     return await self._sessions.serve(connection, query, parent)

@@ -159,7 +159,9 @@ def slow_headers(port: int, over: Ended) -> None:
 
 
 def slow_bodies(port: int, over: Ended) -> None:
-    head = b"POST /v1/realtime/status HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n"
+    head = (
+        b"POST /v1/realtime/status HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n"
+    )
     _crumbs(port, over, head, b"x")
 
 

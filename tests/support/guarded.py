@@ -18,15 +18,22 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_websocket
 from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 
 from dalston.gateway.access.keys import RedisKeys, make
 from dalston.gateway.server import serve
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.capacity.slots import Registration, Slots, redis_client
+from dalston.orchestrator.protocol.introduction import (
+    NONCE_HEADER,
+    PROOF_HEADER,
+    Introduction,
+    introduced,
+)
 from support.registered import BEGIN
 
 STREAM = "/v1/audio/transcriptions/stream"
+SECRET = "between-us"  # of gateway and worker
 
 
 def settings(**given: Any) -> GatewaySettings:
@@ -71,19 +78,30 @@ Start = Callable[..., Awaitable[Gateway]]
 
 
 @asynccontextmanager
-async def a_worker(slots: Slots) -> AsyncGenerator[list[Request]]:
-    """Registered; begins every session that it is asked for."""
+async def a_worker(slots: Slots, secret: str = SECRET) -> AsyncGenerator[list[Request]]:
+    """Registered; begins every session that it is asked for, if it is by who has its secret."""
     asked = list[Request]()
+    known = dict[ServerConnection, Introduction]()
+
+    def answer(connection: ServerConnection, request: Request, response: Response) -> Response:
+        if number := request.headers.get(NONCE_HEADER):
+            introduction = introduced(secret, number, endpoint)
+            assert introduction
+            known[connection] = introduction
+            response.headers[PROOF_HEADER] = introduction.answer()
+        return response
 
     async def begin(connection: ServerConnection) -> None:
         assert connection.request
-        asked.append(connection.request)
         with contextlib.suppress(ConnectionClosed):
+            if connection in known:
+                assert known[connection].is_first_frame(await connection.recv())
+            asked.append(connection.request)
             await connection.send(BEGIN)
             async for _ in connection:
                 pass
 
-    async with serve_websocket(begin, "127.0.0.1", 0) as server:
+    async with serve_websocket(begin, "127.0.0.1", 0, process_response=answer) as server:
         endpoint = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
         kinds = (["fast", "accurate"], ["demo"], ["en"])
         await slots.heartbeat(Registration("w", "w", endpoint, "ready", 8, *kinds, "0.1.0"), {})

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -46,15 +47,18 @@ class Stack:
 
 
 def start_stack(data_dir: Path, workers: int, tritons: int = 1, **environment: str) -> Stack:
-    """`dalston up` in a process of its own, ready."""
+    """`dalston up` in a process of its own, ready. data_dir: a folder with the models; the stack
+    has one of its own below it."""
+    own = Path(tempfile.mkdtemp(dir=data_dir))
+    (own / "model_repository").symlink_to(data_dir / "model_repository")
     port = free_port()
     command = [sys.executable, "-m", "dalston.cli.main", "up", "--port", str(port)]
-    command += ["--data-dir", str(data_dir), "--profile", "demo"]
+    command += ["--data-dir", str(own), "--profile", "demo"]
     command += ["--workers", str(workers), "--tritons", str(tritons)]
     process = subprocess.Popen(
         dies_with_us(command), env=os.environ | environment, start_new_session=True
     )
-    stack, deadline = Stack(process, port, data_dir), time.monotonic() + 90
+    stack, deadline = Stack(process, port, own), time.monotonic() + 90
     while True:
         try:
             if stack.http("/health")[0] == 200 and workers_ready(stack) == workers:

@@ -45,7 +45,7 @@ class Locked:
     repository: Path
 
     def ask(
-        self, path: str, method: str = "POST", body: bytes = b"{}", **headers: str
+        self, path: str, method: str = "POST", body: bytes = b"{}", **headers: Any
     ) -> tuple[int, bytes]:
         request = urllib.request.Request(f"http://{self.url}{path}", method=method)
         request.data = body if method == "POST" else None

@@ -13,9 +13,23 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from support.guarded import STREAM, Gateway, Start, a_worker, added, begins, refused, settings
+from support.guarded import (
+    SECRET,
+    STREAM,
+    Gateway,
+    Start,
+    a_worker,
+    added,
+    begins,
+    refused,
+    settings,
+)
 from support.waiting import until
 from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as serve_websocket
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from dalston.gateway.access.access import Access, AccessDenied, KeyHolder, check_resume
@@ -26,6 +40,7 @@ from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.capacity.slots import Slots, redis_client
 from dalston.orchestrator.capacity.workers import Registration
 from dalston.orchestrator.process.environment import SettingsError, from_environment
+from dalston.orchestrator.protocol.introduction import NONCE_HEADER, PROOF_HEADER, introduced
 from dalston.triton.process import dies_with_us, free_port
 
 STATUS = "/v1/realtime/status"
@@ -340,19 +355,58 @@ async def test_an_admin_is_told_when_redis_is_away(start: Start) -> None:
 # Between gateway and worker.
 
 
-async def test_the_worker_is_shown_its_secret_and_no_key(start: Start) -> None:
-    gateway = await start(api_keys="redis", worker_secret="between-us")
+async def test_the_worker_is_shown_neither_its_secret_nor_a_key(start: Start) -> None:
+    gateway = await start(api_keys="redis", worker_secret=SECRET)
     key = await added(gateway)
     private = f"api_key={key}&session_id=sess_mine&epoch=9&resume=1&request_id=mine"
     async with gateway.stream(f"language=de&{private}", X_API_Key=key) as stream:
         assert await begins(stream)
     (request,), (query,) = gateway.asked, gateway.queries
-    assert request.headers["Authorization"] == "Bearer between-us"
+    assert SECRET not in str(request)
+    assert "Authorization" not in request.headers
     assert query["epoch"] == "1"
     assert query["session_id"] != "sess_mine"
     # A client may not hand a worker a snapshot.
     assert query.keys() == {"settings", "session_id", "epoch", "request_id"}
     assert key not in str(request)
+
+
+@pytest.mark.parametrize("proof", [None, "", "1 2", "another's"])
+async def test_who_only_registers_as_a_worker_is_told_nothing(
+    redis_url: str, start: Start, caplog: pytest.LogCaptureFixture, proof: str | None
+) -> None:
+    told, shown = list[Any](), list[str]()
+    elsewhere = "ws://127.0.0.1:1"
+
+    def answer(_: ServerConnection, request: Request, response: Response) -> Response:
+        shown.append(str(request))
+        if proof == "another's":
+            # It asks a real worker with the same number, and passes on what that says.
+            real = introduced(SECRET, request.headers[NONCE_HEADER], elsewhere)
+            assert real
+            response.headers[PROOF_HEADER] = real.answer()
+        elif proof is not None:
+            response.headers[PROOF_HEADER] = proof
+        return response
+
+    async def listen(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            async for frame in connection:
+                told.append(frame)
+
+    gateway = await start(worker_secret=SECRET, outage_seconds=0.5)
+    await gateway.client.flushall()
+    async with serve_websocket(listen, "127.0.0.1", 0, process_response=answer) as server:
+        endpoint = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+        kinds = (["fast", "accurate"], ["demo"], ["en"])
+        record = Registration("w", "w", endpoint, "ready", 8, *kinds, "0.1.0")
+        await Slots(gateway.client).heartbeat(record, {})
+        async with gateway.stream("prompt=private") as stream:
+            await refused(stream)
+        assert shown
+        assert not told
+        assert SECRET not in str(shown)
+    assert "does not prove that it has our DALSTON_WORKER_SECRET" in caplog.text
 
 
 async def test_without_a_secret_none_is_shown(start: Start) -> None:
@@ -440,7 +494,10 @@ async def test_logs_name_sessions_and_requests_and_no_secrets(
         await until(lambda: b"listens at" in log.read_bytes(), within_s=20)
         async with gateway.stream(f"api_key={text}", X_Request_ID="first-call"):
             await until(unreached)
-        async with a_worker(Slots(client)), gateway.stream(f"api_key={text}") as stream:
+        async with (
+            a_worker(Slots(client), "the-worker-secret"),
+            gateway.stream(f"api_key={text}") as stream,
+        ):
             assert await begins(stream)
         before = unreached()
         async with gateway.stream(Authorization=f"Bearer {text}"):

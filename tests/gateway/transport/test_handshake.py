@@ -15,7 +15,9 @@ from uvicorn.server import ServerState
 from dalston.gateway.transport import handshake
 
 REQUEST = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-UPGRADE = b"GET /v1/audio/transcriptions/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+UPGRADE = (
+    b"GET /v1/audio/transcriptions/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from dalston.orchestrator.capacity.redis_client import UnsupportedRedis
 from dalston.orchestrator.capacity.slots import Slots, WorkerIdTaken, redis_client
+from dalston.orchestrator.protocol import introduction
 from dalston.orchestrator.protocol.messages import (
     LONGEST_MESSAGE,
     Segment,
@@ -338,6 +339,24 @@ async def test_a_session_is_for_those_who_know_the_secret(workers: Workers) -> N
         await worker.session("authorization=Bearer%20between-us")
     async with worker.session(Authorization="Bearer between-us") as session:
         assert json.loads(await session.recv())["type"] == "session.begin"
+    # A gateway proves that it has it, and is proven it first.
+    number = introduction.nonce()
+    for known in ("between-us", "another"):
+        async with worker.session("settings=1", **{introduction.NONCE_HEADER: number}) as session:
+            answer = session.response.headers[introduction.PROOF_HEADER]
+            proof = introduction.checked(known, number, f"ws://127.0.0.1:{worker.port}", answer)
+            assert (proof is None) is (known == "another")
+            await session.send(proof.first_frame() if proof else "0" * 64)
+            if proof:
+                await session.send("{}")
+                assert json.loads(await session.recv())["type"] == "session.begin"
+                # What was heard of another connection is of no use.
+                heard = proof.first_frame()
+                continue
+            assert await drained(session) == ([], 1008)
+    async with worker.session("settings=1", **{introduction.NONCE_HEADER: number}) as session:
+        await session.send(heard)
+        assert await drained(session) == ([], 1008)
     # Health is for everybody.
     assert (await worker.http("/health"))[0] == 200
     async with worker.session(path="/health") as connection:
