@@ -8,10 +8,11 @@ import secrets
 import socket
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
-# Waits until its input ends, which is when we do; then nothing is left of a process group and of
-# files that begin alike.
-_GUARD = 'read -r _; kill -s KILL -- "-$1"; rm -f "$2"*'
+# Waits until its input ends, which is when we do; then nothing is left of a process group, of
+# files that begin alike, and of a folder.
+_GUARD = 'read -r _; kill -s KILL -- "-$1"; rm -f "$2"*; [ -z "$3" ] || rm -rf -- "$3"'
 
 
 def dies_with_us(command: Sequence[str]) -> list[str]:
@@ -24,13 +25,14 @@ def dies_with_us(command: Sequence[str]) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", "--", *command]
 
 
-async def guard(group: int, files: str) -> asyncio.subprocess.Process:
-    """A process that, should we die, kills a process group and removes the files `files`*.
+async def guard(group: int, files: str, folder: Path | None = None) -> asyncio.subprocess.Process:
+    """A process that, should we die, kills a process group and removes the files `files`*, and
+    a folder.
 
     For grandchildren, whom dies_with_us does not reach. Kill it when it is not needed any more.
     """
     return await asyncio.create_subprocess_exec(
-        *("/bin/sh", "-c", _GUARD, "sh", str(group), files),
+        *("/bin/sh", "-c", _GUARD, "sh", str(group), files, str(folder or "")),
         stdin=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
         start_new_session=True,

@@ -35,6 +35,7 @@ from dalston.triton import control, private_files, restricted
 from dalston.triton.contract import TOKEN_VARIABLE
 from dalston.triton.idleness import Idleness
 from dalston.triton.installation import STUB, ServerError, backend_folder, find
+from dalston.triton.plain_paths import PlainPaths
 from dalston.triton.probe import probe
 from dalston.triton.process import dies_with_us, guard
 from dalston.triton.sleepers import SHARED_MEMORY, Sleepers
@@ -98,6 +99,7 @@ class Server:
         self.models = [config.parent.name for config in configs]
         self._repository, self._ports, self._host = repository.resolve(), ports, host
         self._backends = backend_folder(self._installation, folder)
+        self._paths = PlainPaths()
         # All that the server and its stubs put into /dev/shm begins like this.
         self._shm = f"dalston_{os.getpid()}_{secrets.token_hex(4)}_"
         self._tell, self._traces = tell, traces
@@ -145,19 +147,22 @@ class Server:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._stop()
+            self._paths.remove()
 
     # One server, from start to whatever ends it.
 
     async def _serve(self) -> None:
         """Returns never; raises ServerError when this server is of no use any more."""
         self._check_ports()
+        command, environment = self._command(), self._environment()
         self._process = await asyncio.create_subprocess_exec(
-            *dies_with_us(self._command()),
-            env=self._environment(),
+            *dies_with_us(command),
+            env=environment,
             # Ctrl-C is for us: it is stopped in order. And its stubs can be told from others.
             start_new_session=True,
         )
-        self._guard = await guard(self._process.pid, f"{SHARED_MEMORY}/{self._shm}")
+        memory = f"{SHARED_MEMORY}/{self._shm}"
+        self._guard = await guard(self._process.pid, memory, self._paths.folder)
         address = f"{_GRPC_HOST}:{self._ports.grpc}"
         async with restricted.channel(address, self._token, _CHANNEL_OPTIONS) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -202,8 +207,8 @@ class Server:
             # Its shared memory holds what callers say.
             *(sys.executable, "-IS", private_files.__file__),
             str(self._installation.binary),
-            f"--model-repository={self._repository}",
-            f"--backend-directory={self._backends}",
+            f"--model-repository={self._paths.of(self._repository, 'models')}",
+            f"--backend-directory={self._paths.of(self._backends, 'backends')}",
             f"--backend-config=python,shm-region-prefix-name={self._shm}",
             "--model-control-mode=explicit",
             "--load-model=*",
@@ -224,7 +229,8 @@ class Server:
     def _environment(self) -> dict[str, str]:
         environment = dict(os.environ)
         # The stub is an isolated interpreter: it takes the first python3 on PATH for its home.
-        environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
+        python = self._paths.of(Path(sys.executable).parent.parent, "python") / "bin"
+        environment["PATH"] = f"{python}:{environment.get('PATH', '')}"
         for name in ("PYTHONPATH", "PYTHONHOME"):
             environment.pop(name, None)
         environment |= ONE_THREAD

@@ -6,9 +6,10 @@ import base64
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -45,12 +46,16 @@ class Locked:
     repository: Path
 
     def ask(
-        self, path: str, method: str = "POST", body: bytes = b"{}", **headers: Any
+        self,
+        path: str,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        method: str = "POST",
+        body: bytes = b"{}",
     ) -> tuple[int, bytes]:
-        request = urllib.request.Request(f"http://{self.url}{path}", method=method)
-        request.data = body if method == "POST" else None
-        for name, value in headers.items():
-            request.add_header(name.replace("_", "-"), value)
+        data = body if method == "POST" else None
+        request = urllib.request.Request(
+            f"http://{self.url}{path}", data, dict(headers), method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return answer.status, answer.read()
@@ -95,7 +100,7 @@ def test_a_web_page_cannot_have_code_of_its_own_run(
 ) -> None:
     ran = tmp_path / "ran"
     page = {"Content-Type": "text/plain", "Origin": "https://elsewhere.example"} | shown
-    status, said = locked.ask("/v2/repository/models/x/load", body=foreign_model(ran), **page)
+    status, said = locked.ask("/v2/repository/models/x/load", page, body=foreign_model(ran))
     assert (status, b"restricted" in said) == (403, True)
     assert not ran.exists()
 
@@ -128,12 +133,12 @@ def test_nor_can_anybody_over_grpc(locked: Locked, tmp_path: Path) -> None:
     ],
 )
 def test_what_controls_triton_wants_the_token(locked: Locked, method: str, path: str) -> None:
-    assert locked.ask(path, method)[0] == 403
+    assert locked.ask(path, method=method)[0] == 403
 
 
 @pytest.mark.parametrize("path", ["/v2/trace/setting", "/v2/logging"])
 def test_what_nobody_uses_is_closed_to_everybody(locked: Locked, path: str) -> None:
-    assert locked.ask(path, **{TOKEN_HEADER: TOKEN})[0] == 403
+    assert locked.ask(path, {TOKEN_HEADER: TOKEN})[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -156,9 +161,9 @@ def test_no_command_line_shows_the_token_and_it_counts_all_the_same(locked: Lock
     assert any(TOKEN_HEADER in option for option in options)
     for process in (*psutil.Process().children(recursive=True), psutil.Process()):
         assert TOKEN not in " ".join(process.cmdline()), process.name()
-    status, index = locked.ask("/v2/repository/index", **{TOKEN_HEADER: TOKEN})
+    status, index = locked.ask("/v2/repository/index", {TOKEN_HEADER: TOKEN})
     assert (status, [model["name"] for model in json.loads(index)]) == (200, ["silero_vad"])
-    assert locked.ask("/v2/repository/index", **{TOKEN_HEADER: "x" * len(TOKEN)})[0] == 403
+    assert locked.ask("/v2/repository/index", {TOKEN_HEADER: "x" * len(TOKEN)})[0] == 403
 
 
 async def test_a_worker_with_another_token_says_so(
@@ -186,7 +191,7 @@ async def test_a_process_of_a_model_that_is_none_of_ours_harms_nobody(
 ) -> None:
     ran = tmp_path / "ran"
     status, said = locked.ask(
-        "/v2/repository/models/x/load", body=foreign_model(ran), **{TOKEN_HEADER: TOKEN}
+        "/v2/repository/models/x/load", {TOKEN_HEADER: TOKEN}, body=foreign_model(ran)
     )
     assert (status, said, ran.exists()) == (200, b"", True)
     # Its supervisor looks after ours as before.

@@ -340,7 +340,7 @@ async def test_a_session_is_for_those_who_know_the_secret(workers: Workers) -> N
     async with worker.session(Authorization="Bearer between-us") as session:
         assert json.loads(await session.recv())["type"] == "session.begin"
     # A gateway proves that it has it, and is proven it first.
-    number = introduction.nonce()
+    number, heard = introduction.nonce(), ""
     for known in ("between-us", "another"):
         async with worker.session("settings=1", **{introduction.NONCE_HEADER: number}) as session:
             answer = session.response.headers[introduction.PROOF_HEADER]
