@@ -22,6 +22,7 @@ environment:
   MAX_SESSIONS           sessions at the same time (4)
   TRITON_URLS            HTTP addresses of Triton, comma separated (127.0.0.1:8000)
   TRITON_METRICS_URL     its metrics page, for GPU memory
+  DALSTON_TRITON_TOKEN   Triton's own, so that models that it has unloaded are loaded again
   DALSTON_VAD            triton, or worker to run the VAD in this process (triton)
   DALSTON_VAD_MODEL      the VAD's ONNX file, for DALSTON_VAD=worker
   DALSTON_PARTIAL_SECONDS  of speech between partials (0.5)
@@ -38,7 +39,7 @@ environment:
   DALSTON_FRAME_BYTES    the longest frame of audio (1048576)
   OUTAGE_SECONDS         how long a session waits for failing models (30)
   DRAIN_SECONDS          how long sessions may go on after SIGTERM (30)
-  DALSTON_WORKER_SECRET  what gateways must show; without it whoever reaches the port may
+  DALSTON_WORKER_SECRET  what gateways must have; without it whoever reaches the port may
   DALSTON_SECRETS        folders of files that are named as variables and set them, colon separated
   OTEL_EXPORTER_OTLP_ENDPOINT  who collects traces, http://host:4318; needs dalston[otel]
   LOG_LEVEL              DEBUG, INFO, WARNING or ERROR (INFO)
@@ -51,6 +52,7 @@ environment:
   DALSTON_HOST           address to listen at (127.0.0.1)
   DALSTON_PORT           port to listen at (8000)
   DALSTON_PUBLISHED      of a container: the address that its port is published at
+  DALSTON_LISTENER       a file descriptor that listens already, instead of both
   DALSTON_API_KEYS       redis, or a file: where `dalston keys` keeps them; without it everybody may
   DALSTON_ALLOW_NO_KEYS  1: everybody may, from other machines as well
   DALSTON_ADMIN_KEY      bearer key for sessions and metrics, beside API keys with these scopes
@@ -92,6 +94,7 @@ _TRITON_HELP = """\
 environment:
   DALSTON_UNLOAD_AFTER_SECONDS  Whisper models that nobody has used for so long are unloaded, and
                          loaded again at the next session; without it never
+  DALSTON_TRITON_TOKEN   for what controls Triton, the same as the workers' (a random one)
   OTEL_EXPORTER_OTLP_ENDPOINT  who collects traces, as for gateway and worker
   DALSTON_SECRETS        folders of files that are named as variables and set them, colon separated
 """
@@ -101,6 +104,10 @@ REDIS_URL. Only hashes are kept.
 """
 
 
+_UP_HELP = """\
+environment, beside what gateway, worker and triton read:
+  DALSTON_LOG_MEGABYTES  of the log of each process, half of it older, in NAME.log.1 (20)
+"""
 # Parameters of the protocol, by the same names, that are sent where they are given.
 STREAM_OPTIONS = {
     "--languages": "codes to choose from where none is given, such as en,de",
@@ -161,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dalston {version('dalston')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _up(_add(commands, "up", "run the whole stack on this machine until Ctrl-C"))
+    _up(_add(commands, "up", "run the whole stack on this machine until Ctrl-C", _UP_HELP))
     _demo(_add(commands, "demo", "start the stack, stream a recording to it, show the text, stop"))
     _stream(_add(commands, "stream", "stream audio to a server and show the text as it comes"))
     _models(_add(commands, "models", "what the models are made of"))

@@ -30,6 +30,7 @@ from dalston.orchestrator.capacity.redis_client import redis_client
 from dalston.orchestrator.process.environment import SettingsError, from_environment
 from dalston.orchestrator.worker.settings import WorkerSettings
 from dalston.triton import models
+from dalston.triton.contract import TOKEN_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 
@@ -307,7 +308,7 @@ def test_every_variable_is_one_that_is_read(name: str) -> None:
     kind = kinds.get(command(name)[1])
     fields = kind.model_fields.values() if kind else ()
     read = {field.alias for field in fields} if kind else FETCHING
-    of_triton = {"OTEL_EXPORTER_OTLP_ENDPOINT", "DALSTON_UNLOAD_AFTER_SECONDS"}
+    of_triton = {"OTEL_EXPORTER_OTLP_ENDPOINT", "DALSTON_UNLOAD_AFTER_SECONDS", TOKEN_VARIABLE}
     read |= of_triton if command(name)[1] == "triton" else set()
     read |= {"DALSTON_SECRETS", "TMPDIR"}
     assert SERVICES[name].get("environment", {}).keys() <= read

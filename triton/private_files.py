@@ -8,9 +8,11 @@ A umask is not enough: the library that makes shared memory for Triton's Python 
 succeeds and does nothing, for this program and all it starts: the umask stays.
 """
 
+import contextlib
 import ctypes
 import os
 import struct
+import subprocess
 import sys
 
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
@@ -42,7 +44,15 @@ def keep_private() -> None:
             raise OSError(ctypes.get_errno(), "prctl")
 
 
+def _make_gpu_ready() -> None:
+    """What CUDA would do by a program with root's rights, and from here on cannot."""
+    if os.path.exists("/dev/nvidiactl") and not os.path.exists("/dev/nvidia-uvm"):
+        with contextlib.suppress(OSError):
+            subprocess.run(["nvidia-modprobe", "-c=0", "-u"], check=False)
+
+
 if __name__ == "__main__":
+    _make_gpu_ready()
     try:
         keep_private()
     except OSError as error:

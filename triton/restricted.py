@@ -9,6 +9,7 @@ nobody can send.
 """
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ _CONTROL = "model-repository,shared-memory"
 _NEVER_USED = "trace,logging"
 # No header has a line break in its name.
 _UNSENDABLE = "\n=\n"
+
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,}")
+
+
+def is_token(text: str) -> bool:
+    """Whether tritonserver understands it in an option, and nobody guesses it."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 def options(token: str) -> list[str]:

@@ -427,6 +427,9 @@ def main(
     token: str | None = None,
 ) -> int:
     """Run Triton until SIGTERM or SIGINT; the exit status."""
+    if token and not restricted.is_token(token):
+        print(f"{TOKEN_VARIABLE}: letters, digits and -._~ only, 16 at least", file=sys.stderr)
+        return 2
     if unload_after_s and not token:
         print(
             f"models that are unloaded are loaded again for workers that have Triton's token: give "

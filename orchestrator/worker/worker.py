@@ -12,7 +12,6 @@ import http
 import json
 import logging
 import math
-import re
 import secrets
 import signal
 import socket
@@ -45,6 +44,7 @@ from dalston.orchestrator.protocol.introduction import Introduction
 from dalston.orchestrator.protocol.messages import LONGEST_MESSAGE
 from dalston.orchestrator.protocol.websocket_peer import Peer, PeerClosed
 from dalston.orchestrator.worker import metrics
+from dalston.orchestrator.worker.gpu_memory import gpu_memory
 from dalston.orchestrator.worker.memory_limit import MemoryLimit
 from dalston.orchestrator.worker.sessions import Sessions
 from dalston.orchestrator.worker.settings import WorkerSettings
@@ -202,7 +202,7 @@ class Worker:
     async def _register(self, port: int) -> None:
         if not self._sessions.variants:
             return  # nothing to offer yet
-        used, total = await self._gpu_memory()
+        used, total = await read_gpu_memory(self._settings.triton_metrics_url)
         variants, running = self._sessions.variants, self._sessions.running
         asleep = self._asleep()
         awake = variants.keys() - asleep
@@ -259,29 +259,6 @@ class Worker:
         if self._memory.ran_out(math.ceil(self._sessions.used)):
             logger.warning("a model ran out of memory: %d sessions at most", self._memory.sessions)
             self._less_room.set()
-
-    async def _gpu_memory(self) -> tuple[str | None, str | None]:
-        """Used and total, as "4.2GB", of Triton's first GPU."""
-        url = self._settings.triton_metrics_url
-        if url is None:
-            return None, None
-
-        def read() -> str:
-            with urllib.request.urlopen(url, timeout=2) as response:
-                return response.read().decode()
-
-        try:
-            metrics = await asyncio.to_thread(read)
-        except OSError as error:
-            logger.warning("%s: %s", url, error)
-            return None, None
-        return tuple(  # pyright: ignore[reportReturnType]
-            f"{float(found[1]) / 1e9:.1f}GB" if found else None
-            for found in (
-                re.search(rf"^nv_gpu_memory_{kind}_bytes{{[^}}]*}} (\S+)", metrics, re.MULTILINE)
-                for kind in ("used", "total")
-            )
-        )
 
     # HTTP and WebSocket.
 
@@ -383,6 +360,22 @@ class Worker:
         except Exception:
             logger.exception("a connection failed")
             await connection.close(CloseCode.INTERNAL)
+
+
+async def read_gpu_memory(url: str | None) -> tuple[str | None, str | None]:
+    """Used and total, as "4.2GB", as Triton's metrics page tells it; nothing without a page."""
+    if url is None:
+        return None, None
+
+    def read() -> str:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return response.read().decode()
+
+    try:
+        return gpu_memory(await asyncio.to_thread(read))
+    except (OSError, ValueError) as error:
+        logger.warning("%s: %s", url, error)
+        return None, None
 
 
 def _answer(

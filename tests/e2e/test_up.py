@@ -69,6 +69,11 @@ def shared_memory(processes: list[psutil.Process]) -> list[str]:
     return [path.name for p in processes for path in folder.glob(f"dalston_{p.pid}_*")]
 
 
+def files(run: Path) -> list[str]:
+    """Of a stack, beside its logs."""
+    return [path.name for path in run.iterdir() if path.suffix != ".log"]
+
+
 def until_healthy(stack: Stack) -> None:
     deadline = time.monotonic() + 60
     while True:
@@ -95,6 +100,7 @@ async def test_an_idle_stack_stops_within_ten_seconds_and_leaves_nothing(own: St
     assert own.process.wait(10) == 0
     gone(processes)
     assert not shared_memory(processes)
+    assert files(own.data_dir / "run") == ["triton"]  # the links that are its backend folder
 
 
 async def test_everything_listens_to_this_machine_alone_and_workers_to_the_gateway(
@@ -108,8 +114,9 @@ async def test_everything_listens_to_this_machine_alone_and_workers_to_the_gatew
     }
     # gRPC has an IPv6 socket for the same.
     assert {address.ip for _, address in listening} == {"127.0.0.1", "::ffff:127.0.0.1"}
-    # Redis, three of Triton, two workers, the gateway.
-    assert len({address.port for _, address in listening}) == 7
+    # Three of Triton, two workers, the gateway; Redis has none.
+    assert len({address.port for _, address in listening}) == 6
+    assert not any("redis" in name for name, _ in listening)
     refused = 0
     for worker in (p for p in family(stack) if "worker" in p.cmdline()):
         (connection,) = (c for c in worker.net_connections("tcp") if c.status == psutil.CONN_LISTEN)

@@ -4,6 +4,9 @@ Whoever may load a model into Triton runs code as its user: nobody may but our o
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Mapping
@@ -204,3 +207,26 @@ async def test_a_process_of_a_model_that_is_none_of_ours_harms_nobody(
 
     await waiting.until(replaced, within_s=60)
     assert locked.server.is_running()
+
+
+@pytest.mark.parametrize(
+    ("token", "more", "sentence"),
+    [
+        ("short", [], "letters, digits and -._~ only, 16 at least"),
+        ("with,a=sign,that-triton-reads", [], "letters, digits and -._~ only"),
+        ("", ["--unload-after", "60"], "give both the same DALSTON_TRITON_TOKEN, or unload none"),
+    ],
+)
+def test_a_token_that_cannot_work_is_said_at_the_start(
+    locked: Locked, tmp_path: Path, token: str, more: list[str], sentence: str
+) -> None:
+    command = [sys.executable, "-m", "dalston.cli.main", "triton", *more]
+    done = subprocess.run(
+        [*command, "--repository", str(locked.repository), "--run-dir", str(tmp_path)],
+        env=os.environ | {TOKEN_VARIABLE: token},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert sentence in done.stderr
