@@ -27,8 +27,6 @@ _CONTROL = "model-repository,shared-memory"
 _NEVER_USED = "trace,logging"
 # No header has a line break in its name.
 _UNSENDABLE = "\n=\n"
-
-
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,}")
 
 
