@@ -15,9 +15,9 @@ class Cutter:
         """longest: bytes of a frame. Before one that is longer cutting stops."""
         self._longest = longest
         self._data = b""  # that is to be cut
-        self._at = 0  # and from where on
+        self._at: int = 0  # and from where on
         self._rest = bytearray()  # the beginning of a frame
-        self._wanted = 0  # bytes of it, as far as is known
+        self._wanted: int = 0  # bytes of it, as far as is known
         self.too_long = 0  # bytes that the next frame says it has, at which cutting stopped
         self._passed_over = 0  # bytes of it that are still to come, with its head
 

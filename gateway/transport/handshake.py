@@ -8,6 +8,7 @@ nothing yet only so many are kept: who has waited longest goes, for an honest cl
 """
 
 import asyncio
+from typing import cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -58,7 +59,7 @@ def handshake_within(seconds: float) -> type[H11Protocol]:
 
         @property
         def _answering(self) -> bool:
-            cycle: RequestResponseCycle | None = self.cycle
+            cycle = cast("RequestResponseCycle | None", self.cycle)
             return cycle is not None and not cycle.response_complete
 
         @property

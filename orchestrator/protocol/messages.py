@@ -110,8 +110,8 @@ class Clear(Message, tag="clear", frozen=True):
 class End(Message, tag="end", frozen=True):
     """No more audio: finish what was said, then end the session."""
 
-    # A gateway that has to go says so; clients have no reason to.
-    reason: Literal["client_end", "server_drain", "terminated"] = "client_end"
+    # Gateways say why they end a session; clients have no reason to.
+    reason: EndReason = "client_end"
 
 
 class Ping(Message, tag="ping", frozen=True):

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -390,7 +391,7 @@ async def test_who_only_registers_as_a_worker_is_told_nothing(
         return response
 
     async def listen(connection: ServerConnection) -> None:
-        with contextlib.suppress(ConnectionClosed):
+        with suppress(ConnectionClosed):
             async for frame in connection:
                 told.append(frame)
 
