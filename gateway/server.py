@@ -22,9 +22,9 @@ from dalston.gateway.access.secret_file import KeysError
 from dalston.gateway.access.sites import Sites, for_sites, is_loopback
 from dalston.gateway.app import Gateway, Protocols, create_app
 from dalston.gateway.calls.connections import Calls
+from dalston.gateway.crowds import with_limits
 from dalston.gateway.protocols import PROTOCOLS
 from dalston.gateway.settings import GatewaySettings
-from dalston.gateway.transport.crowds import with_limits
 from dalston.gateway.transport.handshake import handshake_within
 from dalston.gateway.transport.request_ids import with_request_ids
 from dalston.gateway.transport.uvicorn_protocol import DirectProtocol

@@ -104,7 +104,7 @@ def messages_without_audio(port: int, over: Ended) -> None:
 
 
 def byte_by_byte(port: int, over: Ended) -> None:
-    audio, at = wire.frame(wire.BINARY, bytes(3200)), 0
+    audio, at = wire.frame(wire.BINARY, bytes(3200)), -1
 
     def one() -> bytes:
         nonlocal at

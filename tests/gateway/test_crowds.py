@@ -9,14 +9,14 @@ import pytest
 from support.fronted import gateway_over
 from websockets.exceptions import InvalidStatus
 
-from dalston.gateway.transport.crowds import with_limits
+from dalston.gateway.crowds import with_limits
 
 
 class Crowd:
     """Callers by address, each of whom stays."""
 
     def __init__(self, most: int, most_of_address: int):
-        self._app = with_limits(self._stay, most, most_of_address)
+        self._app: Any = with_limits(self._stay, most, most_of_address)
         self._leave = asyncio.Event()
         self._staying = list[asyncio.Task[Any]]()
 
