@@ -262,7 +262,7 @@ class Final(Message, tag="transcript.final", kw_only=True, frozen=True):
     text: str
     start: float
     end: float
-    confidence: float  # mean word probability, 0 without words
+    confidence: float  # geometric mean of the probabilities of its tokens
     language: str
     processing_ms: int  # from asking the model to its answer
     words: list[Word] | None = None  # if the session asked for word_timestamps
@@ -362,13 +362,14 @@ class Snapshot(Message, tag="session.snapshot", kw_only=True, frozen=True):
     session_id: str
     epoch: int
     position: int  # everything before it is decided
-    replay_from: int  # at or before position: the lookback, or the overlap of a cut utterance
+    replay_from: int  # at or before position: what is heard again to go on from there
     controls: int  # client messages that took effect before position
     config: SessionConfig
     detected_language: str | None
     next_segment: int
     speech_samples: int
     segments: list[Segment]
+    floor: int | None = None  # no utterance begins before it; None: before replay_from
     continues: bool = False  # in the middle of a cut utterance
     prompt_cut_told: bool = False  # that the prompt of `config` is too long
     overlap_words: list[Word] = []  # of the utterance before, for the join of a cut

@@ -7,10 +7,10 @@ sides of a cut utterance are joined so that no word is lost or said twice.
 
 import difflib
 import math
-import re
 from collections.abc import Sequence
 
 from dalston.orchestrator.protocol.messages import Segment, Word
+from dalston.orchestrator.transcription import joins
 from dalston.orchestrator.transcription.agreement import spoken
 from dalston.orchestrator.transcription.model_requests import Hypothesis
 from dalston.triton.contract import SAMPLE_RATE, SPACELESS
@@ -49,34 +49,24 @@ def confidence(hypothesis: Hypothesis) -> float:
 
 
 def before_cut(words: list[Word], cut: int) -> list[Word]:
-    """The words of the first side: those whose middle lies before the cut (samples)."""
-    return [word for word in words if (word.start + word.end) / 2 < cut / SAMPLE_RATE]
+    """The words that the first side says: those whose middle lies before the cut (samples)."""
+    last = cut / SAMPLE_RATE
+    said = words[: joins.told(words, last)]
+    return [Word(w.word, min(w.start, last), min(w.end, last), w.confidence) for w in said]
 
 
 def overlap(words: list[Word], cut: int) -> list[Word]:
-    """The last words of the first side, by which the second is joined to it."""
+    """What the first side heard around the cut, by which the second is joined to it: its last
+    words, and those after the cut that it leaves to the second."""
     return [word for word in words if word.end > cut / SAMPLE_RATE - JOIN_WINDOW]
 
 
-def _letters(word: Word) -> str:
-    return re.sub(r"\W", "", word.word).lower()
-
-
-def after_cut(words: list[Word], said: list[Word], cut: int) -> list[Word]:
-    """The words of the second side, whose audio begins a little before the cut.
-
-    `said`: the last words of the first side. What they repeat is dropped; without a match the
-    cut decides, word by word.
-    """
-    # The longest end of what was said that stands near the beginning of what is said now. Words
-    # long after the cut may well be a true repetition.
-    reach = sum((word.start + word.end) / 2 < cut / SAMPLE_RATE + 0.3 for word in words)
-    old, new = [_letters(word) for word in said], [_letters(word) for word in words]
-    for length in range(min(len(old), reach), 0, -1):
-        for first in range(reach - length, -1, -1):
-            if new[first : first + length] == old[-length:]:
-                return words[first + length :]
-    return [word for word in words if (word.start + word.end) / 2 >= cut / SAMPLE_RATE]
+def after_cut(words: list[Word], heard: list[Word], cut: int) -> list[Word]:
+    """The words of the second side, whose audio begins a little before the cut, less those that
+    the first side, which `heard` these around the cut, has said."""
+    first = cut / SAMPLE_RATE
+    rest = words[joins.repeated(heard, words, first) :]
+    return [Word(w.word, max(w.start, first), max(w.end, first), w.confidence) for w in rest]
 
 
 def changed_words(stable: str, final: str, cut: bool) -> tuple[int, int]:

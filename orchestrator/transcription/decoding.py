@@ -415,12 +415,10 @@ class Decoding:
     ) -> tuple[str, list[Word]]:
         """Text and words of an utterance whose speech ended at `end`, less what is `before` a cut
         that it continues, and less what is redacted. cut: another utterance continues it."""
-        words = assembler.session_words(hypothesis, utterance.start, utterance.onset, end)
-        text, language, continues = (
-            hypothesis.text,
-            _written(hypothesis, config),
-            utterance.continues,
-        )
+        text, language = hypothesis.text, _written(hypothesis, config)
+        continues = utterance.continues
+        first = utterance.start if continues else utterance.onset
+        words = assembler.session_words(hypothesis, utterance.start, first, end)
         if self._redaction:
             text = self._redaction.text(text, continues, cut)
             words = self._redaction.words(words, language, continues, cut)
@@ -446,10 +444,11 @@ class Decoding:
         hypothesis, config = decode.hypothesis, ended.config
         warnings: list[ServerMessage] = self._cut_warning(hypothesis, config)
         language = hypothesis.language
-        text, words = self._said(utterance, hypothesis, ended.end, before, config, ended.cut)
+        end = ended.last if ended.cut else ended.end
+        text, words = self._said(utterance, hypothesis, end, before, config, ended.cut)
         if ended.cut:
-            words = assembler.before_cut(words, ended.end)
             self.overlap_words = assembler.overlap(words, ended.end)
+            words = assembler.before_cut(words, ended.end)
             text = assembler.text_of(words, _written(hypothesis, config))
         if not text:
             return warnings

@@ -10,6 +10,7 @@ which of those it may be; and what it is asked for beside the audio shows in the
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -120,6 +121,19 @@ def recognise(audio: bytes, language: str = "en", mark: str = "", cut: int = 0) 
     )
 
 
+def late_at_first(hypothesis: Hypothesis, late: float) -> Hypothesis:
+    """With the first words so many seconds late, and the others pushed by them."""
+    if not late:
+        return hypothesis
+    floor, words = 0.0, list[TimedWord]()
+    for number, word in enumerate(hypothesis.words):
+        start = max(floor, word.start + (late if number < 2 else 0.0))
+        end = max(start + 0.02, word.end)
+        words.append(TimedWord(word.text, start, end, word.probability))
+        floor = end
+    return replace(hypothesis, words=words)
+
+
 def end_of_turn(audio: bytes) -> float:
     """A turn sounds over behind a word with an even number."""
     tokens = recognise(audio).tokens
@@ -138,6 +152,7 @@ class Driver:
         self.asked: list[TranscriptRequest] = []  # every transcript that was asked for
         self._speech: list[SpeechRequest] = []
         self._transcripts: dict[int, TranscriptRequest] = {}
+        self.late_words = 0.0  # seconds that the first words of each answer are late
         self.turns: list[EndOfTurnRequest] = []  # every one that was asked
         self._turns: list[EndOfTurnRequest] = []
         self.collect()
@@ -194,6 +209,7 @@ class Driver:
                     request = self.session.receive_turn(request.id)
                 cut = max(0, len(request.prompt) - LONGEST_PROMPT)
                 hypothesis = recognise(request.audio, request.language, mark(request), cut)
+                hypothesis = late_at_first(hypothesis, self.late_words)
                 self.session.receive_hypothesis(request.id, hypothesis)
             self.collect()
 

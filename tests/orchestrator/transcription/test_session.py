@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace as replace_fields
 from support.scenes import Scene
 from support.speech import RATE, Driver, Step, Vad, chunks, pcm, recognise, say, silence, snapshots
 
@@ -1052,3 +1053,79 @@ def test_settings_that_are_changed_twice_at_one_place_take_one_place_in_the_line
     session.receive_message(Flush())
     session.receive_message(Configure(language="en"))
     assert session.messages_waiting == 3
+
+
+# The VAD, before and after a restart.
+
+
+class SlowToWake(Vad):
+    """Hears nothing in the first 0.4 s of a sequence, as Silero does when somebody speaks quietly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: dict[str, int] = {}
+
+    def probabilities(self, request: SpeechRequest) -> list[float]:
+        answer = super().probabilities(request)
+        before = self.heard.get(request.sequence, 0)
+        self.heard[request.sequence] = before + len(answer)
+        return [p if before + at >= 12 else 0.0 for at, p in enumerate(answer)]
+
+
+def quiet_driver(session: Session) -> Driver:
+    driver = Driver(session)
+    driver.vad = SlowToWake()
+    return driver
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
+def test_the_second_sentence_of_a_quiet_speaker_is_heard_from_its_first_word(rate: int) -> None:
+    sound = np.concatenate(
+        [say([1, 2, 3], rate), silence(0.56, rate), say([4, 5], rate), silence(0.7, rate)]
+    )
+    driver = quiet_driver(new_session(sample_rate=rate))
+    driver.run([*chunks(pcm(sound), [1999]), Flush(), pcm(say([6, 7], rate)), End()])
+    assert finals(driver) == ["wb wc wd", "we wf", "wg wh"]
+    starts = [m.timestamp for m in driver.messages if isinstance(m, SpeechStart)]
+    assert starts == pytest.approx([0.0, 1.52, 2.86], abs=0.07)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_a_session_that_goes_on_elsewhere_hears_a_quiet_speaker_as_well(rate: int) -> None:
+    sound = np.concatenate(
+        [say([1, 2, 3], rate), silence(0.56, rate), say([4, 5], rate), silence(0.56, rate)]
+    )
+    scene = Scene(SessionConfig(language="en", sample_rate=rate), [pcm(np.tile(sound, 3))])
+    undisturbed = quiet_driver(scene.session())
+    undisturbed.run(scene.steps([3200]))
+    everything = finals(undisturbed)
+    assert everything == ["wb wc wd", "we wf"] * 3
+    for number, snapshot in enumerate(snapshots(undisturbed.messages), 1):
+        assert snapshot.position - snapshot.replay_from <= 4.1 * RATE
+        continued = quiet_driver(scene.session(snapshot))
+        continued.run(scene.steps([3200], scene.rest(snapshot)))
+        assert finals(continued) == everything[number:]
+
+
+def test_what_the_vad_hears_again_is_no_part_of_any_final() -> None:
+    driver = session_after(*chunks(audio([1, 2, 3], 0.6, [4, 5], 0.6, [6], 0.7), [3200]))
+    assert finals(driver) == ["wb wc wd", "we wf", "wg"]
+    asked = [len(r.audio) / 32_000 for r in driver.asked if r.kind == "final"]
+    assert asked == pytest.approx([0.96 + 0.2, 0.3 + 0.64 + 0.2, 0.3 + 0.32 + 0.2], abs=0.07)
+
+
+def test_a_snapshot_that_names_no_floor_is_one_of_before_there_was_one() -> None:
+    driver = session_after(audio([1, 2, 3], 0.7))
+    (snapshot,) = snapshots(driver.messages)
+    old = replace_fields(snapshot, replay_from=snapshot.floor, floor=None)
+    rest = audio([1, 2, 3], 0.7, [4, 5], 0.7)[2 * old.replay_from :]
+    continued = Driver(Session("s", old.config, "fast", languages={"en"}, snapshot=old))
+    continued.run([rest, End()])
+    assert finals(continued) == ["we wf"]
+
+
+def test_a_session_without_audio_asks_nobody_anything() -> None:
+    driver = session_after(Flush(), Clear(), Configure(vad_threshold=0.6), End())
+    assert driver.session.state is State.DONE
+    assert driver.vad.states == {}
+    assert not driver.asked

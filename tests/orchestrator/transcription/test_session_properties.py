@@ -197,3 +197,21 @@ def test_the_clock_does_not_drift_over_an_hour_of_silence_and_speech(rate: int) 
     (end,) = [m for m in messages if isinstance(m, SessionEnd)]
     assert end.total_duration == pytest.approx(repeats * seconds, abs=0.001)
     assert len(end.segments) == repeats
+
+
+# 002-08
+def test_an_hour_of_speech_without_a_pause_loses_no_word_and_doubles_none() -> None:
+    """Though word times are late at the beginning of each piece, as those of time warping are."""
+    random = np.random.default_rng(5)
+    words = random.integers(len(WORDS), size=11_250).tolist()  # an hour; neighbours may be equal
+    config = SessionConfig(language="en", interim_results=False, word_timestamps=True)
+    driver = Driver(Session("s", config, "fast", languages={"en"}))
+    driver.late_words = 0.4
+    messages = driver.run([*chunks(pcm(say(words)), [320_000]), pcm(silence(0.7)), End()])
+    texts = [message for message in messages if isinstance(message, Final)]
+    assert len(texts) >= 120
+    assert " ".join(final.text for final in texts).split() == [WORDS[word] for word in words]
+    spans = [time for final in texts for time in (final.start, final.end)]
+    assert spans == sorted(spans)
+    times = [t for final in texts for word in final.words or () for t in (word.start, word.end)]
+    assert times == sorted(times)
