@@ -365,7 +365,7 @@ class Snapshot(Message, tag="session.snapshot", kw_only=True, frozen=True):
     replay_from: int  # at or before position: what is heard again to go on from there
     controls: int  # client messages that took effect before position
     config: SessionConfig
-    detected_language: str | None
+    detected_language: str | None  # the last that was certain enough
     next_segment: int
     speech_samples: int
     segments: list[Segment]
@@ -373,6 +373,7 @@ class Snapshot(Message, tag="session.snapshot", kw_only=True, frozen=True):
     continues: bool = False  # in the middle of a cut utterance
     prompt_cut_told: bool = False  # that the prompt of `config` is too long
     overlap_words: list[Word] = []  # of the utterance before, for the join of a cut
+    language_votes: dict[str, float] | None = None  # seconds of speech that were found to be in it
 
 
 ServerMessage = (

@@ -6,11 +6,11 @@ speaks. A final is asked for when its utterance has ended, or speculatively when
 in its request decides but the audio, the language, the variant and what the client asks for (task,
 prompt, keywords), so that it can be repeated at any time with the same result. (What was heard so
 far goes along as a draft, which only saves time.) Finals are told in order: the second side of a
-cut is joined to the first, and a detected language is kept: for all that follow, or, where the
-language of each is detected, for those that are too short for it.
+cut is joined to the first, and what language is spoken is decided by all up to this one
+(languages.py): a final that was heard in another is asked for once more.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field, replace
 
 from dalston.orchestrator.protocol.messages import (
@@ -30,6 +30,7 @@ from dalston.orchestrator.protocol.messages import (
 )
 from dalston.orchestrator.transcription import assembler
 from dalston.orchestrator.transcription.agreement import Agreement
+from dalston.orchestrator.transcription.languages import Evidence, evidence_of
 from dalston.orchestrator.transcription.model_requests import (
     Cancel,
     Hypothesis,
@@ -41,9 +42,6 @@ from dalston.orchestrator.transcription.redaction import Redaction
 from dalston.triton.contract import PROMPT_TOKENS, SAMPLE_RATE, Variant
 
 PARTIAL_EVERY = SAMPLE_RATE // 2  # samples of speech, unless the worker is set otherwise
-# A detected language is kept when it was heard in so much speech. In less none is detected where
-# there is one that was kept.
-LANGUAGE_SPEECH = SAMPLE_RATE
 # After an outage or a burst several utterances wait; they may share a batch.
 FINALS_IN_FLIGHT = 4
 
@@ -59,6 +57,12 @@ class Decode:
     hypothesis: Hypothesis | None = None  # None when done: it failed
     failure: str = ""
     elapsed_ms: int = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether the model was to find out the language."""
+        language = str(self.asked[1])
+        return language == "auto" or " " in language
 
 
 @dataclass
@@ -100,6 +104,9 @@ class Ended:
     cut: bool  # another utterance continues it
     void: bool  # nothing was said
     decode: Decode | None = None
+    # Language and probability, if it was asked which it is, and what it is after all.
+    detected: tuple[str, float] | None = None
+    language: str = ""
 
     @property
     def speech(self) -> int:
@@ -131,7 +138,7 @@ class Decoding:
         self._ended: deque[Ended] = deque()  # in order; told from the left
         # A language configured anew is detected anew, for the utterances that end after it.
         self.generation = 0
-        self._detected: dict[int, str] = {}
+        self._evidence = defaultdict[int, Evidence](Evidence)
         self.segments: list[Segment] = []
         self.stats = Stats()
         # Of the utterance told last, for the join with one that continues it.
@@ -142,8 +149,7 @@ class Decoding:
         if snapshot:
             self.segments = list(snapshot.segments)
             self.overlap_words = list(snapshot.overlap_words)
-            if snapshot.detected_language:
-                self._detected[0] = snapshot.detected_language
+            self._evidence[0] = evidence_of(snapshot)
             if snapshot.prompt_cut_told:
                 self._cut_told = (snapshot.config.prompt, snapshot.config.keywords)
 
@@ -157,8 +163,9 @@ class Decoding:
         """The position at which the oldest final was due that is not told yet."""
         return self._ended[0].due if self._ended else None
 
-    def detected(self, generation: int) -> str | None:
-        return self._detected.get(generation)
+    def evidence(self, generation: int) -> Evidence:
+        """What is found out of the language, to be read before more is told."""
+        return self._evidence[generation]
 
     def prompt_cut_told(self, config: SessionConfig) -> bool:
         return self._cut_told == (config.prompt, config.keywords)
@@ -168,19 +175,28 @@ class Decoding:
         those that it may be. speech: samples of it."""
         if config.language != "auto":
             return config.language
-        found = self._detected.get(generation)
-        if found and (config.language_detection == "session" or speech < LANGUAGE_SPEECH):
-            return found
-        return " ".join(config.languages) or "auto"
+        return self._evidence[generation].asked(config, speech)
 
     def _language_is_open(self, ended: Ended) -> bool:
         """Whether the finals before it may still decide what language this one is asked with."""
         config = ended.config
         if config.language != "auto" or ended is self._ended[0]:
             return False
-        if config.language_detection == "utterance":
-            return ended.speech < LANGUAGE_SPEECH
-        return ended.generation not in self._detected
+        return not self._evidence[ended.generation].settled(config, ended.speech)
+
+    def _heard_in_another(self, ended: Ended) -> bool:
+        """Whether it was heard in another language than the one that is spoken by all there is to
+        say so; then it is to be asked for in that."""
+        decode = ended.decode
+        if decode is None or decode.hypothesis is None or ended.detected:
+            return False
+        if ended.config.language != "auto" or not decode.hypothesis.text or not decode.open:
+            return False
+        hypothesis = decode.hypothesis
+        ended.detected = hypothesis.language, hypothesis.language_probability
+        evidence = self._evidence[ended.generation]
+        ended.language = evidence.judged(ended.config, *ended.detected, ended.speech)
+        return ended.language != hypothesis.language
 
     # While an utterance is open.
 
@@ -311,6 +327,12 @@ class Decoding:
     def _tell_eager(
         self, utterance: Utterance, hypothesis: Hypothesis, end: int, config: SessionConfig
     ) -> None:
+        decode = utterance.speculation
+        if config.language == "auto" and decode and decode.open:
+            evidence, speech = self._evidence[self.generation], end - utterance.onset
+            found = hypothesis.language, hypothesis.language_probability
+            if evidence.judged(config, *found, speech) != hypothesis.language:
+                return  # it will be asked for in another language
         # No final is due before it (see speculate), so what it is joined with is known.
         text, _ = self._said(utterance, hypothesis, end, self.overlap_words, config)
         if text:
@@ -399,7 +421,8 @@ class Decoding:
                 continue
             if len(self._finals) >= FINALS_IN_FLIGHT:
                 return
-            language = self._language(ended.config, ended.generation, ended.speech)
+            language = ended.language
+            language = language or self._language(ended.config, ended.generation, ended.speech)
             ended.decode = self._ask_final(
                 ended.utterance, ended.audio, ended.last, language, ended.words, ended.config
             )
@@ -432,6 +455,9 @@ class Decoding:
         decode, utterance = ended.decode, ended.utterance
         if not ended.void and (decode is None or not decode.done):
             return None
+        if self._heard_in_another(ended):
+            ended.decode = None
+            return None
         first = self._ended.popleft()
         assert ended is first, "finals are told in order"
         before, self.overlap_words = self.overlap_words, []
@@ -452,9 +478,8 @@ class Decoding:
             text = assembler.text_of(words, _written(hypothesis, config))
         if not text:
             return warnings
-        if config.language == "auto" and ended.speech >= LANGUAGE_SPEECH:
-            if config.language_detection == "utterance" or ended.generation not in self._detected:
-                self._detected[ended.generation] = language
+        if ended.detected:
+            self._evidence[ended.generation].add(config, *ended.detected, ended.speech)
         shown, _ = self._redaction.partial(utterance.agreement.text, 0, utterance.continues)
         stable, changed = assembler.changed_words(shown, text, ended.cut)
         self.stats.finals += 1

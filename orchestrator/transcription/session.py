@@ -168,7 +168,7 @@ class Session:
         self._restarted = self._cursor  # where it was at the last restart
         self._origin = _warm_from(start, self._cursor)  # where the VAD's sequence begins
         self._begin = start  # of the audio that is here
-        self._floor = start  # no utterance begins before it
+        self._floor: int = start  # no utterance begins before it
         if snapshot and snapshot.floor is not None:
             self._floor = snapshot.floor
         self._told_invalid = self._told_late = False
@@ -501,9 +501,7 @@ class Session:
             )
         ]
 
-    def _restart(
-        self, position: int, *, floor: int | None = None, continues: bool = False
-    ) -> None:
+    def _restart(self, position: int, *, floor: int | None = None, continues: bool = False) -> None:
         """Go on from `position` as a session does that is given the snapshot stated here. floor:
         where no utterance begins before; if not given, all that is in no final yet may be used."""
         if floor is None:
@@ -537,9 +535,11 @@ class Session:
         """The snapshot, now that the finals before it are known."""
         segments = self._decoding.segments[self._segments_stated :]
         self._segments_stated += len(segments)
+        evidence = self._decoding.evidence(generation)
         return msgspec.structs.replace(
             snapshot,
-            detected_language=self._decoding.detected(generation),
+            detected_language=evidence.last,
+            language_votes=evidence.votes,
             prompt_cut_told=self._decoding.prompt_cut_told(snapshot.config),
             segments=segments,
             overlap_words=self._decoding.overlap_words,

@@ -8,7 +8,6 @@ import pytest
 from dalston.orchestrator.protocol.messages import Error, Final, SessionConfig
 from dalston.orchestrator.transcription.decoding import (
     FINALS_IN_FLIGHT,
-    LANGUAGE_SPEECH,
     Decoding,
     Ended,
     Utterance,
@@ -88,7 +87,7 @@ def test_only_so_many_finals_are_under_way_and_all_are_told_in_order(
 def test_a_final_waits_for_the_language_that_the_one_before_may_decide(
     decoding: Decoding, outbox: Outbox
 ) -> None:
-    decoding.close(ended(spoken(0), ANY, LANGUAGE_SPEECH))
+    decoding.close(ended(spoken(0), ANY, 6 * 16_000))
     decoding.close(ended(spoken(1), ANY))
     (first,) = asked(decoding)
     assert first.language == "auto"

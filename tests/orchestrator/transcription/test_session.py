@@ -589,7 +589,7 @@ def test_one_of_several_languages_is_detected_once_and_kept() -> None:
 def test_each_utterance_has_its_language_detected_and_short_ones_have_that_of_the_one_before() -> (
     None
 ):
-    speech = audio([1, 2, 3, 4], 0.7, [2], 0.7, [2, 3, 4, 5], 0.7, [1], 0.7)
+    speech = audio([1, 2, 3, 4, 6], 0.7, [2], 0.7, [2, 3, 4, 5, 6], 0.7, [1], 0.7)
     driver = session_after(
         *chunks(speech, [3200]),
         language="auto",
@@ -605,9 +605,9 @@ def test_a_short_utterance_waits_for_the_language_of_a_long_one_whose_final_is_l
         language="auto", languages=("en", "es"), language_detection="utterance", vad_threshold=0.5
     )
     driver = Driver(session)
-    driver.step(audio([2, 3, 4, 5], 0.7))  # English, and kept
+    driver.step(audio([2, 3, 4, 5, 6], 0.7))  # English, and kept
     held = list[TranscriptRequest]()
-    session.receive_audio(audio([1, 2, 3, 4], 0.7, [2], 0.7, [2, 3, 4, 5], 0.7))
+    session.receive_audio(audio([1, 2, 3, 4, 6], 0.7, [2], 0.7, [2, 3, 4, 5, 6], 0.7))
     while True:
         requests = session.requests()
         held += [r for r in requests if isinstance(r, TranscriptRequest) and r.kind == "final"]
@@ -684,11 +684,11 @@ def test_a_prompt_that_is_too_long_is_told_once_before_its_first_final() -> None
 def test_a_session_that_goes_on_from_any_snapshot_asks_the_models_for_the_same() -> None:
     config = SessionConfig(language_detection="utterance", languages=("en", "es"))
     parts: list[bytes | ClientMessage] = [
-        audio([1, 2, 3, 4], 0.7, [2], 0.7),
+        audio([1, 2, 3, 4, 6], 0.7, [2], 0.7),
         Configure(prompt="a prompt of many words", keywords=("wb",)),
-        audio([2, 3, 4, 5], 0.7, [1], 0.7),
+        audio([2, 3, 4, 5, 6], 0.7, [1], 0.7),
         Configure(task="translate", language_detection="session"),
-        audio([3, 4, 5, 6], 0.7, [2, 3], 0.7),
+        audio([3, 4, 5, 6, 7], 0.7, [2, 3], 0.7),
     ]
     scene = Scene(config, parts)
 
@@ -1059,7 +1059,7 @@ def test_settings_that_are_changed_twice_at_one_place_take_one_place_in_the_line
 
 
 class SlowToWake(Vad):
-    """Hears nothing in the first 0.4 s of a sequence, as Silero does when somebody speaks quietly."""
+    """Hears nothing in the first 0.4 s of a sequence, as Silero does of somebody quiet."""
 
     def __init__(self) -> None:
         super().__init__()

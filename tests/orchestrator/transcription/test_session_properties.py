@@ -135,6 +135,21 @@ def test_every_eager_final_is_confirmed_or_withdrawn_before_another_is_told(
 
 
 @settings(max_examples=10, deadline=None)
+@given(scene=scenes(), seed=st.integers(0, 2**32 - 1))
+def test_what_language_it_is_does_not_depend_on_when_answers_come(scene: Scene, seed: int) -> None:
+    usual, late = Driver(scene.session()), Driver(scene.session(), np.random.default_rng(seed))
+    usual.unsure = late.unsure = True
+    assert told(late.run(scene.steps([3200]))) == told(usual.run(scene.steps([3200])))
+    for snapshot in snapshots(usual.messages)[1:2]:
+        continued = Driver(scene.session(snapshot))
+        continued.unsure = True
+        continued.run(scene.steps([3200], scene.rest(snapshot)))
+        after = [m for m in usual.messages if isinstance(m, Final)]
+        finals = [m for m in continued.messages if isinstance(m, Final)]
+        assert finals == after[len(after) - len(finals) :]
+
+
+@settings(max_examples=10, deadline=None)
 @given(scene=scenes())
 def test_words_are_in_order_inside_their_segment(scene: Scene) -> None:
     messages = Driver(scene.session()).run(scene.steps([3200]))
