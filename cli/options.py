@@ -27,6 +27,7 @@ environment:
   DALSTON_VAD_MODEL      the VAD's ONNX file, for DALSTON_VAD=worker
   DALSTON_PARTIAL_SECONDS  of speech between partials (0.5)
   DALSTON_HEARTBEAT_SECONDS  how often it renews its record (10)
+  DALSTON_MUTE_SECONDS   without audio for so long what was being said is finished (2; 0: never)
   DALSTON_IDLE_SECONDS   a session ends after so long without a frame (30)
   DALSTON_SESSION_SECONDS  and after so long altogether (14400)
   DALSTON_REDACT         taken out of all text: numbers, emails, names of patterns, with commas

@@ -135,6 +135,8 @@ class GatewaySettings(BaseSettings):
     audio_rate: float = Field(1.5, alias="DALSTON_AUDIO_RATE", ge=1)
     audio_burst_seconds: float = Field(60.0, alias="DALSTON_AUDIO_BURST_SECONDS", gt=0)
     audio_held_seconds: float = Field(14_400.0, alias="DALSTON_AUDIO_HELD_SECONDS", ge=0)
+    # A client that sends no audio for so long is muted: what it was saying is finished. 0: never.
+    mute_seconds: float = Field(2.0, alias="DALSTON_MUTE_SECONDS", ge=0)
     # The same of messages, which are few: a second, and at once.
     message_rate: float = Field(10.0, alias="DALSTON_MESSAGE_RATE", gt=0)
     message_burst: float = Field(100.0, alias="DALSTON_MESSAGE_BURST", ge=1)

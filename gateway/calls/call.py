@@ -223,6 +223,7 @@ class Call:
     def look_after(self, now: float) -> None:
         """To be called every fifth of worker_silent_seconds: a worker that is quiet for a third of
         them is asked whether it lives, and has another third to say so."""
+        self._intake.look_for_mute(now)
         link, patience_s = self._link, 0.3 * self._silent_s
         if link is None:
             return

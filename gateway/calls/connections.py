@@ -39,6 +39,7 @@ from dalston.orchestrator.protocol.messages import (
     segment_number,
     serialize,
 )
+from dalston.orchestrator.protocol.mute import Mute
 from dalston.orchestrator.protocol.parameters import ParameterError
 from dalston.triton.contract import SMALLER
 
@@ -167,7 +168,8 @@ class Calls:
             relay = Relay(f"sess_{secrets.token_hex(12)}", asked.config, asked.warnings)
         request_ids.session_id.set(relay.session_id)
         admission = self._admission(caller, relay, asked, holder)
-        intake = Intake(caller, relay, self._pace(relay), self._limits, self._memory)
+        mute = Mute(self._settings.mute_seconds, relay.config)
+        intake = Intake(caller, relay, self._pace(relay), self._limits, self._memory, mute)
         self._intakes.add(intake)
         try:
             intake.begin()

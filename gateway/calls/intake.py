@@ -19,7 +19,8 @@ from dalston.gateway.calls.memory import FRAME_COSTS, HeldMemory
 from dalston.gateway.calls.pace import Pace, TooFast
 from dalston.gateway.calls.relay import Relay
 from dalston.orchestrator.protocol.close_codes import CloseCode
-from dalston.orchestrator.protocol.messages import Frame
+from dalston.orchestrator.protocol.messages import Flush, Frame, serialize
+from dalston.orchestrator.protocol.mute import Mute
 from dalston.orchestrator.protocol.websocket_peer import Peer
 
 # A client that pushes is not read for at most so long, so that we notice when it leaves.
@@ -40,10 +41,16 @@ class Intake:
     """What one caller sends, on its way to the relay and to the worker there is."""
 
     def __init__(
-        self, caller: Caller, relay: Relay, pace: Pace, limits: IntakeLimits, memory: HeldMemory
+        self,
+        caller: Caller,
+        relay: Relay,
+        pace: Pace,
+        limits: IntakeLimits,
+        memory: HeldMemory,
+        mute: Mute,
     ):
         self._caller, self._relay, self._pace = caller, relay, pace
-        self._limits, self._memory = limits, memory
+        self._limits, self._memory, self._mute = limits, memory, mute
         self._loop = asyncio.get_running_loop()
         self._worker: Peer | None = None
         self.in_line = True
@@ -85,9 +92,15 @@ class Intake:
 
     def insert(self, frame: Frame) -> None:
         """A message that the caller has not sent themselves."""
+        self._mute.receive(frame, self._loop.time())
         self._relay.hold(frame)
         if self._worker:
             self._worker.send_now(frame)
+
+    def look_for_mute(self, now: float) -> None:
+        """To be called some times a second: end what a muted client has left open."""
+        if self._mute.look(now, read=not self._stopped):
+            self.insert(serialize(Flush()))
 
     def go_on(self) -> None:
         """Read again, if nothing hinders it any more: less is held, or a worker takes more."""
@@ -152,6 +165,7 @@ class Intake:
             self._pass_on(frame)
 
     def _pass_on(self, frame: Frame) -> None:
+        self._mute.receive(frame, self._loop.time())
         self._relay.hold(frame)
         if self._worker:
             self._worker.send_now(frame)

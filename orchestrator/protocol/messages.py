@@ -313,6 +313,7 @@ class SessionEnd(Message, tag="session.end", kw_only=True, frozen=True):
     total_duration: float  # seconds of audio received
     total_audio_seconds: float  # the same, under its later name
     total_speech_duration: float
+    wall_seconds: float  # that the session lasted by the clock
     transcript: str
     segments: list[Segment]
     stats: Stats
@@ -373,6 +374,7 @@ class Snapshot(Message, tag="session.snapshot", kw_only=True, frozen=True):
     continues: bool = False  # in the middle of a cut utterance
     prompt_cut_told: bool = False  # that the prompt of `config` is too long
     overlap_words: list[Word] = []  # of the utterance before, for the join of a cut
+    elapsed_seconds: float = 0.0  # that the session lasted by the clock
     language_votes: dict[str, float] | None = None  # seconds of speech that were found to be in it
 
 

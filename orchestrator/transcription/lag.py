@@ -10,6 +10,11 @@ session that goes on in another worker begins there.
 
 While models fail, lag is no sign of overload: from then until it is caught up, but OUTAGE_SECONDS
 at most, nothing follows from it. The time that a model takes to be loaded is none of these.
+
+Sessions that lag too much lag together, for they share the models, and each that ends leaves room
+to the others. So only as many end as it takes: those with the most lag, so many at a time as lag
+grows fast, and then the others have a while to catch up. Where lag neither grows nor shrinks, one
+more ends after longest_s, and so on until it does.
 """
 
 from dataclasses import dataclass
@@ -19,6 +24,8 @@ from dalston.orchestrator.protocol.messages import Error, ServerMessage, Session
 from dalston.triton.contract import SAMPLE_RATE
 
 WARNING_EVERY_S = 5.0
+# Seconds of lag in a second: if it shrinks less, it does not.
+SHRINKING = 0.02
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class LagLimits:
     limit_s: float = 5.0
     held_s: float = 2.0  # above the limit, before a session ends
     outage_s: float = 30.0  # that lag is suspended
+    pause_s: float = 2.0  # after some have ended, for the others to catch up
+    longest_s: float = 30.0  # above the limit, where lag does not shrink
 
 
 class Verdict(Enum):
@@ -35,10 +44,55 @@ class Verdict(Enum):
     EXCEEDED = auto()  # above the limit for too long
 
 
+class Crowd:
+    """The sessions that share models, of which some lag too much."""
+
+    def __init__(self) -> None:
+        self._above: dict[Lag, float] = {}  # the limit, and the lag when it was looked at last
+        self._since: float | None = None  # when that was
+        self._chosen = set[Lag]()
+        self._ended = False  # whether anybody did since they began to lag
+
+    def enter(self, lag: "Lag", now: float) -> None:
+        self._above[lag] = lag.limits.limit_s
+        if self._since is None:
+            self._since = now
+
+    def leave(self, lag: "Lag") -> None:
+        """It lags too much no more, or it has ended."""
+        self._above.pop(lag, None)
+        self._chosen.discard(lag)
+        if not self._above:
+            self._since, self._ended = None, False
+
+    def ends(self, lag: "Lag", now: float) -> bool:
+        """Whether one that has lagged too much for long enough is to end now."""
+        if lag not in self._above or self._since is None:
+            return True  # it was told before
+        elapsed = now - self._since
+        if elapsed >= lag.limits.pause_s or (elapsed > 0 and not self._ended):
+            self._look(now, elapsed, lag.limits.longest_s)
+        return lag in self._chosen
+
+    def _look(self, now: float, elapsed: float, longest_s: float) -> None:
+        """Choose who ends: half as many as would be too many if lag went on growing like this."""
+        oldest = max(lag.above_s(now) for lag in self._above)
+        grown = sum(lag.seconds - before for lag, before in self._above.items()) / elapsed
+        self._since = now
+        self._above = {lag: lag.seconds for lag in self._above}
+        by_lag = sorted(self._above, key=lambda lag: lag.seconds, reverse=True)
+        shrinks = grown < -SHRINKING * len(by_lag)
+        ends = max(1, int(grown / 2)) if grown > 0 else int(oldest >= longest_s and not shrinks)
+        self._chosen = set(by_lag[:ends])
+        self._ended = self._ended or bool(self._chosen)
+
+
 class Lag:
-    def __init__(self, limits: LagLimits, position: int, now: float):
-        """Of a session whose audio is received up to `position` now."""
+    def __init__(self, limits: LagLimits, position: int, now: float, crowd: Crowd | None = None):
+        """Of a session whose audio is received up to `position` now. crowd: of those that share
+        its models."""
         self.limits = limits
+        self._crowd = crowd or Crowd()
         self.seconds = 0.0  # when it was last measured, suspended or not
         self.suspended = False
         self._due = float(position)  # what should be processed by now: samples
@@ -68,14 +122,26 @@ class Lag:
         self.suspended = self._outage is not None and now - self._outage < self.limits.outage_s
         if self.suspended or self.seconds <= self.limits.limit_s:
             self._above = None
+            self._crowd.leave(self)
         elif self._above is None:
             self._above = now
-        if self._above is not None and now - self._above >= self.limits.held_s:
+            self._crowd.enter(self, now)
+        held = self._above is not None and now - self._above >= self.limits.held_s
+        if held and self._crowd.ends(self, now):
+            self._crowd.leave(self)
             return Verdict.EXCEEDED
         if self.overloaded and now >= self._next_warning:
             self._next_warning = now + WARNING_EVERY_S
             return Verdict.WARN
         return Verdict.FINE
+
+    def above_s(self, now: float) -> float:
+        """For how long it has been above the limit."""
+        return 0.0 if self._above is None else now - self._above
+
+    def over(self) -> None:
+        """Its session is."""
+        self._crowd.leave(self)
 
     def warning(self) -> Warn:
         return Warn(

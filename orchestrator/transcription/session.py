@@ -189,6 +189,8 @@ class Session:
         self._next_segment = snapshot.next_segment if snapshot else 0
         self._segments_stated = len(self._decoding.segments)
         self._speech = snapshot.speech_samples if snapshot else 0
+        # Seconds that it lasted elsewhere; by the clock, which whoever runs a session knows.
+        self.elapsed_before = snapshot.elapsed_seconds if snapshot else 0.0
         # Set when the models are overloaded: each utterance gets only its first partial.
         self.sparing = False
 

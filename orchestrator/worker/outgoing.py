@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from dalston.orchestrator.process.request_ids import named
 from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import (
@@ -57,6 +59,7 @@ class Outgoing:
         self._session, self._connection, self._reader_s = session, connection, reader_s
         self._times = times
         self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
         self._waiting: asyncio.Queue[str | None] = asyncio.Queue()
         self._characters = 0  # in it
         self._finalised = session.received
@@ -67,6 +70,12 @@ class Outgoing:
         """The position, in samples, from which a session continues with the last snapshot told."""
         return self._finalised
 
+    @property
+    def _elapsed_s(self) -> float:
+        """How long the session has lasted. Between a worker's last snapshot and its loss nobody
+        counted."""
+        return round(self._session.elapsed_before + self._loop.time() - self._began, 3)
+
     def tell(self, message: ServerMessage) -> None:
         """Queue a message. Raises SlowReader if too much waits already."""
         waiting = self._waiting.qsize()
@@ -76,6 +85,9 @@ class Outgoing:
             raise SlowReader
         if isinstance(message, SessionEnd):
             message.stats.final_stages_ms = self._times.means_ms()
+            message = msgspec.structs.replace(message, wall_seconds=self._elapsed_s)
+        elif isinstance(message, Snapshot):
+            message = msgspec.structs.replace(message, elapsed_seconds=self._elapsed_s)
         began = self._loop.time()
         text = serialize(named(message))
         if isinstance(message, Final):

@@ -70,7 +70,15 @@ class SessionLoop:
             session, models, limits.outage_s, self._times, self._spawn, self._enter, self._pump
         )
         self._watch = Watch(
-            session, limits, lag, models, self._calls, self._outgoing, draining, self._end
+            session,
+            limits,
+            lag,
+            models,
+            self._calls,
+            self._outgoing,
+            draining,
+            self._end,
+            self._pump,
         )
 
     async def run(self) -> int | None:
@@ -109,6 +117,8 @@ class SessionLoop:
     def _receive(self, frame: Frame) -> None:
         session, now = self._session, self._loop.time()
         self._watch.last_frame = now
+        if self._limits.mute_s:
+            self._watch.mute.receive(frame, now)
         if isinstance(frame, str):
             self._times.message_came(now)
             try:

@@ -11,7 +11,7 @@ import functools
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 from redis.exceptions import RedisError
@@ -41,7 +41,7 @@ from dalston.orchestrator.protocol.parameters import (
     session_config,
 )
 from dalston.orchestrator.protocol.websocket_peer import Peer, PeerClosed
-from dalston.orchestrator.transcription.lag import Lag, LagLimits
+from dalston.orchestrator.transcription.lag import Crowd, Lag, LagLimits
 from dalston.orchestrator.transcription.redaction import unknown_names
 from dalston.orchestrator.transcription.session import Session
 from dalston.orchestrator.worker import metrics
@@ -116,6 +116,7 @@ class Sessions:
         self._request_speech, self._tritons = request_speech, tritons
         self.running: dict[str, Running] = {}  # by id
         self.measured = metrics.SessionCounts()
+        self._crowd = Crowd()
         self.variants: Mapping[str, LoadedVariant] = {}  # that models are there for
         self.draining = False  # no new ones
         self._ending = asyncio.Event()  # running ones end, where no gateway goes on with them
@@ -244,18 +245,20 @@ class Sessions:
         """Run a session to its end, and give its slot back."""
         settings, variant = self._settings, session.variant
         self._tritons.wake(variant)
-        limits = LagLimits(
+        lag_limits = LagLimits(
             settings.lag_warning_seconds,
             settings.lag_limit_seconds,
             settings.lag_held_seconds,
             settings.outage_seconds,
         )
-        lag = Lag(limits, session.received, asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        lag = Lag(lag_limits, session.received, now, self._crowd)
         # Others are handed over.
         ending = self._ending if direct else asyncio.Event()
-        loop = SessionLoop(
-            session, connection, self._models(variant), _limits(settings), ending, lag
-        )
+        # A gateway does so where the client's frames arrive.
+        mute_s = settings.mute_seconds if direct else 0.0
+        limits = replace(_limits(settings), mute_s=mute_s)
+        loop = SessionLoop(session, connection, self._models(variant), limits, ending, lag)
         about = {
             "dalston.session_id": session.id,
             "dalston.epoch": session.epoch,
@@ -300,6 +303,7 @@ class Sessions:
         if self.running.get(session.id) is running:
             del self.running[session.id]
         self.measured.ended(session)
+        running.lag.over()
         connection = running.connection
         # A caller that does not read had its time.
         slow = code == CloseCode.SLOW_READER

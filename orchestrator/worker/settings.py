@@ -45,6 +45,9 @@ class WorkerSettings(BaseSettings):
     partial_seconds: float = Field(0.5, alias="DALSTON_PARTIAL_SECONDS", ge=0.1, le=10)
     heartbeat_seconds: float = Field(HEARTBEAT_S, alias="DALSTON_HEARTBEAT_SECONDS", gt=0, le=20)
     idle_seconds: float = Field(30.0, alias="DALSTON_IDLE_SECONDS", gt=0)
+    # A client without a gateway that sends no audio for so long is muted: what it was saying is
+    # finished. 0: never.
+    mute_seconds: float = Field(2.0, alias="DALSTON_MUTE_SECONDS", ge=0)
     session_seconds: float = Field(4 * 3600.0, alias="DALSTON_SESSION_SECONDS", gt=0)
     # A session that lags so much is warned; one that lags so much for so long ends.
     lag_warning_seconds: float = Field(3.0, alias="DALSTON_LAG_WARNING_SECONDS", gt=0)

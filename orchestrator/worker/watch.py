@@ -12,7 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dalston.orchestrator.protocol.close_codes import CloseCode
-from dalston.orchestrator.protocol.messages import LONGEST_FRAME, Ack, EndReason, Error, Warn
+from dalston.orchestrator.protocol.messages import (
+    LONGEST_FRAME,
+    Ack,
+    EndReason,
+    Error,
+    Flush,
+    Warn,
+)
+from dalston.orchestrator.protocol.mute import Mute
 from dalston.orchestrator.transcription.lag import Lag, Verdict
 from dalston.orchestrator.transcription.session import Session, State
 from dalston.orchestrator.worker import metrics
@@ -35,6 +43,7 @@ class Limits:
     session_s: float = 4 * 3600.0
     outage_s: float = 30.0  # of failing models
     reader_s: float = 15.0  # for a message to leave
+    mute_s: float = 0.0  # without audio, before what was being said is finished; 0: never
     frame_bytes: int = LONGEST_FRAME  # of audio
 
 
@@ -51,10 +60,13 @@ class Watch:
         outgoing: Outgoing,
         draining: asyncio.Event,
         end: Callable[[EndReason, CloseCode, Error | None], None],
+        pump: Callable[[], None],
     ):
-        """end: asks the session to end."""
+        """end: asks the session to end. pump: to be called after a message to it."""
         self._session, self._limits, self._lag, self._models = session, limits, lag, models
         self._calls, self._outgoing, self._draining, self._end = calls, outgoing, draining, end
+        self._pump = pump
+        self.mute = Mute(limits.mute_s, session.config)
         self._loop = asyncio.get_running_loop()
         self._acked: Ack | None = None
         self._next_ack = self._loop.time() + ACK_EVERY_S
@@ -72,6 +84,9 @@ class Watch:
             if self._measure(now) is Verdict.EXCEEDED:
                 return self._end_lagging()
             self._ack(now)
+            if self.mute.look(now, read=self.caught_up):
+                self._session.receive_message(Flush())
+                self._pump()
             due = max(due + MEASURE_EVERY_S, now // MEASURE_EVERY_S * MEASURE_EVERY_S)
             await asyncio.sleep(due - now)
 

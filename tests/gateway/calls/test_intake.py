@@ -27,6 +27,7 @@ from dalston.orchestrator.protocol.messages import (
     SessionConfig,
     serialize,
 )
+from dalston.orchestrator.protocol.mute import Mute
 
 CONFIG = SessionConfig()
 SECOND = bytes(CONFIG.bytes_per_second)
@@ -52,11 +53,13 @@ def reading(
     limits: IntakeLimits = LIMITS,
     memory: HeldMemory | None = None,
     in_line: bool = False,
+    mute_s: float = 0.0,
 ) -> tuple[Intake, Line, Relay]:
     line, relay = Line(), Relay("s", CONFIG)
     caller = Caller(line, Native(Opening([], {})), Opening([], {}), 1 << 20)
     pace = Pace(audio, messages, CONFIG, asyncio.get_running_loop().time())
-    intake = Intake(caller, relay, pace, limits, memory or HeldMemory(1 << 30, 1 << 30))
+    held = memory or HeldMemory(1 << 30, 1 << 30)
+    intake = Intake(caller, relay, pace, limits, held, Mute(mute_s, CONFIG))
     intake.begin()
     if not in_line:
         intake.admitted()
@@ -309,3 +312,44 @@ async def test_with_audio_it_goes_on_and_so_does_one_that_may_be_silent() -> Non
     patient.look_after(asyncio.get_running_loop().time() + 1e6)
     assert not intake.refused.done()
     assert not patient.refused.done()
+
+
+def flushed(told: list[Frame]) -> int:
+    return sum(isinstance(frame, str) and "flush" in frame for frame in told)
+
+
+async def test_a_muted_client_is_flushed_where_it_stopped_and_the_next_worker_is_told_so_too() -> (
+    None
+):
+    intake, line, relay = reading(mute_s=2.0)
+    worker = Worker()
+    attached(intake, worker)
+    line.says(SECOND)
+    now = asyncio.get_running_loop().time()
+    for look in (now + 1.0, now + 2.9, now + 3.1, now + 3.2, now + 9.0, now + 9.1):
+        intake.look_for_mute(look)
+    assert worker.told[0] == SECOND
+    assert (flushed(worker.told), len(worker.told)) == (1, 2)
+    # It stands among what is held, so whoever goes on with the session flushes there.
+    relay.start_again()
+    assert relay.frame(0) == SECOND
+    assert "flush" in str(relay.frame(1))
+
+
+async def test_who_is_not_read_because_a_worker_takes_nothing_is_not_muted() -> None:
+    intake, line, _ = reading(mute_s=2.0)
+    worker = Worker()
+    attached(intake, worker)
+    worker.blocked = True
+    line.says(SECOND, SECOND)
+    now = asyncio.get_running_loop().time()
+    for look in (now + 5.0, now + 6.0, now + 7.0):
+        intake.look_for_mute(look)
+    assert flushed(worker.told) == 0
+    worker.blocked = False
+    assert worker.unblocked
+    worker.unblocked()
+    assert worker.told == [SECOND, SECOND]
+    for look in (now + 1.5, now + 2.5):  # what was read late counts from when it was passed on
+        intake.look_for_mute(look)
+    assert flushed(worker.told) == 0

@@ -4,7 +4,15 @@ Lag, with the clock and the positions in the test's hands.
 
 from dataclasses import dataclass, field
 
-from dalston.orchestrator.transcription.lag import WARNING_EVERY_S, Lag, LagLimits, Verdict
+import pytest
+
+from dalston.orchestrator.transcription.lag import (
+    WARNING_EVERY_S,
+    Crowd,
+    Lag,
+    LagLimits,
+    Verdict,
+)
 
 RATE = 16_000
 TICK = 0.25
@@ -155,3 +163,83 @@ def test_a_model_may_take_as_long_as_it_likes_to_be_loaded() -> None:
     assert set(stream.go(29, speed=3)) == {Verdict.FINE}
     # What it then does not do is lag after an outage's time.
     assert Verdict.EXCEEDED in stream.go(20, speed=0)
+
+
+# Sessions that lag together.
+
+
+@dataclass
+class Together:
+    """Sessions that share models which hear so many seconds of audio in a second, those first that
+    lag most, or all alike."""
+
+    capacity: float
+    sessions: list[Stream]
+    ended: int = 0
+
+    def go(self, seconds: float) -> None:
+        for _ in range(round(seconds / TICK)):
+            share = self.capacity / max(1, len(self.sessions))
+            over = list[Stream]()
+            for session in self.sessions:
+                if Verdict.EXCEEDED in session.go(TICK, speed=share):
+                    over.append(session)
+            self.ended += len(over)
+            self.sessions = [session for session in self.sessions if session not in over]
+
+    @property
+    def most_lag(self) -> float:
+        return max((session.lag.seconds for session in self.sessions), default=0.0)
+
+
+def together(count: int, capacity: float, apart_s: float = 0.0) -> Together:
+    crowd = Crowd()
+    streams = [Stream(Lag(LagLimits(), 0, 100.0, crowd)) for _ in range(count)]
+    for number, stream in enumerate(streams):
+        stream.received = stream.processed = number * apart_s
+        stream.measure()
+    return Together(capacity, streams)
+
+
+# 001-22
+@pytest.mark.parametrize(
+    ("count", "capacity", "most"),
+    [(2, 1.5, 1), (8, 7.0, 2), (8, 4.5, 5), (20, 18.0, 3), (100, 50.0, 60)],
+)
+def test_of_sessions_that_lag_together_no_more_end_than_needed(
+    count: int, capacity: float, most: int
+) -> None:
+    all_of_them = together(count, capacity)
+    all_of_them.go(240)
+    assert count - capacity <= all_of_them.ended <= most
+    assert all_of_them.most_lag < 5.0
+
+
+def test_the_one_with_the_most_lag_ends_first() -> None:
+    crowd = Crowd()
+    streams = [Stream(Lag(LagLimits(), 0, 100.0, crowd)) for _ in range(3)]
+    speeds = (0.3, 0.1, 0.2)
+    for _ in range(200):
+        ends = [
+            at
+            for at, stream in enumerate(streams)
+            if Verdict.EXCEEDED in stream.go(TICK, speed=speeds[at])
+        ]
+        if ends:
+            break
+    assert ends == [1]
+
+
+def test_nobody_lags_for_ever() -> None:
+    stuck = together(4, 0.0)
+    stuck.go(LagLimits().limit_s + LagLimits().longest_s + 3)
+    assert stuck.sessions == []
+
+
+def test_a_session_that_is_over_is_no_reason_for_others_to_end() -> None:
+    crowd = Crowd()
+    gone, other = (Stream(Lag(LagLimits(), 0, 100.0, crowd)) for _ in range(2))
+    gone.go(6, speed=0)
+    gone.lag.over()
+    other.go(6, speed=0)
+    assert Verdict.EXCEEDED not in other.go(4, speed=3)

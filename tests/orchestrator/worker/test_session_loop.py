@@ -299,6 +299,17 @@ async def test_a_ping_is_a_sign_of_life() -> None:
     assert peer.kinds().count("pong") == 5
 
 
+async def test_a_client_that_is_muted_in_a_word_has_what_it_said_finished() -> None:
+    peer = Peer(limits=Limits(mute_s=0.5))
+    task = peer.start()
+    await peer.speak(SPOKEN[:30_000])
+    await peer.until("transcript.final")
+    assert peer.finals() == ["wb wc"]
+    peer.speaks(SPOKEN, END)
+    assert await ended(task) == 1000
+    assert peer.finals() == ["wb wc", "wb wc wd"]
+
+
 # L-03
 async def test_the_longest_session_ends_in_order() -> None:
     peer = Peer(limits=Limits(session_s=0.5))
