@@ -2,7 +2,7 @@
 The promise that streams are counted by: here and nowhere else, and printed with every result.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,21 @@ def stages(stats: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+# What the latency budget gives the stages that a final passes in the server, in milliseconds; the
+# rest of its 490 are for the network and for finding a worker.
+BUDGET_MS = {"buffering": 100, "vad": 20, "asr": 250, "serialisation": 10}
+_ASR = ("queue", "features", "encode", "decode", "align")
+
+
+def budget(stage_ms: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """What each of these stages took, beside what it may take."""
+    took = dict(stage_ms) | {"asr": sum(stage_ms.get(name, 0.0) for name in _ASR)}
+    return {
+        name: {"may_ms": may, "took_ms": round(took.get(name, 0.0), 2)}
+        for name, may in BUDGET_MS.items()
+    }
+
+
 def summary(run: Run, alone: Run) -> dict[str, Any]:
     """As it stands in the JSON line."""
 
@@ -194,7 +209,8 @@ def summary(run: Run, alone: Run) -> dict[str, Any]:
         },
         # Of speech: two when nobody has to wait.
         "partials_per_second": round(run.total("partials") / max(1.0, run.speech_s()), 2),
-        "final_stages_ms": stages([s for s in stats if s["finals"]]),
+        "final_stages_ms": (took := stages([s for s in stats if s["finals"]])),
+        "budget": budget(took),
         "core_percent_per_stream": {
             role: round(run.core_percent(role), 2) for role in run.usage.core_s
         },

@@ -49,6 +49,8 @@ ALLOWED = {
     "redact": f"numbers, emails, and names of this server's patterns; at most {MOST_REDACTIONS}, "
     "with commas between them",
 }
+# So small a threshold is one of loudness elsewhere.
+LOUDNESS = 0.05
 _FIELDS = [name for name in SessionConfig.__struct_fields__ if name != "model_id"]
 _LISTS = ("languages", "keywords", "redact")
 _PRIVATE = ("prompt", "keywords")
@@ -102,9 +104,22 @@ def session_config(query: Mapping[str, str]) -> tuple[SessionConfig, list[Notice
         if name not in _FIELDS
     ]
     config = msgspec.convert(known, SessionConfig, strict=False)
+    if "vad_threshold" in known:
+        warnings += hints(config)
     if why := contradiction(config):
         raise ParameterError("language", config.language, why)
     return config, warnings
+
+
+def hints(config: SessionConfig) -> list[Notice]:
+    """What is allowed and probably not meant."""
+    if config.vad_threshold > LOUDNESS:
+        return []
+    sentence = (
+        f"vad_threshold={config.vad_threshold:g} is a probability of speech, of which nearly every "
+        "sound has as much; 0.5 is usual. Other servers mean loudness by so small a number"
+    )
+    return [Notice("low_vad_threshold", sentence)]
 
 
 def contradiction(config: SessionConfig) -> str:

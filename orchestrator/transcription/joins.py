@@ -6,7 +6,8 @@ somewhat before it. So the end of what the first heard and the beginning of what
 are the same words, give or take what one of them misheard, and times that are wrong by half a
 second now and then: dynamic time warping gives the first word of an audio whatever comes before
 it. The words are aligned as two sequences (Needleman and Wunsch 1970), the same words attracting
-each other and times only saying how probable that is, so that what is really said twice stays twice.
+each other and times only saying how probable that is, so that what is really said twice stays
+twice.
 """
 
 import difflib

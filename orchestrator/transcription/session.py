@@ -73,7 +73,7 @@ from dalston.orchestrator.protocol.messages import (
     Stats,
     Warn,
 )
-from dalston.orchestrator.protocol.parameters import objection
+from dalston.orchestrator.protocol.parameters import hints, objection
 from dalston.orchestrator.transcription import assembler
 from dalston.orchestrator.transcription.audio import AudioStream
 from dalston.orchestrator.transcription.changes import changes, configured, merged, thresholds
@@ -396,6 +396,9 @@ class Session:
         self._mark(change)
         self._config_to_come = to_come
         self._outbox.say_at_once(ConfigUpdated(to_come))
+        if change.vad_threshold is not None:
+            for hint in hints(to_come):
+                self._outbox.say_at_once(Warn(code=hint.code, message=hint.message))
         self._advance()
 
     def _refuse(self, sentence: str) -> None:
@@ -497,6 +500,7 @@ class Session:
                 total_duration=duration,
                 total_audio_seconds=duration,
                 total_speech_duration=assembler.seconds(self._speech),
+                wall_seconds=0.0,  # told by whoever has a clock
                 transcript=assembler.transcript(self._decoding.segments),
                 segments=self._decoding.segments,
                 stats=self._decoding.stats,

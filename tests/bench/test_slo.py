@@ -59,6 +59,17 @@ def test_a_run_whose_callers_were_late_is_void() -> None:
     assert said == "the callers were 200 ms late: the run is void"
 
 
+# 002-34
+def test_the_stages_of_a_final_stand_beside_the_latency_budget() -> None:
+    took = {"buffering": 80.0, "vad": 3.5, "queue": 20.0, "encode": 90.0, "decode": 50.25}
+    assert slo.budget(took | {"serialisation": 0.1}) == {
+        "buffering": {"may_ms": 100, "took_ms": 80.0},
+        "vad": {"may_ms": 20, "took_ms": 3.5},
+        "asr": {"may_ms": 250, "took_ms": 160.25},
+        "serialisation": {"may_ms": 10, "took_ms": 0.1},
+    }
+
+
 def listened(*events: dict[str, Any]) -> Call:
     script = Script(b"", (Sentence("turn on", 0.5, 1.5), Sentence("the light", 3.0, 4.0)))
     call = Call(0, sentences=2)

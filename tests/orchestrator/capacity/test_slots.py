@@ -332,6 +332,19 @@ async def test_a_silent_worker_goes_offline_and_is_announced_once(
         await slots.acquire("s2", "fast", {})
 
 
+# 000-15
+@pytest.mark.parametrize(("silent_s", "status"), [(28, "ready"), (31, "offline")])
+async def test_a_worker_is_offline_after_thirty_seconds_without_a_heartbeat(
+    slots: Slots, client: Any, silent_s: int, status: str
+) -> None:
+    await register(slots, worker("a"))
+    seconds, microseconds = await client.time()
+    silent_since = seconds + microseconds / 1e6 - silent_s
+    await client.hset(f"{PREFIX}worker:a", "heartbeat_at", silent_since)
+    await slots.expire()
+    assert [record.status for record in await slots.workers()] == [status]
+
+
 async def test_a_worker_that_speaks_again_is_ready_again(slots: Slots, client: Any) -> None:
     await register(slots, worker("a"))
     await client.hset(f"{PREFIX}worker:a", "heartbeat_at", 1.0)

@@ -260,3 +260,13 @@ def test_without_a_model_that_judges_turns_silence_ends_them_with_a_warning() ->
 def test_endpointing_is_as_asked_for_where_it_can_be(endpointing: str) -> None:
     config, _ = session_config({"endpointing": endpointing})
     assert choose_endpointing(config, True) == (config, [])
+
+
+# C-20
+@pytest.mark.parametrize(("threshold", "hinted"), [("0.01", True), ("0.05", True), ("0.06", False)])
+def test_a_threshold_that_is_one_of_loudness_elsewhere_is_hinted_at(
+    threshold: str, hinted: bool
+) -> None:
+    config, warnings = session_config({"vad_threshold": threshold})
+    assert config.vad_threshold == float(threshold)
+    assert [notice.code for notice in warnings] == ["low_vad_threshold"] * hinted

@@ -219,6 +219,7 @@ def test_the_one_with_the_most_lag_ends_first() -> None:
     crowd = Crowd()
     streams = [Stream(Lag(LagLimits(), 0, 100.0, crowd)) for _ in range(3)]
     speeds = (0.3, 0.1, 0.2)
+    ends = list[int]()
     for _ in range(200):
         ends = [
             at

@@ -749,6 +749,16 @@ def test_translated_words_are_joined_with_spaces_whatever_is_spoken() -> None:
     assert sum(len(text.split()) for text in texts) == 110
 
 
+# C-20
+@pytest.mark.parametrize(("threshold", "hinted"), [(0.01, True), (0.05, True), (0.06, False)])
+def test_a_threshold_that_is_one_of_loudness_elsewhere_is_hinted_at(
+    threshold: float, hinted: bool
+) -> None:
+    driver = session_after(Configure(vad_threshold=threshold), Configure(language="es"))
+    codes = [m.code for m in driver.messages if isinstance(m, Warn)]
+    assert codes == ["low_vad_threshold"] * hinted
+
+
 # 004-20
 def test_config_of_the_vad_takes_effect() -> None:
     driver = session_after(Configure(min_silence_duration_ms=1500), audio([1], 1.0, [2], 2.0))
@@ -1129,3 +1139,47 @@ def test_a_session_without_audio_asks_nobody_anything() -> None:
     assert driver.session.state is State.DONE
     assert driver.vad.states == {}
     assert not driver.asked
+
+
+# Settings and messages at the edge.
+
+
+def test_flushing_twice_says_it_once() -> None:
+    driver = session_after(audio([1, 2, 3]), Flush(), Flush(), audio([4, 5], 0.7), Flush())
+    assert finals(driver) == ["wb wc wd", "we wf"]
+
+
+def test_the_lookback_may_be_longer_than_all_the_audio_before() -> None:
+    driver = session_after(audio(0.1, [1, 2], 0.7), prefix_padding_ms=1000)
+    (final,) = [m for m in driver.messages if isinstance(m, Final)]
+    assert (final.start, final.text) == (0.0, "wb wc")
+
+
+@pytest.mark.parametrize("milliseconds", [50, 2000])
+def test_the_shortest_and_the_longest_silence_that_may_end_an_utterance(milliseconds: int) -> None:
+    driver = session_after(
+        audio([1, 2], 0.7, [3, 4], 2.2), End(), min_silence_duration_ms=milliseconds
+    )
+    assert " ".join(finals(driver)).split() == ["wb", "wc", "wd", "we"]
+    assert (len(finals(driver)) == 1) is (milliseconds == 2000)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+@pytest.mark.parametrize("longest", [5.0, 7.3])
+def test_the_shortest_utterances_that_are_cut_lose_nothing(longest: float, rate: int) -> None:
+    words = [(5 * k + k // 7) % 12 for k in range(150)]  # 48 s
+    sound = np.concatenate([say(words, rate), silence(0.7, rate)])
+    driver = session_after(
+        *chunks(pcm(sound), [3200]), End(), max_utterance_duration=longest, sample_rate=rate
+    )
+    assert len(finals(driver)) > 6
+    assert " ".join(finals(driver)).split() == ["w" + "abcdefghijkl"[word] for word in words]
+
+
+def test_what_is_changed_in_an_utterance_leaves_what_was_said_of_it() -> None:
+    driver = session_after(
+        audio([1, 2, 3]),
+        Configure(prefix_padding_ms=1000, min_silence_duration_ms=300),
+        audio([4], 0.4, [5, 6], 0.7),
+    )
+    assert finals(driver) == ["wb wc wd we", "wf wg"]

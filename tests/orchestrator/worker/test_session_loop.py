@@ -871,11 +871,11 @@ async def test_without_being_asked_for_there_are_no_acks() -> None:
 async def test_acks_come_every_second_and_are_never_ahead_of_the_snapshot_before() -> None:
     peer = Peer(config=SessionConfig(language="en", ack=True))
     task = peer.start()
-    await peer.speak(3 * SPOKEN)
+    await peer.speak(4 * SPOKEN)
     peer.speaks(END)
     assert await ended(task) == 1000
     acks = peer.of("ack")
-    assert len(acks) in (5, 6)
+    assert len(acks) in (7, 8)
     stated = 0.0
     for message in peer.told:
         if message["type"] == "session.snapshot":
@@ -997,3 +997,16 @@ def test_however_it_is_cut_the_finals_of_a_session_with_acks_are_the_same(
     usual = asyncio.run(finals(False, [SPOKEN + SPOKEN], 0))
     assert [final["text"] for final in usual] == ["wb wc wd", "wb wc wd"]
     assert asyncio.run(finals(True, chunks(SPOKEN + SPOKEN, sizes), 1.4)) == usual
+
+
+# C-06
+async def test_the_end_tells_how_long_the_session_lasted_by_the_clock_and_in_audio() -> None:
+    peer = Peer(snapshot=msgspec.structs.replace(AN_HOUR, elapsed_seconds=4000.0))
+    task = peer.start()
+    peer.speaks(SPOKEN)
+    await peer.until("session.snapshot")
+    peer.speaks(END)
+    assert await ended(task) == 1000
+    end, stated = peer.told[-1], peer.of("session.snapshot")[0]["elapsed_seconds"]
+    assert end["total_audio_seconds"] == pytest.approx(3600 + len(SPOKEN) / 32_000, abs=1)
+    assert 4000 < stated <= end["wall_seconds"] < 4060
