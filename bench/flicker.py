@@ -7,7 +7,8 @@ al. 2020, "Analyzing the quality and stability of a streaming end-to-end on-devi
 recognizer"). Other capitals or marks are no other word, and counted for themselves.
 """
 
-from dalston.orchestrator.transcription.agreement import letters, pieces
+from dalston.orchestrator.transcription.agreement import pieces
+from dalston.triton.characters import letters
 
 
 def changed(shown: str, now: str) -> tuple[int, int]:

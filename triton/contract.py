@@ -43,6 +43,9 @@ LONGEST_AUDIO = 30 * SAMPLE_RATE  # samples: the window Whisper is trained on
 # (seconds). Chosen from the audio's length alone, so batch neighbours cannot change a result. How
 # small the window and its margin may be is a property of the checkpoint (triton/models.toml).
 WINDOWS = (4, 6, 8, 12, 16, 24, 30)
+# A language is detected in at least so much (seconds): as often right as in 30 s, and more often
+# than in what a word or two need (docs/log.md).
+DETECTION_WINDOW = 12
 # Less than a quarter second of silence behind the speech doubles the words that partials change.
 MARGIN = 0.25  # seconds, at least
 
@@ -59,6 +62,12 @@ LANGUAGES = (
 ).split()
 # Languages written without spaces between words (openai-whisper's tokenizer.py).
 SPACELESS = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
+# Written in scripts of which Whisper has hardly a token for a whole letter (of Indic, Burmese,
+# Georgian, Ethiopic), or not many for more than one (Thai, Hebrew, Arabic). Speech takes 14 to 37
+# tokens a second there; others 3 to 6.
+MANY_TOKENS = frozenset(
+    "hi mr ne sa bn as pa gu ta te kn ml si my km lo th bo ka hy am yi he ar fa ur ps sd".split()
+)
 
 
 def whisper_model(variant: str) -> str:
@@ -156,7 +165,9 @@ STAGES = ("features", "encode", "decode", "align")
 WHISPER_OUTPUTS = (
     Tensor(Output.TEXT, "STRING", (1,)),
     Tensor(Output.TOKENS, "INT32", (-1,)),
-    Tensor(Output.TOKEN_ENDS, "INT32", (-1,)),  # characters of TEXT up to the end of each token
+    # Characters of TEXT up to the end of each token, or if it ends inside of one up to that one. A
+    # letter and the signs that belong to it are one here.
+    Tensor(Output.TOKEN_ENDS, "INT32", (-1,)),
     # Seconds from the start of AUDIO: where in it the decoder was when it chose each token, by its
     # attention; of marks where the token before them is. They may jump back. Left out where the
     # runtime or the checkpoint does not tell.

@@ -2,7 +2,8 @@
 A Whisper checkpoint's tokens: control ids, text of token sequences and back, words. Knows no model.
 
 Text tokens are pieces of UTF-8: a character of many bytes can be spread over several tokens, so
-sequences are decoded as bytes, not token by token.
+sequences are decoded as bytes, not token by token. Text is whole characters always: of one whose
+last bytes are missing nothing is said.
 
 Text becomes tokens by byte pair encoding with the ids as ranks, as openai-whisper does it: of all
 neighbours those are joined first whose token has the lowest id. That needs no tokenizer.json, and
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from dalston.triton.characters import joined, letters
 from dalston.triton.contract import PROMPT_TOKENS, SPACELESS
 
 # Marks that belong to the word before or behind them (openai-whisper's timing.py).
@@ -36,6 +38,22 @@ def _bytes_of_printable() -> dict[str, int]:
     moved = [byte for byte in range(256) if byte not in kept]
     table = {chr(byte): byte for byte in kept}
     return table | {chr(256 + index): byte for index, byte in enumerate(moved)}
+
+
+class _Decoder:
+    """Of bytes that come in pieces. What is no character is left out, and the one that stands for
+    it in texts of others too."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+
+    def decode(self, data: bytes) -> str:
+        return self._decoder.decode(data).replace("\ufffd", "")
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether a character has begun that is not complete."""
+        return bool(self._decoder.getstate()[0])
 
 
 @dataclass(frozen=True)
@@ -98,9 +116,7 @@ class Vocabulary:
         """Text tokens without a letter or a digit. Parts of characters are not known to be any."""
         texts = (piece.decode("utf-8", "replace") for piece in self._bytes)
         return frozenset(
-            token
-            for token, text in enumerate(texts)
-            if "\ufffd" not in text and not any(map(str.isalnum, text))
+            token for token, text in enumerate(texts) if "\ufffd" not in text and not letters(text)
         )
 
     def context(self, prompt: str, keywords: Sequence[str]) -> tuple[list[int], int]:
@@ -139,13 +155,16 @@ class Vocabulary:
 
     def decode(self, tokens: Sequence[int]) -> tuple[str, list[int]]:
         """The text of text tokens, spaces at its ends removed, and for each token how many
-        characters of that text are complete behind it."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        characters of that text are complete after it: after one that ends inside of what belongs
+        together, those before that."""
         text, ends = "", list[int]()
+        decoder = _Decoder()
         for token in tokens:
             text += decoder.decode(self._bytes[token])
-            ends.append(len(text))
-        text += decoder.decode(b"", final=True)
+            ends.append(-1 if decoder.is_inside else len(text))
+        for at, end in enumerate(ends):
+            if end < 0 or joined(text, end):
+                ends[at] = ends[at - 1] if at else 0
         leading = len(text) - len(text.lstrip())
         text = text.strip()
         return text, [min(max(0, end - leading), len(text)) for end in ends]
@@ -153,15 +172,14 @@ class Vocabulary:
     def words(self, tokens: Sequence[int], language: str) -> list[WordTokens]:
         """Text tokens grouped into words, punctuation joined to the word it belongs to."""
         pieces = list[tuple[str, int]]()  # whole characters and token count, never blank
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        decoder = _Decoder()
         piece, count = "", 0
         for token in tokens:
             piece += decoder.decode(self._bytes[token])
             count += 1
-            if piece.strip():
+            if piece.strip() and not decoder.is_inside:
                 pieces.append((piece, count))
                 piece, count = "", 0
-        piece += decoder.decode(b"", final=True)
         if piece.strip():
             pieces.append((piece, count))
         elif pieces:
@@ -172,6 +190,8 @@ class Vocabulary:
             mark, spaced = piece.strip(), piece[0].isspace()
             if not words or _made_of(words[-1].text, _OPENING):
                 begins = not words
+            elif joined(words[-1].text + mark, len(words[-1].text)):
+                begins = False
             elif _made_of(mark, _CLOSING) and not (spaced and _made_of(mark, _OPENING)):
                 begins = False  # a quote behind a space opens
             else:

@@ -54,6 +54,7 @@ def pauses(audio: npt.NDArray[np.int16]) -> list[tuple[float, float]]:
     frames = audio[: len(audio) // size * size].reshape(-1, size).astype(np.float32)
     if not len(frames):
         return []
+    frames -= frames.mean()  # a constant is no sound
     level: npt.NDArray[np.float64] = 10 * np.log10((frames**2).mean(1) + 1)
     quiet, loud = float(np.percentile(level, 5)), float(np.percentile(level, 95))
     silent = level <= min(max(quiet + ABOVE_DB, loud - BELOW_DB), loud - CLEARLY_DB)

@@ -21,12 +21,12 @@ as often when it is as fast, docs/log.md.
 
 import itertools
 import math
-import unicodedata
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dalston.orchestrator.transcription.model_requests import Hypothesis
+from dalston.triton.characters import joined, letters
 
 # How far ahead votes have to be, bench/partials.py. One word with p = 0.8 is shown, and stable
 # when it was said three times; with p = 0.9 twice.
@@ -58,12 +58,9 @@ def ends_word(text: str, end: int) -> bool:
     """Whether a word of `text` is complete at `end`, something else following."""
     if not 0 < end < len(text):
         return False
-    return text[end].isspace() or _spaceless(text[end]) or _spaceless(text[end - 1])
-
-
-def letters(text: str) -> str:
-    """What is said of it: neither capitals nor marks are."""
-    return "".join(c for c in text if unicodedata.category(c)[0] in "LMN").casefold()
+    if text[end].isspace():
+        return not joined(text, end + 1)
+    return not joined(text, end) and (_spaceless(text[end]) or _spaceless(text[end - 1]))
 
 
 def pieces(text: str) -> list[str]:
@@ -122,12 +119,15 @@ def _word(hypothesis: Hypothesis, first: int, last: int) -> _Word:
     text = hypothesis.text[start : ends[last - 1]]
     sure = _UNKNOWN
     if logprobs:
-        # Of its letters; whether a comma follows says little of the word.
-        spelt = [
-            logprobs[at]
-            for at in range(first, last)
-            if letters(hypothesis.text[ends[at - 1] if at else 0 : ends[at]])
-        ]
+        # Of its letters; whether a comma follows says little of the word. Of a letter that is
+        # several tokens the first may be the one that is not sure.
+        spelt, least = list[float](), 0.0
+        for at in range(first, last):
+            before, least = ends[at - 1] if at else 0, min(least, logprobs[at])
+            if ends[at] > before:
+                if letters(hypothesis.text[before : ends[at]]):
+                    spelt.append(least)
+                least = 0.0
         sure = math.exp(min(spelt or logprobs[first:last]))
     return _Word(
         letters(text),

@@ -35,8 +35,15 @@ def session_words(hypothesis: Hypothesis, audio_start: int, onset: int, end: int
         start = min(max(offset + word.start, floor), last)
         stop = min(max(offset + word.end, start), last)
         floor = start
-        words.append(Word(word.text, round(start, 3), round(stop, 3), round(word.probability, 3)))
+        words.append(
+            Word(word.text, round(start, 3), round(stop, 3), _probability(word.probability))
+        )
     return words
+
+
+def _probability(value: float) -> float:
+    """What a client is told of it: of one that is no number, of half precision perhaps, 0."""
+    return round(min(value, 1.0), 3) if value >= 0 else 0.0
 
 
 def text_of(words: Sequence[Word], language: str) -> str:
@@ -45,7 +52,8 @@ def text_of(words: Sequence[Word], language: str) -> str:
 
 def confidence(hypothesis: Hypothesis) -> float:
     """The geometric mean of the probabilities of its tokens."""
-    return round(math.exp(min(0.0, hypothesis.average_logprob)), 3)
+    average = hypothesis.average_logprob
+    return _probability(math.exp(min(average, 0.0)))
 
 
 def before_cut(words: list[Word], cut: int) -> list[Word]:

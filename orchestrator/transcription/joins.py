@@ -14,7 +14,7 @@ import difflib
 from collections.abc import Sequence
 
 from dalston.orchestrator.protocol.messages import Word
-from dalston.orchestrator.transcription.agreement import letters
+from dalston.triton.characters import letters
 
 # What a pair is worth: the same word; one that sounds like it, or is half of it; another word at
 # the same time, as one of them misheard it.

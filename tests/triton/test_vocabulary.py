@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from dalston.triton.characters import joined
 from dalston.triton.contract import LANGUAGES, PROMPT_TOKENS
 from dalston.triton.vocabulary import Vocabulary
 
@@ -134,7 +135,8 @@ def test_a_character_of_many_bytes_is_complete_with_its_last():
     vocabulary, tokens = tokenised(
         [b" caf", b"\xc3", b"\xa9", b" \xe4\xbd", b"\xa0\xe5", b"\xa5\xbd"]
     )
-    assert vocabulary.decode(tokens) == ("café 你好", [3, 3, 4, 5, 6, 7])
+    # A token that ends inside of one ends before it: nothing is cut off there.
+    assert vocabulary.decode(tokens) == ("café 你好", [3, 3, 4, 4, 4, 7])
 
 
 def test_spaces_at_both_ends_are_removed_and_not_counted():
@@ -142,14 +144,36 @@ def test_spaces_at_both_ends_are_removed_and_not_counted():
     assert vocabulary.decode(tokens) == ("a b", [0, 1, 3, 3, 3])
 
 
-def test_a_character_that_is_never_finished_is_replaced_and_complete_nowhere():
+def test_of_a_character_that_is_never_finished_nothing_is_said():
     vocabulary, tokens = tokenised([b"a", b"\xe4\xbd"])
-    assert vocabulary.decode(tokens) == ("a\ufffd", [1, 1])
+    assert vocabulary.decode(tokens) == ("a", [1, 1])
+    vocabulary, tokens = tokenised([b"a", b"\xe4\xbd", b"b"])
+    assert vocabulary.decode(tokens) == ("ab", [1, 1, 2])
 
 
-def test_bytes_that_are_no_text_are_replaced_one_character_each():
-    vocabulary, tokens = tokenised([b"\xff", b"a"])
-    assert vocabulary.decode(tokens) == ("\ufffda", [1, 2])
+def test_bytes_that_are_no_text_and_what_stands_for_them_are_left_out():
+    vocabulary, tokens = tokenised([b"\xff", b"a", "\ufffd".encode(), b"b", b"\xef\xbf", b"\xbd"])
+    assert vocabulary.decode(tokens) == ("ab", [0, 1, 1, 2, 2, 2])
+    assert words_of([b" a", "\ufffd".encode(), b" \xff"]) == [("a", 3)]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "ends"),
+    [
+        (["न", "म", "स", "्", "त", "े"], [1, 2, 2, 2, 2, 6]),  # one character is स्ते
+        (["ก", "ำ", "ก"], [0, 2, 3]),
+        (["e", "\u0301", "t"], [0, 2, 3]),
+        (["👍", "🏽", "a"], [0, 2, 3]),
+        (["👩", "\u200d", "🚒"], [0, 0, 3]),
+        (["한", "ᄒ", "ᅡ", "ᆫ"], [1, 1, 1, 4]),
+        ([" न", " ", "ा"], [1, 1, 3]),
+    ],
+)
+def test_no_token_ends_between_a_letter_and_the_signs_that_belong_to_it(
+    pieces: list[str], ends: list[int]
+):
+    vocabulary, tokens = tokenised([piece.encode() for piece in pieces])
+    assert vocabulary.decode(tokens) == ("".join(pieces).strip(), ends)
 
 
 def test_no_tokens_are_no_text():
@@ -163,13 +187,17 @@ def test_texts_come_back_however_they_are_cut_and_each_end_is_what_is_complete(
     text, pieces = cut
     vocabulary, tokens = tokenised(pieces)
     decoded, ends = vocabulary.decode(tokens)
+    text = text.replace("\ufffd", "")
     assert decoded == text.strip()
     leading = len(text) - len(text.lstrip())
-    said = b""
+    said, before = b"", 0
     for piece, end in zip(pieces, ends, strict=True):
         said += piece
-        complete = len(said.decode(errors="ignore")) - leading
-        assert end == min(max(complete, 0), len(decoded))
+        complete = said.decode(errors="ignore").replace("\ufffd", "")
+        end_here = min(max(len(complete) - leading, 0), len(decoded))
+        inside = said != said.decode(errors="ignore").encode() or joined(text, len(complete))
+        assert end == (before if inside else end_here)
+        before = end
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -196,7 +224,8 @@ def test_texts_come_back_however_they_are_cut_and_each_end_is_what_is_complete(
         ([".", " a"], [".", "a"]),
         ([" caf", b"\xc3", b"\xa9", " au"], ["café", "au"]),
         ([" a", b" \xf0\x9f", b"\x98\x80", " b"], ["a", "😀", "b"]),
-        ([" a", b"\xf0\x9f"], ["a\ufffd"]),
+        ([" a", b"\xf0\x9f"], ["a"]),
+        ([" न", "म", "स्", "त", "े", " ा", " क"], ["नमस्ते ा", "क"]),
     ],
 )
 def test_tokens_are_grouped_into_words(pieces: list[str | bytes], words: list[str]):
@@ -209,6 +238,23 @@ def test_tokens_are_grouped_into_words(pieces: list[str | bytes], words: list[st
 def test_languages_without_spaces_have_a_word_for_each_piece_of_whole_characters(language: str):
     pieces = ["今天", "天", b"\xe6\xb0", b"\x94", "。", "好", "！"]
     assert words_of(pieces, language) == [("今天", 1), ("天", 1), ("气。", 3), ("好！", 2)]
+
+
+@pytest.mark.parametrize(
+    ("language", "pieces", "words"),
+    [
+        ("th", ["ส", "ว", "ั", "ส", "ด", "ี"], ["ส", "วั", "ส", "ดี"]),
+        ("my", ["မ", "င", "်", "္", "ဂ", "လ", "ာ"], ["မ", "င်္ဂ", "လာ"]),
+        ("ja", ["か", "\u3099", "ｶ", "ﾞ"], ["か\u3099", "ｶﾞ"]),
+        ("zh", [b"\xe4\xbd", b"\xa0\xe5", b"\xa5\xbd", b"\xe5\xa5"], ["你好"]),
+    ],
+)
+def test_no_word_begins_with_a_sign_of_the_character_before_it(
+    language: str, pieces: list[str | bytes], words: list[str]
+):
+    found = words_of(pieces, language)
+    assert [text for text, _ in found] == words
+    assert sum(count for _, count in found) == len(pieces)
 
 
 def test_languages_without_spaces_make_no_word_of_a_space():
@@ -229,6 +275,8 @@ def test_words_hold_all_that_is_said_and_every_token(cut: tuple[str, list[bytes]
     text, pieces = cut
     vocabulary, tokens = tokenised(pieces)
     words = vocabulary.words(tokens, language)
+    text = text.replace("\ufffd", "")
+    assert not any(joined(f"a{word.text}", 1) for word in words[1:])
     assert "".join("".join(word.text for word in words).split()) == "".join(text.split())
     assert all(word.text.strip() and word.count > 0 for word in words)
     assert sum(word.count for word in words) == (len(tokens) if text.strip() else 0)
@@ -269,7 +317,13 @@ def test_text_becomes_the_tokens_that_the_usual_tokenizer_makes(
     assert vocabulary.encode(text) == usual(tokenizer, text)
 
 
-@given(text=st.text(st.characters(exclude_categories=["Cs", "Cn", "Co"]), min_size=1, max_size=30))
+@given(
+    text=st.text(
+        st.characters(exclude_categories=["Cs", "Cn", "Co"], exclude_characters="\ufffd"),
+        min_size=1,
+        max_size=30,
+    )
+)
 def test_any_text_becomes_the_same_tokens_and_they_say_it(
     whole: tuple[Vocabulary, Tokenizer], text: str
 ):

@@ -40,6 +40,11 @@ def test_pauses_are_where_nobody_speaks() -> None:
     assert [(round(a, 2), round(b, 2)) for a, b in found] == [(0, 0.3), (1.35, 1.75), (2.05, 2.25)]
 
 
+def test_a_constant_offset_of_the_samples_is_no_sound() -> None:
+    sound = np.concatenate([quiet(0.5), loud(1), quiet(0.5)])
+    assert pauses(sound + np.int16(3000)) == pauses(sound) != []
+
+
 def test_a_click_between_two_pauses_is_no_speech() -> None:
     sound = np.concatenate([quiet(0.3), loud(0.06), quiet(0.2), loud(1), quiet(0.2)])
     assert [(round(a, 2), round(b, 2)) for a, b in pauses(sound)] == [(0, 0.56), (1.56, 1.76)]

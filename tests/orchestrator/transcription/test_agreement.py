@@ -42,6 +42,36 @@ def test_what_two_sure_hypotheses_share_is_stable_but_the_last_word() -> None:
     assert agreement.before == (0, 1, 3, 4)
 
 
+def test_what_is_stable_ends_at_whole_characters_of_any_script() -> None:
+    # Of Thai: a letter and its vowel sign are two tokens, of which the first ends before both.
+    text, tokens, ends = "วันนี้ดี", (1, 2, 3, 4, 5, 6, 7), (0, 2, 3, 3, 6, 6, 8)
+    agreement = Agreement()
+    for _ in range(3):
+        shown = agreement.receive(
+            Hypothesis(text, tokens, ends, token_logprobs=[math.log(0.97)] * len(tokens))
+        )
+    assert shown
+    assert shown.text == text
+    assert (agreement.text, agreement.tokens) == ("วันนี้", (1, 2, 3, 4, 5))
+    assert [ends_word("วันดี", at) for at in range(1, 5)] == [False, True, True, False]
+
+
+def test_of_a_character_in_several_tokens_the_least_sure_counts() -> None:
+    def votes(*p: float) -> int:
+        agreement = Agreement()
+        for count in range(1, 20):
+            shown = agreement.receive(
+                Hypothesis(
+                    "你好", (1, 2, 3), (0, 1, 2), token_logprobs=[math.log(one) for one in p]
+                )
+            )
+            if shown and shown.stable:
+                return count
+        return 20
+
+    assert votes(0.5, 0.99, 0.99) == votes(0.99, 0.5, 0.99) > votes(0.99, 0.99, 0.99)
+
+
 def test_where_they_differ_stability_ends() -> None:
     agreement = Agreement()
     agreement.receive(hypothesis(0, 1, 3, 4))

@@ -55,6 +55,23 @@ def test_confidence_is_the_mean_probability_of_the_tokens_and_one_at_most() -> N
     assert assembler.confidence(Hypothesis("a", average_logprob=1e-6)) == 1.0
 
 
+def test_a_probability_that_is_no_number_is_told_as_none_at_all() -> None:
+    for value in (math.nan, -math.inf):
+        assert assembler.confidence(Hypothesis("a", average_logprob=value)) == 0.0
+        heard = Hypothesis("one", words=[TimedWord("one", 0.4, 0.7, value)])
+        assert assembler.session_words(heard, 0, 0, SECOND)[0].confidence == 0.0
+    heard = Hypothesis("one", words=[TimedWord("one", 0.4, 0.7, 1.0000001)])
+    assert assembler.session_words(heard, 0, 0, SECOND)[0].confidence == 1.0
+
+
+def test_words_that_differ_in_a_vowel_sign_are_not_the_same_at_a_cut() -> None:
+    said = words(("की", 0.5, 0.9))
+    heard = words(("कि", 0.95, 1.2), ("बात", 1.2, 1.6))
+    assert texts(assembler.after_cut(heard, said, SECOND)) == ["कि", "बात"]
+    again = words(("की", 0.95, 1.2), ("बात", 1.2, 1.6))
+    assert texts(assembler.after_cut(again, said, SECOND)) == ["बात"]
+
+
 def test_scripts_without_spaces_are_joined_without() -> None:
     assert assembler.text_of(words(("今", 0, 1), ("天", 1, 2)), "zh") == "今天"
     assert assembler.text_of(words(("to", 0, 1), ("day", 1, 2)), "en") == "to day"
