@@ -232,15 +232,11 @@ class Greedy:
             for task in tasks
         ]
 
-    def first_logprobs(self, encoded: Sequence[Encoded], start: int) -> Floats:
-        """What may follow the token `start`, [rows, vocabulary]."""
-        starts = [Task(one, [start], 1, one.frames) for one in encoded]
-        hidden, _ = _Batch(self, starts).passed([[start]] * len(starts))
-        found = [
-            self.score(hidden[first : first + _HEAD_ROWS, 0], []).copy()
-            for first in range(0, len(starts), _HEAD_ROWS)
-        ]
-        return np.concatenate(found)
+    def first_logprobs(self, encoded: Encoded, start: int) -> Floats:
+        """What may follow the token `start`, [vocabulary]. Of one row at a time: beside longer
+        windows sums are others, and two languages may be nearly as likely."""
+        hidden, _ = _Batch(self, [Task(encoded, [start], 1, encoded.frames)]).passed([[start]])
+        return self.score(hidden[:, 0], [])[0].copy()
 
     def score(self, rows: Floats, banned: list[tuple[int, npt.NDArray[np.int64]]]) -> Floats:
         """Log probabilities of all tokens; valid until the next call."""

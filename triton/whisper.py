@@ -16,7 +16,6 @@ the adapted weights, and full windows with the untouched ones, by CTranslate2.
 import json
 import math
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -27,7 +26,7 @@ import ctranslate2
 import numpy as np
 import numpy.typing as npt
 
-from dalston.triton import contract
+from dalston.triton import contract, repeats
 from dalston.triton.features import HOP, log_mel
 from dalston.triton.greedy import FRAMES_PER_SECOND, Controls, Encoded, Greedy, Task
 from dalston.triton.vocabulary import Vocabulary
@@ -37,27 +36,25 @@ from dalston.triton.word_times import Word, moved_to_sound, pauses, shortened, t
 NO_SPEECH = 0.6
 LOW_LOGPROB = -1.0
 HIGH_COMPRESSION = 2.4
-# A right-sized window is doubted sooner: by this average, by this many words that come again in the
-# same order, by more tokens than people say (bench/windows.py). Not by the first two where weights
-# are adapted to it: of 121 pieces of speech they doubted 6, and the full window made three more
-# words wrong (docs/log.md).
+# A right-sized window is doubted sooner: by this average, by words that come again in the same
+# order, by this share of the most tokens that people say (bench/windows.py). Not by the first two
+# where weights are adapted to it: of 121 pieces of speech they doubted 6, and the full window made
+# three more words wrong (docs/log.md).
 DOUBTFUL_LOGPROB = -0.7
-REPEATED_WORDS = 3
-DOUBTFUL_PER_SECOND, DOUBTFUL_EXTRA = 8, 6
+DOUBTFUL_SHARE, DOUBTFUL_EXTRA = 2 / 3, 6
 
 # On a CPU the encoder gains nothing from more rows at once, and its memory grows with them.
 ENCODER_ROWS_CPU = 4
 # More in one run of the own decoder gain next to nothing, and wait for each other.
 GREEDY_ROWS = 8
-# A decoder that loops would hold its whole batch up to the model's limit of 224 tokens. Nobody
-# speaks this fast; scripts of many tokens a character come nearest.
-TOKENS_PER_SECOND, TOKENS_EXTRA, TOKENS_LIMIT = 12, 16, 224
 # Of every Whisper's decoder, for prompt and text together; of the prompt so many are controls.
 POSITIONS, PROMPT_CONTROLS = 448, 4
+# A decoder that loops would hold its whole batch up to the model's limit. Nobody speaks this fast.
+TOKENS_PER_SECOND, TOKENS_EXTRA, TOKENS_LIMIT = 12, 16, 224
+# The same of contract.MANY_TOKENS: half a minute does not fit into the decoder's positions then.
+MANY_PER_SECOND, MANY_LIMIT = 60, POSITIONS - PROMPT_CONTROLS
 # Rows whose prompts differ by more tokens than this do not share a run of the own decoder.
 PROMPT_STEP = 64
-# So many repeats of the same few tokens at the end are a loop, not speech.
-LOOP_REPEATS, LOOP_LONGEST = 4, 12
 
 
 @dataclass(frozen=True)
@@ -110,10 +107,24 @@ class RowError(Exception):
     """A row that cannot be transcribed as asked: the caller's fault, said in a sentence."""
 
 
-def _limit(row: Row, seconds: float) -> int:
-    """The most tokens that can be spoken in so much time, with room behind the row's prefix."""
-    spoken = math.ceil(TOKENS_PER_SECOND * seconds)
-    return min(TOKENS_LIMIT, TOKENS_EXTRA + max(spoken, len(row.prefix)))
+def _rate(row: Row, language: str = "") -> tuple[int, int]:
+    """The most tokens a second and in all, in the language that was detected or may be."""
+    codes = [language] if language else _among(row.language)
+    if row.task == "transcribe" and (not codes or contract.MANY_TOKENS & set(codes)):
+        return MANY_PER_SECOND, MANY_LIMIT
+    return TOKENS_PER_SECOND, TOKENS_LIMIT
+
+
+def _limit(row: Row, seconds: float, language: str = "") -> int:
+    """The most tokens that can be spoken in so much time, with room after the row's prefix."""
+    rate, most = _rate(row, language)
+    return min(most, TOKENS_EXTRA + max(math.ceil(rate * seconds), len(row.prefix)))
+
+
+def _spoken_in(row: Row, window: int) -> int:
+    """Seconds, by which a row's tokens are limited: the window, so that it shares a run
+    with others; of a second try, which may loop, not much more than the audio."""
+    return contract.window_seconds(len(row.audio)) if row.full_window else window
 
 
 def _among(language: str) -> list[str]:
@@ -121,33 +132,9 @@ def _among(language: str) -> list[str]:
     return [] if language == "auto" else language.split(" ")
 
 
-def compression_ratio(text: str) -> float:
-    data = text.encode()
-    return len(data) / len(zlib.compress(data))
-
-
-def repeats_itself(text: str) -> bool:
-    """Whether REPEATED_WORDS come twice in the same order."""
-    words = ["".join(filter(str.isalnum, word)) for word in text.casefold().split()]
-    runs = [tuple(words[at : at + REPEATED_WORDS]) for at in range(len(words))]
-    runs = runs[: 1 - REPEATED_WORDS]
-    return len(set(runs)) < len(runs)
-
-
-def without_loop(tokens: list[int], keep: int = 0) -> list[int]:
-    """The same without the repeats at its end, if there are LOOP_REPEATS or more of them.
-
-    The first `keep` tokens stay whatever they are.
-    """
-    for period in range(1, min(LOOP_LONGEST, len(tokens) // LOOP_REPEATS) + 1):
-        repeats = 1
-        end = len(tokens)
-        unit = tokens[end - period : end]
-        while tokens[end - (repeats + 1) * period : end - repeats * period] == unit:
-            repeats += 1
-        if repeats >= LOOP_REPEATS:
-            return tokens[: max(keep, end - (repeats - 1) * period)]
-    return tokens
+def _is_open(language: str) -> bool:
+    """Whether it has to be detected."""
+    return len(_among(language)) != 1
 
 
 # Of a checkpoint's folder: its adapted weights, or the graphs that were made of them.
@@ -247,7 +234,7 @@ class Whisper:
                 # The decoder's limit and the place where transcripts start are one for a run, so
                 # rows of others are in another. The limit is the window's, but for rows with a
                 # very long prefix.
-                key = (window, self._limit(row, window), before)
+                key = (window, self._limit(row, _spoken_in(row, window)), before)
             groups.setdefault(key, []).append(index)
         return [
             group[at : at + most]
@@ -268,9 +255,12 @@ class Whisper:
         """What stands before the start of the row's transcript."""
         return self._vocabulary.context(row.prompt, row.keywords)[0]
 
-    def _limit(self, row: Row, seconds: float) -> int:
+    def _limit(self, row: Row, seconds: float, language: str = "") -> int:
         """Tokens; the prefix among them."""
-        return min(_limit(row, seconds), POSITIONS - len(self._context(row)) - PROMPT_CONTROLS)
+        room = POSITIONS - len(self._context(row)) - PROMPT_CONTROLS
+        limit = min(_limit(row, seconds, language), room)
+        # A prefix that was taken when the language was not known yet is not cut.
+        return max(limit, len(row.prefix) + 1) if language else limit
 
     def _window(self, row: Row) -> int:
         """Check the row; the seconds of its window."""
@@ -292,7 +282,10 @@ class Whisper:
             raise RowError(f"{len(row.audio) / contract.SAMPLE_RATE:.2f} s of audio, 30 s at most")
         if row.full_window or not self._right_sized:
             return contract.WINDOWS[-1]
-        return contract.window_seconds(len(row.audio), self._shortest_window, self._margin)
+        shortest = self._shortest_window
+        if self._vocabulary.multilingual and _is_open(row.language):
+            shortest = max(shortest, contract.DETECTION_WINDOW)
+        return contract.window_seconds(len(row.audio), shortest, self._margin)
 
     def _run(self, rows: list[Row], windows: list[int]) -> list[Transcript | Exception]:
         try:
@@ -313,11 +306,10 @@ class Whisper:
             for row, window in zip(rows, windows, strict=True)
         ]
         clock.append(time.perf_counter())
-        limits = [self._limit(row, window) for row, window in zip(rows, windows, strict=True)]
         if greedy := self._greedy_for(windows[0]):
             encoded = [greedy.encode(one) for one in features]
             clock.append(time.perf_counter())
-            answers = self._greedily(greedy, rows, encoded, limits)
+            answers = self._greedily(greedy, rows, encoded, windows)
 
             def encoded_of(indexes: list[int]) -> Any:
                 rows_of = np.stack([encoded[index].encoded for index in indexes])
@@ -326,7 +318,7 @@ class Whisper:
             model = self._model_for(windows[0])
             encoded = self._encode(model, features)
             clock.append(time.perf_counter())
-            answers = self._beams(model, rows, encoded, limits[0])
+            answers = self._beams(model, rows, encoded, windows[0])
 
             def encoded_of(indexes: list[int]) -> Any:
                 if len(indexes) == len(rows):
@@ -345,11 +337,14 @@ class Whisper:
         return [replace(transcript, stages=stages) for transcript in transcripts]
 
     def _greedily(
-        self, greedy: Greedy, rows: list[Row], encoded: list[Encoded], limits: list[int]
+        self, greedy: Greedy, rows: list[Row], encoded: list[Encoded], windows: list[int]
     ) -> list[_Answer]:
-        languages = self._languages(rows, lambda: self._encoded_languages(greedy, encoded))
+        languages = self._languages(
+            rows, lambda those: [self._encoded_languages(greedy, encoded[index]) for index in those]
+        )
         tasks = list[Task]()
-        for row, one, limit, (language, _) in zip(rows, encoded, limits, languages, strict=True):
+        for row, one, window, (language, _) in zip(rows, encoded, windows, languages, strict=True):
+            limit = self._limit(row, _spoken_in(row, window), language)
             before = self._context(row)
             prompt = before + self._vocabulary.prompt(language, row.task)
             spoken = math.ceil(len(row.audio) / contract.SAMPLE_RATE * FRAMES_PER_SECOND)
@@ -370,8 +365,14 @@ class Whisper:
             for found, (language, sureness) in zip(greedy.decode(tasks), languages, strict=True)
         ]
 
-    def _beams(self, model: Any, rows: list[Row], encoded: Any, limit: int) -> list[_Answer]:
-        languages = self._languages(rows, lambda: model.detect_language(encoded))
+    def _beams(self, model: Any, rows: list[Row], encoded: Any, window: int) -> list[_Answer]:
+        limit = self._limit(rows[0], _spoken_in(rows[0], window))
+
+        def detect(those: list[int]) -> list[list[tuple[str, float]]]:
+            found = model.detect_language(encoded)
+            return [found[index] for index in those]
+
+        languages = self._languages(rows, detect)
         prompts = [
             [*self._context(row), *self._vocabulary.prompt(language, row.task)]
             for row, (language, _) in zip(rows, languages, strict=True)
@@ -411,35 +412,31 @@ class Whisper:
         return ctranslate2.StorageView.from_array(np.concatenate([np.asarray(p) for p in parts]))
 
     def _languages(
-        self, rows: list[Row], detect: Callable[[], list[list[tuple[str, float]]]]
+        self, rows: list[Row], detect: Callable[[list[int]], list[list[tuple[str, float]]]]
     ) -> list[tuple[str, float]]:
         """The language of each row and its probability, 1 where it was given.
 
-        detect: for each row tokens of languages with their probabilities, likely ones first.
+        detect: for rows of these indexes tokens of languages with their probabilities, likely ones
+        first.
         """
         if not self._vocabulary.multilingual:
             return [("en", 1.0)] * len(rows)
-        among = [_among(row.language) for row in rows]
-        if all(len(codes) == 1 for codes in among):
-            return [(code, 1.0) for (code,) in among]
-        languages = list[tuple[str, float]]()
-        for codes, found in zip(among, detect(), strict=True):
-            allowed = codes or self.languages
+        languages = [(row.language, 1.0) for row in rows]
+        those = [index for index, row in enumerate(rows) if _is_open(row.language)]
+        for index, found in zip(those, detect(those) if those else (), strict=True):
+            allowed = _among(rows[index].language) or self.languages
             likely = ((token[2:-2], probability) for token, probability in found)
-            best = next((pair for pair in likely if pair[0] in allowed), ("", 0.0))
-            languages.append((codes[0], 1.0) if len(codes) == 1 else best)
+            languages[index] = next((pair for pair in likely if pair[0] in allowed), ("", 0.0))
         return languages
 
-    def _encoded_languages(
-        self, greedy: Greedy, encoded: list[Encoded]
-    ) -> list[list[tuple[str, float]]]:
+    def _encoded_languages(self, greedy: Greedy, encoded: Encoded) -> list[tuple[str, float]]:
         """As CTranslate2's detect_language tells them."""
         names = [f"<|{code}|>" for code in self._vocabulary.languages]
         ids = list(self._vocabulary.languages.values())
-        logprobs = greedy.first_logprobs(encoded, self._vocabulary.start)[:, ids]
-        odds = np.exp(logprobs - logprobs.max(1, keepdims=True))
-        probabilities = odds / odds.sum(1, keepdims=True)
-        return [[(names[at], float(row[at])) for at in (-row).argsort()] for row in probabilities]
+        logprobs = greedy.first_logprobs(encoded, self._vocabulary.start)[ids]
+        odds = np.exp(logprobs - logprobs.max())
+        probabilities = odds / odds.sum()
+        return [(names[at], float(probabilities[at])) for at in (-probabilities).argsort()]
 
     def _transcript(self, row: Row, window: int, answer: _Answer) -> Transcript:
         sequence = answer.tokens
@@ -447,7 +444,7 @@ class Whisper:
         average = answer.logprob / max(1, new + answer.ended) if sequence else 0.0
         # The audio may end long before its window, and nobody says more than fits into it.
         seconds = len(row.audio) / contract.SAMPLE_RATE
-        most = self._limit(row, seconds)
+        most = self._limit(row, seconds, answer.language)
         endless = len(sequence) >= most
         tokens = self._vocabulary.spoken(sequence[:most])
         times = [
@@ -462,23 +459,25 @@ class Whisper:
             if token < self._vocabulary.end
         ]
         text, ends = self._vocabulary.decode(tokens)
-        repetitive = compression_ratio(text) > HIGH_COMPRESSION
+        repetitive = repeats.compression_ratio(text) > HIGH_COMPRESSION
         unsure = average < LOW_LOGPROB
         silent = unsure and answer.no_speech > NO_SPEECH and not row.prefix
         if silent:
             tokens = []
         elif repetitive or endless:
-            tokens = without_loop(tokens, keep=len(row.prefix))
+            heard = self._heard(row, answer, tokens, times, average)
+            tokens = repeats.without_loop(tokens, keep=len(row.prefix), heard=heard)
         if len(tokens) != len(ends):
             text, ends = self._vocabulary.decode(tokens)
         doubtful = (
             repetitive
             or endless
             or answer.rewound
-            or len(sequence) > DOUBTFUL_PER_SECOND * seconds + DOUBTFUL_EXTRA
+            or len(sequence)
+            > DOUBTFUL_SHARE * _rate(row, answer.language)[0] * seconds + DOUBTFUL_EXTRA
         )
         if not self._adapted:
-            doubtful = doubtful or average < DOUBTFUL_LOGPROB or repeats_itself(text)
+            doubtful = doubtful or average < DOUBTFUL_LOGPROB or repeats.repeats_itself(text)
         return Transcript(
             text=text,
             tokens=tokens,
@@ -495,6 +494,21 @@ class Whisper:
             window_seconds=window,
             prompt_cut=self._vocabulary.context(row.prompt, row.keywords)[1],
         )
+
+    def _heard(
+        self, row: Row, answer: _Answer, tokens: list[int], times: list[float], average: float
+    ) -> int:
+        """How many of the repeats at the end of the tokens were said, by what there is to judge by:
+        the sound, the decoder's attention, or else that it was sure and stopped by itself."""
+        period, count = repeats.loop(tokens)
+        if not period:
+            return 1
+        if times:
+            return max(
+                repeats.attended(times[: len(tokens)], period, count), repeats.sounded(row.audio)
+            )
+        sure = answer.ended and average > DOUBTFUL_LOGPROB and answer.no_speech < NO_SPEECH
+        return count if sure else repeats.sounded(row.audio)
 
     def _with_words(
         self,
