@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import drafts
 import numpy as np
 import onnx
 import pytest
@@ -285,6 +286,12 @@ def test_rows_of_all_windows_with_and_without_drafts_share_a_run(own: Whisper) -
     ]
     together = transcribed(own, rows)
     assert [found.text for found in together] == [found.text for found in alone]
+
+
+def test_no_final_depends_on_what_was_heard_before_or_is_decoded_beside_it(own: Whisper) -> None:
+    found = drafts.differing(own, [(audio, "en") for audio in SENTENCES[:3]])
+    assert len(found) == 6 + len(drafts.BATCHES)
+    assert all((count, differ) == (6, 0) for count, differ, _ in found.values())
 
 
 def test_a_draft_of_what_is_heard_needs_one_pass(checkpoint: Path, own: Whisper) -> None:
