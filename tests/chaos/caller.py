@@ -11,16 +11,15 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlencode
 
+from door import Door
 from readings import Reading
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-PATH = "/v1/audio/transcriptions/stream"
 CHUNK_S = 0.1
 # A gateway that does not answer a ping for so long is taken for dead.
 PING_EVERY_S, PONG_WITHIN_S = 1.0, 4.0
@@ -42,10 +41,12 @@ class Call:
     broken: list[str] = field(default_factory=list[str])  # promises, in words
     ended: bool = False  # by session.end
     unresumable: str = ""  # why the session could not go on
+    unresumable_at: float = 0.0  # time.monotonic
     hung: bool = False
     connections: int = 0
     resumed: int = 0
     refused: int = 0  # no_capacity
+    over_quota: int = 0  # the slot of a call before had not come back yet
     warnings: dict[str, int] = field(default_factory=dict[str, int])
     after_endpoint: list[float] = field(default_factory=list[float])  # vad.speech_end -> final, s
     began: float = 0.0  # time.monotonic
@@ -59,14 +60,14 @@ class _Over(Exception):
 class Caller:
     """Makes one call at a time. What it does right now is there for the injector to see."""
 
-    def __init__(self, urls: Sequence[str], rng: random.Random):
-        self._urls, self._rng = urls, rng
+    def __init__(self, door: Door, rng: random.Random):
+        self.door, self._rng = door, rng
         self._until = 0.0  # reads nothing before
         self.heard: set[Callable[[Caller, Message], None]] = set()
         self.call: Call | None = None
         self.reading: Reading | None = None
         self.session_id = ""
-        self.gateway = rng.randrange(len(urls))
+        self.gateway = rng.randrange(len(door.urls))
         self.connection: ClientConnection | None = None
         self.sent = 0.0  # seconds of audio, in this connection
         self.said_everything = False
@@ -102,7 +103,7 @@ class Caller:
             call.hung = True
             call.broken.append(f"hung: {len(call.finals)} finals, session {self.session_id}")
         except _Over as over:
-            call.unresumable = str(over)
+            call.unresumable, call.unresumable_at = str(over), time.monotonic()
         finally:
             self.call = self.reading = self.connection = None
             call.lasted_s = time.monotonic() - call.began
@@ -124,7 +125,7 @@ class Caller:
             # Jittered: the callers of a gateway that died do not come back all at once.
             await asyncio.sleep(max(min(retry_after, 1.0), wait) * self._rng.uniform(0.5, 1.5))
             wait = min(2 * wait, BACKOFF_LAST_S)
-            self.gateway = (self.gateway + 1) % len(self._urls)
+            self.gateway = (self.gateway + 1) % len(self.door.urls)
 
     async def _connect(self, call: Call, reading: Reading, paced: bool) -> float:
         """One connection, to its end; how long to wait before the next."""
@@ -133,17 +134,10 @@ class Caller:
             query["resume_session_id"] = self.session_id
             if call.finals:
                 query["last_segment_id"] = call.finals[-1]["segment_id"]
-        url = f"{self._urls[self.gateway]}{PATH}?{urlencode(query)}"
         call.connections += 1
-        async with connect(
-            url,
-            open_timeout=3,
-            close_timeout=0.5,
-            ping_interval=None,
-            compression=None,
-            proxy=None,
-            max_queue=1,
-            max_size=None,
+        patience: dict[str, Any] = {"open_timeout": 3, "close_timeout": 0.5, "ping_interval": None}
+        async with self.door.connect(
+            self.gateway, query, self._rng, max_queue=1, max_size=None, **patience
         ) as connection:
             try:
                 async with asyncio.timeout(BEGIN_WITHIN_S):
@@ -188,6 +182,9 @@ class Caller:
                 case "error" if message.get("recoverable"):
                     call.refused += 1
                     return None, float(message.get("retry_after", 0))
+                case "error" if message["code"] == "rate_limit":
+                    call.over_quota += 1
+                    return None, 1.0
                 case "error":
                     raise _Over(f"{message['code']}: {message['message']}")
                 case _:
@@ -282,11 +279,11 @@ class Caller:
     async def begins(self, reading: Reading) -> bool:
         """Whether a session begins now; it is ended at once."""
         self.call, self.session_id = Call(reading.name), ""
-        url = f"{self._urls[self.gateway]}{PATH}"
+        patience = {"open_timeout": 3, "close_timeout": 0.5}
         try:
             async with (
                 asyncio.timeout(BEGIN_WITHIN_S),
-                connect(url, open_timeout=3, close_timeout=0.5, proxy=None) as connection,
+                self.door.connect(self.gateway, {}, self._rng, **patience) as connection,
             ):
                 frame, _ = await self._begin(connection, self.call, reading)
                 if frame is not None:

@@ -5,10 +5,12 @@ lost, and nothing may stay behind.
     python tests/chaos/chaos.py --faults 1000 --seed 1
     python tests/chaos/chaos.py --faults 60 --repository build/cpu/model_repository --corpus FOLDER
 
-Two gateways, two workers, two Tritons and a Redis, with a proxy on every connection. What happens
-follows from the seed. A run that was interrupted goes on where it was: build/chaos/SEED.jsonl.
-Logs are in build/chaos/SEED. Progress goes to standard error; the last line is one JSON object.
-The exit status is 1 if an invariant was broken.
+Two gateways, two workers, two Tritons and two Redis with three Sentinels, with a proxy on every
+connection. Callers have keys with quotas and speak under TLS, while others try what they may not;
+--open and --sentinels 0 leave these out. What happens follows from the seed. A run that was
+interrupted goes on where it was: build/chaos/SEED.jsonl. Logs are in build/chaos/SEED. Progress
+goes to standard error; the last line is one JSON object. The exit status is 1 if an invariant was
+broken.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import asyncio
 import itertools
 import json
 import random
+import shutil
 import signal
 import sys
 import time
@@ -25,9 +28,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import checks
+import hardships
+import intruders
 from caller import Call, Caller, Message
 from deployment import ROOT, Deployment, Size, deployed
-from faults import plan
+from faults import kinds, plan
 from injector import Injector, Struck
 from journal import Journal
 from readings import Reading, readings
@@ -40,7 +45,10 @@ GAP_S = (2.0, 4.0)
 QUIET_EVERY = 100  # faults
 # For slots to be those of the living: a lease, and the moment until somebody looks. Longer for
 # connections whose other side is silent.
-SLOTS_WITHIN_S, CONNECTIONS_WITHIN_S = 35.0, 50.0
+SLOTS_WITHIN_S, CONNECTIONS_WITHIN_S = 45.0, 50.0
+# After Redis lost what it knew, until gateways have told it again: a caller that comes back
+# earlier, its gateway being gone, may have nothing to come back to.
+EXCUSED_S = intruders.TOLD_AGAIN_S
 READY_WITHIN_S = 60.0  # for every process, after whatever was done
 MORE_DESCRIPTORS = 4
 
@@ -50,10 +58,10 @@ References = dict[str, list[Message]]
 async def references(deployment: Deployment, every: Sequence[Reading], journal: Journal):
     """The finals of each reading when nothing is disturbed. Those that are others when all call at
     once are left out: neighbours in a batch can flip what is nearly even."""
-    urls = deployment.urls
+    door = deployment.door(deployment.free_key)
     alone = References()
     for number, reading in enumerate(every):
-        alone[reading.name] = await _undisturbed(Caller(urls, random.Random(number)), reading)
+        alone[reading.name] = await _undisturbed(Caller(door, random.Random(number)), reading)
     waiting, excluded = list(every), list[str]()
 
     async def take(caller: Caller) -> None:
@@ -63,7 +71,7 @@ async def references(deployment: Deployment, every: Sequence[Reading], journal: 
             if checks.differences(alone[reading.name], finals):
                 excluded.append(reading.name)
 
-    await asyncio.gather(*(take(Caller(urls, random.Random(n))) for n in range(CALLERS)))
+    await asyncio.gather(*(take(Caller(door, random.Random(n))) for n in range(CALLERS)))
     journal.add("references", readings=len(every), excluded=sorted(excluded))
     return {name: finals for name, finals in alone.items() if name not in excluded}
 
@@ -80,10 +88,15 @@ class Chaos:
 
     def __init__(self, deployment: Deployment, journal: Journal, seed: int, callers: int):
         self.deployment, self.journal, self._seed = deployment, journal, seed
-        self.callers = [Caller(deployment.urls, random.Random(seed + n)) for n in range(callers)]
-        self.injector = Injector(deployment, self.callers)
+        closed = deployment.protection
+        keys = closed.tenants if closed else [""]
+        self.callers = [
+            Caller(deployment.door(keys[n % len(keys)]), random.Random(seed + n))
+            for n in range(callers)
+        ]
+        self.injector = Injector(deployment, self.callers, self._misbehaved)
         self.recovery = Recovery(deployment, self._recovered)
-        self._logs = checks.Logs(deployment.folder)
+        self._logs = checks.Logs(deployment.folder, closed.secrets() if closed else ())
         self._calling = asyncio.Event()
         self._crowd: list[asyncio.Task[None]] = []
         self._descriptors: dict[int, int] = {}
@@ -99,6 +112,8 @@ class Chaos:
             asyncio.create_task(self._call(caller, number, usable, known))
             for number, caller in enumerate(self.callers)
         ]
+        if self.deployment.protection:
+            self._crowd.append(asyncio.create_task(self._intrude()))
         try:
             await asyncio.sleep(2)
             yield
@@ -109,7 +124,10 @@ class Chaos:
 
     async def strike(self, faults: int, gap_s: tuple[float, float]) -> None:
         """While they call: the faults of the seed, up to that many, those of the journal done."""
-        for fault in itertools.islice(plan(self._seed, gap_s), self.journal.faults, faults):
+        size = self.deployment.size
+        possible = kinds(sentinels=bool(size.sentinels), clocks=size.clocks)
+        planned = plan(self._seed, gap_s, possible)
+        for fault in itertools.islice(planned, self.journal.faults, faults):
             await asyncio.sleep(fault.after_s)
             for task in self._crowd:
                 if task.done():
@@ -167,7 +185,7 @@ class Chaos:
         while True:
             try:
                 live = {c.session_id for c in self.callers if c.connection and c.call}
-                found = await checks.slots(self.deployment.redis, live)
+                found = await checks.slots(await self.deployment.redis(), live)
             except (RedisError, OSError) as error:
                 found = [f"Redis: {error}"]
             if not found or time.monotonic() > deadline:
@@ -187,9 +205,23 @@ class Chaos:
                 reading = rng.choice(every)
                 self._heard(await caller.read(reading), known[reading.name])
 
+    async def _intrude(self) -> None:
+        """Try what nobody may, one thing after the other."""
+        rng = random.Random(self._seed + self.journal.faults)
+        intruder = intruders.Intruder(self.deployment, self.callers, rng)
+        while True:
+            for kind in rng.sample(list(intruders.REFUSED), len(intruders.REFUSED)):
+                await self._calling.wait()
+                await asyncio.sleep(rng.uniform(*intruders.EVERY_S))
+                if attempt := await intruder.attempt(kind):
+                    self.journal.add("intrusion", kind=kind, outcome=attempt.outcome)
+                    self._broken("access", [attempt.broken] if attempt.broken else [])
+
     def _heard(self, call: Call, reference: list[Message]) -> None:
         found = checks.differences(reference, call.finals)
-        forgotten = any(call.began <= moment for moment in self.injector.forgot)
+        forgotten = any(
+            moment <= call.unresumable_at <= moment + EXCUSED_S for moment in self.deployment.forgot
+        )
         excused = bool(call.unresumable) and forgotten
         if call.unresumable and not excused:
             found.append(f"it could not go on: {call.unresumable}")
@@ -225,6 +257,9 @@ class Chaos:
             f"{struck.fault.number + 1}/{faults} {struck.fault.kind}: {struck.target}, {where}; "
             f"{calls} calls, {broken} broken"
         )
+
+    def _misbehaved(self, sentence: str) -> None:
+        self._broken("processor", [sentence])
 
     def _broken(self, invariant: str, sentences: list[str]) -> None:
         for sentence in sentences:
@@ -273,6 +308,8 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--callers", type=int, default=CALLERS)
+    parser.add_argument("--open", action="store_true", help="no keys, no quotas, no TLS")
+    parser.add_argument("--sentinels", type=int, default=3, help="0: one Redis alone (3)")
     parser.add_argument("--tritons", type=int, default=2)
     parser.add_argument("--gap", type=float, nargs=2, default=GAP_S, help="seconds between faults")
     parser.add_argument("--folder", type=Path, default=FOLDER)
@@ -285,7 +322,16 @@ def main() -> int:
         assert task
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        size = Size(tritons=args.tritons)
+        size = Size(
+            tritons=args.tritons,
+            sessions=max(Size.sessions, args.callers),
+            sentinels=args.sentinels,
+            callers=0 if args.open else args.callers,
+            haproxy=not args.open and shutil.which("haproxy") is not None,
+            clocks=hardships.fake_time() is not None,
+        )
+        if not size.clocks:
+            _say("there is no libfaketime: no clock will jump")
         if args.repository:
             size = replace(size, repository=args.repository.resolve())
         gap_s = (args.gap[0], args.gap[1])

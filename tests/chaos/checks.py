@@ -18,6 +18,8 @@ _TROUBLE = re.compile(
     r"|Unclosed |Unhandled|exception in |Segmentation fault|Fatal Python error",
     re.IGNORECASE,
 )
+_OTHERS = ("redis-", "sentinel-", "front-")
+FLOOD = 500_000  # characters between two looks
 _PREFIX = "dalston:realtime:"
 
 
@@ -62,6 +64,11 @@ async def slots(redis: Any, live: Collection[str]) -> list[str]:
             found.append(f"slots of no session ({name}): {', '.join(extra)}")
         if missing := sorted(expected - those):
             found.append(f"sessions without a slot ({name}): {', '.join(missing)}")
+    counted = set[str]()
+    async for key in redis.scan_iter(_PREFIX + "key:*:sessions"):
+        counted |= await redis.smembers(key)
+    if extra := sorted(counted - expected):
+        found.append(f"counted for a key, without a session: {', '.join(extra)}")
     if doubled := sorted({item for item in held if held.count(item) > 1}):
         found.append(f"slots held twice: {', '.join(doubled)}")
     return found
@@ -73,6 +80,7 @@ def connections(deployment: Deployment) -> list[str]:
     # Of a pool: what broke is noticed when it is used next.
     pooled = {proxy.port for _, proxy in deployment.link("redis")}
     pooled |= {proxy.port for _, proxy in deployment.link("worker-triton")}
+    pooled |= {sentinel.port for sentinel in deployment.of("sentinel")}
     found = list[str]()
     for member in [*deployment.of("gateway"), *deployment.of("worker")]:
         try:
@@ -102,19 +110,24 @@ def descriptors(deployment: Deployment) -> dict[int, int]:
 class Logs:
     """What was written into the logs of our own processes since the last look."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, secrets: Sequence[str] = ()):
+        """secrets: what they must not tell."""
+        self._folder, self._secrets = folder, secrets
         self._read: dict[Path, int] = {}
 
     def troubles(self) -> list[str]:
         found = list[str]()
         for path in sorted(self._folder.glob("*.log")):
-            if path.name == "redis.log":
+            if path.name.startswith(_OTHERS):
                 continue
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 text = file.read().decode(errors="replace")
                 self._read[path] = file.tell()
+            if any(secret in text for secret in self._secrets):
+                found.append(f"{path.name} tells a secret")
+            if len(text) > FLOOD:
+                found.append(f"{path.name} has {len(text)} characters more: a flood")
             for trouble in _TROUBLE.finditer(text):
                 # An exception's own line is the first behind the traceback that is not indented.
                 behind = text[trouble.end() :].lstrip("\n").splitlines()

@@ -11,10 +11,10 @@ import json
 import secrets
 import shutil
 import signal
-import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,52 +22,19 @@ from typing import Any, Literal
 
 import psutil
 import redis.asyncio
+from door import Door
+from members import MARK, RESTART_S, ROOT, SERVICE, Member, Role, Site, Size
+from protection import Protection
+from redis.exceptions import RedisError
 from support.proxy import Proxy
 
-from dalston.cli.up import Part, redis_server
-from dalston.triton.process import free_port
+__all__ = ["ROOT", "Deployment", "Member", "Role", "Size", "deployed"]
 
-Role = Literal["gateway", "worker", "triton", "redis"]
 Link = Literal["client-gateway", "gateway-worker", "worker-triton", "redis"]
 
-ROOT = Path(__file__).resolve().parents[2]
-RESTART_S = 0.5  # as `dalston up` waits
 STARTING_S = 120.0
-DRAIN_S = 3.0
-_MARK = "DALSTON_CHAOS"
-_INSTANT = ROOT / "bench" / "instant.py"
+LOOK_S = 0.3  # at which Redis is the master
 _MODELS = ("silero_vad", "whisper_fast", "whisper_accurate")
-
-
-@dataclass(frozen=True)
-class Size:
-    gateways: int = 2
-    workers: int = 2
-    tritons: int = 2
-    sessions: int = 32  # of a worker
-    instant: bool = False  # no models: what bench/instant.py says
-    gateway: Mapping[str, str] = field(default_factory=dict[str, str])  # settings of gateways
-    repository: Path = ROOT / "build" / "model_repository"
-
-
-@dataclass
-class Member:
-    """One process of the deployment, and where it is reached past every proxy."""
-
-    role: Role
-    part: Part
-    port: int  # HTTP, but of Redis
-    down_s: float = RESTART_S  # before it is started again
-    pids: set[int] = field(default_factory=set[int])
-
-    @property
-    def running(self) -> bool:
-        return self.part.process is not None and self.part.process.returncode is None
-
-    @property
-    def pid(self) -> int:
-        assert self.part.process
-        return self.part.process.pid
 
 
 @dataclass
@@ -75,11 +42,16 @@ class Deployment:
     folder: Path  # logs and Redis' data
     size: Size
     members: dict[str, Member] = field(default_factory=dict[str, Member])
-    # By who connects and to whom: "client>gateway-1", "worker-1>triton-2", "gateway-1>redis"...
+    # By who connects and to whom: "client>gateway-1", "worker-1>triton-2", "any>redis-1"...
     links: dict[str, Proxy] = field(default_factory=dict[str, Proxy])
+    fronts: dict[str, Proxy] = field(default_factory=dict[str, Proxy])  # ours that end TLS
+    protection: Protection | None = None
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
-    _redis: Any = None
-    _keeping: list[asyncio.Task[None]] = field(default_factory=list[asyncio.Task[None]])
+    # When Redis may have lost what was written last (time.monotonic).
+    forgot: list[float] = field(default_factory=list[float])
+    _clients: dict[str, Any] = field(default_factory=dict[str, Any])
+    _over: bool = False
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list[asyncio.Task[None]])
 
     def of(self, role: Role) -> list[Member]:
         return [member for member in self.members.values() if member.role == role]
@@ -93,18 +65,23 @@ class Deployment:
             if name.startswith(near) and name.partition(">")[2].startswith(far)
         ]
 
+    def door(self, key: str = "") -> Door:
+        """Where clients reach the gateways."""
+        ports = [proxy.port for _, proxy in self.link("client-gateway")]
+        if self.protection is None:
+            return Door([f"ws://127.0.0.1:{port}" for port in ports])
+        tls = self.protection.certificate.client
+        return Door([f"wss://127.0.0.1:{port}" for port in ports], key, tls)
+
     @property
     def urls(self) -> list[str]:
         """Where clients reach the gateways."""
-        return [f"ws://127.0.0.1:{proxy.port}" for _, proxy in self.link("client-gateway")]
+        return list(self.door().urls)
 
     @property
-    def redis(self) -> Any:
-        """A client past every proxy, for looking."""
-        if self._redis is None:
-            url = f"redis://127.0.0.1:{self.members['redis'].port}"
-            self._redis = redis.asyncio.from_url(url, socket_timeout=2, decode_responses=True)  # pyright: ignore[reportUnknownMemberType]
-        return self._redis
+    def free_key(self) -> str:
+        """One without a quota."""
+        return self.protection.free if self.protection else ""
 
     def processes(self) -> list[psutil.Process]:
         """All that carry our mark, children's children too."""
@@ -112,7 +89,7 @@ class Deployment:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 alive = process.status() != psutil.STATUS_ZOMBIE
-                if alive and process.environ().get(_MARK) == self.mark:
+                if alive and process.environ().get(MARK) == self.mark:
                     found.append(process)
         return found
 
@@ -122,16 +99,74 @@ class Deployment:
         names = (path.name for path in Path("/dev/shm").glob("dalston_*"))
         return {name for name in names if int(name.split("_")[1]) in pids}
 
+    # Redis.
+
+    def redis_of(self, member: Member) -> Any:
+        """A client of one Redis, or one Sentinel, past every proxy, for looking."""
+        name = member.part.name
+        if name not in self._clients:
+            closed = self.protection and member.role == "redis"
+            self._clients[name] = redis.asyncio.Redis(
+                port=member.port,
+                password=self.protection.redis_password if self.protection and closed else None,
+                socket_timeout=2,
+                decode_responses=True,
+            )
+        return self._clients[name]
+
+    async def master(self) -> Member:
+        """The Redis that has the slots now. Raises RedisError and OSError."""
+        for sentinel in self.of("sentinel"):
+            with contextlib.suppress(RedisError, OSError):
+                asked = self.redis_of(sentinel).sentinel_get_master_addr_by_name(SERVICE)
+                _, port = await asked
+                found = [name for name, link in self.link("redis") if link.port == int(port)]
+                return self.members[found[0].partition(">")[2]]
+        if self.size.sentinels:
+            raise RedisError("no Sentinel answers")
+        return self.members["redis-1"]
+
+    async def redis(self) -> Any:
+        """A client of the master, past every proxy. Raises RedisError and OSError."""
+        return self.redis_of(await self.master())
+
+    async def _redis_well(self, member: Member) -> bool:
+        try:
+            about = await self.redis_of(member).info("replication")
+            if (await self.master()) is member:
+                return about["role"] == "master"
+        except (RedisError, OSError):
+            return False
+        return about["role"] == "slave" and about["master_link_status"] == "up"
+
+    async def _watch(self, member: Member) -> None:
+        """One that becomes a master lacks what the other was told last; one that has to follow
+        forgets what it was told since."""
+        role = ""
+        while not self._over:  # redis-py may swallow that this is cancelled
+            with contextlib.suppress(RedisError, OSError):
+                now = (await self.redis_of(member).info("replication"))["role"]
+                if role and now != role:
+                    self.forgot.append(time.monotonic())
+                role = now
+            await asyncio.sleep(LOOK_S)
+
+    # Whether it works.
+
     async def well(self, member: Member) -> bool:
         """Whether it would serve now."""
         if not member.running:
             return False
         match member.role:
             case "redis":
+                return await self._redis_well(member)
+            case "sentinel":
                 try:
-                    return bool(await self.redis.ping())
-                except (redis.asyncio.RedisError, OSError):
+                    return bool(await self.redis_of(member).ping())
+                except (RedisError, OSError):
                     return False
+            case "front":
+                return True
             case "triton":
                 if self.size.instant:
                     return True
@@ -150,7 +185,8 @@ class Deployment:
 
     async def registered(self) -> list[str]:
         """The workers that take sessions."""
-        status = await asyncio.to_thread(_json, self.of("gateway")[0], "/v1/realtime/status")
+        url = f"http://127.0.0.1:{self.of('gateway')[0].port}/v1/realtime/status"
+        status = await asyncio.to_thread(_json, url, self.free_key)
         workers: list[Any] = status.get("workers", [])
         return [worker["id"] for worker in workers if worker["status"] in ("ready", "busy")]
 
@@ -160,6 +196,8 @@ class Deployment:
             await self.until_well(list(self.members.values()))
             while len(await self.registered()) < self.size.workers:
                 await asyncio.sleep(0.05)
+
+    # Its life.
 
     async def keep(self, member: Member) -> None:
         while True:
@@ -171,26 +209,37 @@ class Deployment:
             member.down_s = RESTART_S
 
     async def start(self) -> None:
-        for proxy in self.links.values():
+        size = self.size
+        if size.callers:
+            self.protection = await Protection.made(self.folder, size.callers)
+        if self.protection and not size.haproxy:
+            gateways = [name for name in size.names() if name.startswith("gateway")]
+            server = self.protection.certificate.server
+            self.fronts = {name: Proxy(tls=server) for name in gateways}
+        self.links = {name: Proxy() for name in size.connections()}
+        for proxy in (*self.links.values(), *self.fronts.values()):
             await proxy.open()
-        for member in _members(self):
-            self.members[member.part.name] = member
-        self._keeping = [asyncio.create_task(self.keep(m)) for m in self.members.values()]
+        site = Site(self.folder, size, self.mark, self.links, self.fronts, self.protection)
+        self.members = {member.part.name: member for member in site.members()}
+        self._tasks = [asyncio.create_task(self.keep(m)) for m in self.members.values()]
         await self.until_ready()
+        if size.sentinels:
+            self._tasks += [asyncio.create_task(self._watch(m)) for m in self.of("redis")]
 
     async def stop(self) -> None:
         """In the order of `dalston up`."""
-        for task in self._keeping:
+        self._over = True
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._keeping, return_exceptions=True)
-        if self._redis is not None:
-            await self._redis.aclose()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for client in self._clients.values():
+            await client.aclose()
         for member in self.members.values():
             if member.running:
                 member.part.process.send_signal(signal.SIGCONT)  # pyright: ignore[reportOptionalMemberAccess]
-        for role in ("gateway", "worker", "triton", "redis"):
+        for role in ("front", "gateway", "worker", "triton", "sentinel", "redis"):
             await asyncio.gather(*(member.part.stop() for member in self.of(role)))
-        for proxy in self.links.values():
+        for proxy in (*self.links.values(), *self.fronts.values()):
             await proxy.close()
 
 
@@ -202,94 +251,21 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _json(member: Member, path: str) -> dict[str, Any]:
+def _json(url: str, key: str) -> dict[str, Any]:
+    request = urllib.request.Request(url, headers={"X-API-Key": key} if key else {})
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{member.port}{path}", timeout=2) as got:
+        with urllib.request.urlopen(request, timeout=2) as got:
             return json.load(got)
     except (urllib.error.URLError, OSError):
         return {}
 
 
-def _members(deployment: Deployment) -> list[Member]:
-    """In the order they are started; their proxies are open."""
-    links, folder, size = deployment.links, deployment.folder, deployment.size
-    dalston = [sys.executable, "-m", "dalston.cli.main"]
-    ports = {name: free_port() for name in _names(size)}
-
-    def member(
-        name: str, role: Role, port: int, command: list[str], stop_s: float, **environment: str
-    ) -> Member:
-        environment |= {_MARK: deployment.mark}
-        if role in ("gateway", "worker"):
-            environment["REDIS_URL"] = f"redis://127.0.0.1:{links[f'{name}>redis'].port}"
-            environment |= {"DALSTON_HOST": "127.0.0.1", "DRAIN_SECONDS": str(DRAIN_S)}
-        return Member(role, Part(name, command, environment, folder / f"{name}.log", stop_s), port)
-
-    data = folder / "redis"
-    data.mkdir(parents=True, exist_ok=True)
-    redis = [redis_server(), "--port", str(ports["redis"]), "--bind", "127.0.0.1"]
-    redis += ["--dir", str(data), "--save", "", "--appendonly", "yes", "--appendfsync", "always"]
-    members = [member("redis", "redis", ports["redis"], redis, 3)]
-    for number in range(1, size.tritons + 1):
-        name, run = f"triton-{number}", folder / f"triton-{number}"
-        run.mkdir(exist_ok=True)
-        command = [*dalston, "triton", "--repository", str(size.repository), "--run-dir", str(run)]
-        command += ["--grpc-port", str(free_port()), "--http-port", str(ports[name])]
-        command += ["--metrics-port", str(free_port())]
-        if size.instant:
-            command = [sys.executable, str(_INSTANT), str(ports[name])]
-        members.append(member(name, "triton", ports[name], command, 8))
-    for number in range(1, size.workers + 1):
-        name = f"worker-{number}"
-        tritons = [links[f"{name}>triton-{other}"].port for other in range(1, size.tritons + 1)]
-        members.append(
-            member(
-                *(name, "worker", ports[name], [*dalston, "worker"], DRAIN_S + 8),
-                WORKER_ID=name,
-                WORKER_PORT=str(ports[name]),
-                WORKER_ENDPOINT=f"ws://127.0.0.1:{links[f'gateway>{name}'].port}",
-                MAX_SESSIONS=str(size.sessions),
-                DALSTON_HEARTBEAT_SECONDS="2",
-                TRITON_URLS=",".join(f"127.0.0.1:{port}" for port in tritons),
-            )
-        )
-    for number in range(1, size.gateways + 1):
-        name = f"gateway-{number}"
-        environment = {"DALSTON_PORT": str(ports[name]), **size.gateway}
-        command = [*dalston, "gateway"]
-        members.append(member(name, "gateway", ports[name], command, DRAIN_S + 8, **environment))
-    for name, proxy in links.items():
-        proxy.target = ports[name.partition(">")[2]]
-    return members
-
-
-def _names(size: Size) -> list[str]:
-    counts = {"gateway": size.gateways, "worker": size.workers, "triton": size.tritons}
-    numbered = [f"{role}-{n}" for role, count in counts.items() for n in range(1, count + 1)]
-    return [*numbered, "redis"]
-
-
-def _connections(size: Size) -> list[str]:
-    """Who connects to whom. All gateways reach a worker under one address."""
-    names = _names(size)
-    gateways, workers, tritons = (
-        [name for name in names if name.startswith(role)] for role in ("gateway", "worker", "trit")
-    )
-    return [
-        *(f"client>{gateway}" for gateway in gateways),
-        *(f"gateway>{worker}" for worker in workers),
-        *(f"{worker}>{triton}" for worker in workers for triton in tritons),
-        *(f"{name}>redis" for name in [*gateways, *workers]),
-    ]
-
-
 @asynccontextmanager
 async def deployed(folder: Path, size: Size | None = None) -> AsyncGenerator[Deployment]:
     """A deployment that serves; its files go to `folder`, which is emptied first."""
-    size = size or Size()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)  # noqa: ASYNC240
-    deployment = Deployment(folder, size, links={name: Proxy() for name in _connections(size)})
+    deployment = Deployment(folder, size or Size())
     try:
         await deployment.start()
         yield deployment

@@ -3,7 +3,7 @@ What can go wrong, and the sequence in which it does: from the seed alone.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,9 +16,15 @@ Action = Literal[
     "reset",
     "silence",  # half-open
     "delay",
+    "throttle",
+    "lose",  # packets
     "truncate",
     "restart kept",
     "restart emptied",
+    "fail over",  # the one that takes over lacks what was written last
+    "fill disk",
+    "starve",  # of descriptors
+    "set clock",  # by minutes to hours, and back
     "slow reader",
     "storm",  # of connects that hang up
 ]
@@ -27,13 +33,15 @@ Where = Literal[
     "worker",
     "triton",
     "redis",
+    "sentinel",
     "client-gateway",
     "gateway-worker",
     "worker-triton",
     "redis link",
     "client",
 ]
-KINDS: tuple[tuple[Action, Where], ...] = (
+Kind = tuple[Action, Where]
+KINDS: tuple[Kind, ...] = (
     ("kill", "gateway"),
     ("kill", "worker"),
     ("kill", "triton"),
@@ -49,21 +57,40 @@ KINDS: tuple[tuple[Action, Where], ...] = (
     ("reset", "client-gateway"),
     ("silence", "client-gateway"),
     ("delay", "client-gateway"),
+    ("throttle", "client-gateway"),
+    ("lose", "client-gateway"),
     ("truncate", "client-gateway"),
     ("reset", "gateway-worker"),
     ("silence", "gateway-worker"),
     ("delay", "gateway-worker"),
+    ("throttle", "gateway-worker"),
+    ("lose", "gateway-worker"),
     ("truncate", "gateway-worker"),
     ("reset", "worker-triton"),
     ("silence", "worker-triton"),
     ("delay", "worker-triton"),
+    ("throttle", "worker-triton"),
+    ("lose", "worker-triton"),
     ("truncate", "worker-triton"),
     ("reset", "redis link"),
     ("silence", "redis link"),
     ("delay", "redis link"),
+    ("throttle", "redis link"),
+    ("lose", "redis link"),
     ("truncate", "redis link"),
     ("restart kept", "redis"),
     ("restart emptied", "redis"),
+    ("fail over", "redis"),
+    ("kill", "sentinel"),
+    ("stop", "sentinel"),
+    ("fill disk", "gateway"),
+    ("fill disk", "worker"),
+    ("fill disk", "redis"),
+    ("starve", "gateway"),
+    ("starve", "worker"),
+    ("set clock", "gateway"),
+    ("set clock", "worker"),
+    ("set clock", "redis"),
     ("slow reader", "client"),
     ("storm", "client"),
 )
@@ -91,12 +118,22 @@ class Fault:
         return f"#{self.number} {self.kind} {self.target}"
 
 
-def plan(seed: int, gap_s: tuple[float, float]) -> Iterator[Fault]:
+def kinds(*, sentinels: bool, clocks: bool) -> list[Kind]:
+    """Those that can happen to a deployment."""
+    return [
+        (action, where)
+        for action, where in KINDS
+        if (sentinels or (action != "fail over" and where != "sentinel"))
+        and (clocks or action != "set clock")
+    ]
+
+
+def plan(seed: int, gap_s: tuple[float, float], kinds: Sequence[Kind] = KINDS) -> Iterator[Fault]:
     """Endless. Every kind comes once in each round, in an order of its own."""
     rng = random.Random(seed)
     number = 0
     while True:
-        for action, where in rng.sample(KINDS, len(KINDS)):
+        for action, where in rng.sample(kinds, len(kinds)):
             yield Fault(
                 number,
                 action,

@@ -262,7 +262,9 @@ async def fuzz(deployment: Deployment, frames: int, seed: int) -> Result:
 
     await asyncio.gather(*(some() for _ in range(AT_ONCE)))
     deadline = time.monotonic() + 35
-    while (found := await checks.slots(deployment.redis, ())) and time.monotonic() < deadline:
+    while (
+        found := await checks.slots(await deployment.redis(), ())
+    ) and time.monotonic() < deadline:
         await asyncio.sleep(0.05)
     result.broken += found
     deadline = time.monotonic() + 10

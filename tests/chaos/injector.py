@@ -8,23 +8,29 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+import hardships
 import psutil
-from caller import PATH, Caller
+from caller import Caller
 from deployment import Deployment, Link, Member
 from faults import Fault
 from redis.exceptions import RedisError
 from support.proxy import Proxy
-from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 # How long a fault waits for an utterance to fall into, for its target to be there, and for the
 # other of a pair to be well.
 WORD_WITHIN_S, THERE_WITHIN_S, SPARED_WITHIN_S = 1.5, 10.0, 25.0
 DELAYS_S = (0.05, 0.8)
+BYTES_PER_S = (20_000, 60_000)  # a caller speaks 32,000
+CLOCKS_S = (60, 6 * 3600)
+FAIL_OVER_S = 6.0  # until the one that was the master is there again
 STORM = 50
+# Of the processor, while there is something that cannot be had: more is a loop that waits for it.
+BUSY = 0.8
 STUB = "triton_python_backend_stub"
 
 
@@ -44,7 +50,7 @@ class Struck:
 class Injector:
     deployment: Deployment
     callers: Sequence[Caller]
-    forgot: list[float] = field(default_factory=list[float])  # when Redis lost its data
+    tell: Callable[[str], None]  # what a process must not do, in words
     _going: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
     async def strike(self, fault: Fault) -> Struck:
@@ -81,13 +87,14 @@ class Injector:
         self, fault: Fault
     ) -> tuple[str, Callable[[], Awaitable[list[Caller]]], Callable[[], Awaitable[None]]]:
         match fault.where:
-            case "gateway" | "worker" | "triton" | "redis":
+            case "gateway" | "worker" | "triton" | "redis" | "sentinel":
                 return await self._aim_at_process(fault)
             case "client":
                 victim = self.callers[fault.target % len(self.callers)]
                 if fault.action == "storm":
-                    url = self.deployment.urls[fault.target % len(self.deployment.urls)]
-                    return url, self._everybody, lambda: self._storm(url, fault)
+                    gateway = fault.target % len(self.deployment.urls)
+                    url = self.deployment.urls[gateway]
+                    return url, self._everybody, lambda: self._storm(gateway, fault)
 
                 async def one() -> list[Caller]:
                     return [victim]
@@ -104,6 +111,9 @@ class Injector:
     ) -> tuple[str, Callable[[], Awaitable[list[Caller]]], Callable[[], Awaitable[None]]]:
         there = self.deployment.of(fault.where)  # pyright: ignore[reportArgumentType]
         member = there[fault.target % len(there)]
+        if fault.action in ("restart emptied", "fail over"):
+            with contextlib.suppress(RedisError, OSError):
+                member = await self.deployment.master()
         others = [other for other in there if other is not member]
         with contextlib.suppress(TimeoutError):
             await self.deployment.until_well([member], THERE_WITHIN_S)
@@ -144,11 +154,65 @@ class Injector:
                 member.down_s = fault.lasting_s
                 process.kill()
                 await process.wait()
-                shutil.rmtree(self.deployment.folder / "redis")
-                (self.deployment.folder / "redis").mkdir()
-                self.forgot.append(time.monotonic())
+                shutil.rmtree(self.deployment.folder / member.part.name)
+                (self.deployment.folder / member.part.name).mkdir()
+                self._forget()
+            case "fail over":
+                self._later(self._fail_over(member, process, fault.lasting_s))
+            case "fill disk":
+                self._later(self._in_need(hardships.full_disk, member, fault.lasting_s))
+            case "starve":
+                self._later(self._in_need(hardships.no_descriptors, member, fault.lasting_s))
+            case "set clock":
+                self._later(self._set_clock(fault, member))
             case _:
                 raise AssertionError(fault)
+
+    def _forget(self) -> None:
+        self.deployment.forgot.append(time.monotonic())
+
+    async def _fail_over(
+        self, master: Member, process: asyncio.subprocess.Process, lasting_s: float
+    ) -> None:
+        """The others do not hear of what is written; then the master is gone."""
+        proxy = dict(self.deployment.link("redis"))[f"any>{master.part.name}"]
+        for other in self.deployment.of("redis"):
+            if other is not master and other.running:
+                proxy.silence(_ports(other.pid, {proxy.port}))
+        await asyncio.sleep(lasting_s)
+        master.down_s = FAIL_OVER_S
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        self._forget()
+
+    async def _in_need(
+        self,
+        hardship: Callable[[int], AbstractContextManager[None]],
+        member: Member,
+        lasting_s: float,
+    ) -> None:
+        pid, name = member.pid, member.part.name
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            before, began = hardships.processor_s(pid), time.monotonic()
+            with hardship(pid):
+                await asyncio.sleep(lasting_s)
+            share = (hardships.processor_s(pid) - before) / (time.monotonic() - began)
+            if share > BUSY:
+                self.tell(f"{name} took {share:.0%} of a processor in {hardship.__name__}")
+
+    async def _set_clock(self, fault: Fault, member: Member) -> None:
+        rng = random.Random(fault.number)
+        seconds = rng.choice((-1, 1)) * rng.randint(*CLOCKS_S)
+        assert member.clock
+        hardships.set_clock(member.clock, seconds)
+        try:
+            if member.role == "redis":
+                self._forget()  # what is kept for a time only is kept no more
+            await asyncio.sleep(fault.lasting_s)
+        finally:
+            hardships.set_clock(member.clock, 0)
+            if member.role == "redis":
+                self._forget()
 
     def _stop_for(self, member: Member, seconds: float) -> None:
         pids = [member.pid]
@@ -171,6 +235,10 @@ class Injector:
         index = fault.target % len(links)
         name, proxy = links[index]
         ports: set[int] | None = None
+        clients = [*self.deployment.of("gateway"), *self.deployment.of("worker")]
+        client = clients[fault.target % len(clients)]
+        if kind == "redis" and not fault.all:
+            name = f"{client.part.name}{name.removeprefix('any')}"
 
         async def affected() -> list[Caller]:
             nonlocal ports
@@ -190,7 +258,10 @@ class Injector:
                     return await self._everybody()
 
         async def act() -> None:
-            self._disturb(fault, proxy, ports)
+            meant = ports
+            if kind == "redis" and not fault.all and client.running:
+                meant = _ports(client.pid, {proxy.port})
+            self._disturb(fault, proxy, meant)
 
         return name, affected, act
 
@@ -205,17 +276,22 @@ class Injector:
             case "delay":
                 seconds = random.Random(fault.number).uniform(*DELAYS_S)
                 self._later(proxy.delay(seconds, fault.lasting_s))
+            case "throttle":
+                rate = random.Random(fault.number).randint(*BYTES_PER_S)
+                self._later(proxy.throttle(rate, fault.lasting_s))
+            case "lose":
+                self._later(proxy.lose(fault.lasting_s))
             case _:
                 raise AssertionError(fault)
 
-    async def _storm(self, url: str, fault: Fault) -> None:
+    async def _storm(self, gateway: int, fault: Fault) -> None:
         """Connects that hang up: during the handshake, after it, without a word."""
+        door, rng = self.deployment.door(self.deployment.free_key), random.Random(fault.number)
 
         async def one(number: int) -> None:
+            patience = {"open_timeout": 3, "close_timeout": 0.2}
             with contextlib.suppress(OSError, WebSocketException, TimeoutError):
-                async with connect(
-                    url + PATH, open_timeout=3, close_timeout=0.2, compression=None, proxy=None
-                ) as connection:
+                async with door.connect(gateway, {}, rng, **patience) as connection:
                     if number % 2:
                         connection.transport.abort()
 
@@ -235,13 +311,23 @@ class Injector:
                 continue
             try:
                 async with asyncio.timeout(0.5):
+                    redis = await self.deployment.redis()
                     key = f"dalston:realtime:session:{caller.session_id}"
-                    owner = await self.deployment.redis.hget(key, "worker_id")
+                    owner = await redis.hget(key, "worker_id")
             except (RedisError, OSError, TimeoutError):
                 return list(self.callers)
             if owner == worker:
                 found.append(caller)
         return found
+
+
+def _ports(pid: int, of: Collection[int]) -> set[int]:
+    """The local ends of a process's connections to these ports."""
+    try:
+        sockets = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return set()
+    return {one.laddr.port for one in sockets if one.raddr and one.raddr.port in of}
 
 
 def _children(pid: int) -> list[psutil.Process]:

@@ -93,12 +93,22 @@ class Journal:
             "leaked_slots": of["slots"],
             "hung_sessions": sum(call["hung"] for call in calls),
             "unhandled_exceptions": of["logs"],
+            "over_quota": sum(call["over_quota"] for call in calls),
+            "intrusions": self._intrusions(),
+            "let_in": of["access"],
+            "busy_loops": of["processor"],
             "leaks": of["connections"] + of["descriptors"] + of["leftovers"],
             "not_ready": of["ready"],
             "recovery_ms": _recovery(times, True),
             "recovery_overlapping_ms": _recovery(times, False),  # other faults came between
             "seed": seed,
         }
+
+    def _intrusions(self) -> Entry:
+        outcomes: dict[str, Counter[str]] = {}
+        for attempt in self.of("intrusion"):
+            outcomes.setdefault(attempt["kind"], Counter())[attempt["outcome"]] += 1
+        return {kind: dict(of) for kind, of in sorted(outcomes.items())}
 
     def _excluded(self) -> Entry:
         references = self.of("references")

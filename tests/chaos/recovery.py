@@ -3,6 +3,7 @@ How long callers wait after a fault, of those in mid-utterance whose session it 
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from caller import Caller, Message
 from deployment import Deployment
 from injector import Struck
 from readings import Reading
+from redis.exceptions import RedisError
 
 TEXT = frozenset({"transcript.partial", "transcript.final"})
 FINAL = frozenset({"transcript.final"})
@@ -29,7 +31,7 @@ _NEXT: dict[str, tuple[str, frozenset[str] | None]] = {
     "stop gateway": ("gateway stop -> next message", None),
     "term gateway": ("gateway drain -> next message", None),
 }
-_REDIS = {"kill redis", "restart kept redis", "restart emptied redis"}
+_REDIS = {"kill redis", "restart kept redis", "restart emptied redis", "fail over redis"}
 NEW_SESSION = "redis back -> new session"
 _TOLD_FIRST = {"session.begin", "session.queued", "warning", "error", "session.terminated"}
 LONGEST_S = 60.0
@@ -62,7 +64,7 @@ class Recovery:
         for pending in self._pending:
             pending.clean = False
         if struck.fault.kind in _REDIS:
-            task = asyncio.create_task(self._probe(struck.fault.number))
+            task = asyncio.create_task(self._probe(struck.fault.number, struck.target))
             self._probes.add(task)
             task.add_done_callback(self._probes.discard)
         elif expected := _NEXT.get(struck.fault.kind):
@@ -87,17 +89,29 @@ class Recovery:
 
         caller.heard.add(hear)
 
-    async def _probe(self, number: int) -> None:
+    async def _answers(self) -> bool:
+        """Whether some Redis is the master, and says something."""
+        try:
+            redis = await self.deployment.redis()
+            return bool(await redis.ping())
+        except (RedisError, OSError):
+            return False
+
+    async def _probe(self, number: int, name: str) -> None:
         """From the moment Redis answers again to the first session that begins."""
-        redis = self.deployment.members["redis"]
+        redis = self.deployment.members[name]
+        with contextlib.suppress(RedisError, OSError):
+            if (await self.deployment.master()) is not redis:
+                return  # nobody misses it
         while redis.running:
             await asyncio.sleep(0.005)
-        while not await self.deployment.well(redis):
+        while not await self._answers():
             await asyncio.sleep(0.01)
         pending = _Pending(NEW_SESSION, time.monotonic())
         self._pending.add(pending)
         while time.monotonic() - pending.began < LONGEST_S:
-            caller = Caller(self.deployment.urls, random.Random(number))
+            door = self.deployment.door(self.deployment.free_key)
+            caller = Caller(door, random.Random(number))
             if await caller.begins(_NOTHING):
                 break
             number += 1

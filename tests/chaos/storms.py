@@ -22,10 +22,10 @@ from typing import Any
 
 import checks
 import psutil
-from caller import PATH
 from chaos import Chaos
 from costs import Cost, costs
 from deployment import ROOT, Deployment, Size, deployed
+from door import PATH
 from hostile import KINDS
 from journal import Journal, percentile
 from readings import readings

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from caller import Caller
+from door import Door
 from readings import Reading
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -88,7 +89,7 @@ async def server(*parts: Part) -> AsyncGenerator[tuple[str, list[Line]]]:
 
 async def called(*parts: Part, paced: bool = False) -> tuple[Any, list[Line]]:
     async with server(*parts) as (url, lines), asyncio.timeout(20):
-        call = await Caller([url], random.Random(1)).read(READING, paced=paced)
+        call = await Caller(Door([url]), random.Random(1)).read(READING, paced=paced)
     return call, lines
 
 

@@ -1,18 +1,26 @@
 """
 A TCP port before another, through which a network does what networks do: connections are reset,
-fall silent without a word, get slow, or end in the middle of a frame.
+fall silent without a word, get slow, lose packets, or end in the middle of a frame. With a
+certificate it is what ends TLS in front of a server.
 """
 
 import asyncio
 import contextlib
+import random
 import socket
+import ssl
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 _BLOCK = 1 << 16
 # SO_LINGER with no time: closing sends RST, and what was not sent yet is lost.
 _AT_ONCE = struct.pack("ii", 1, 0)
+# A lost packet comes again after the sender's patience (RFC 6298: 200 ms or more, doubled each
+# time), and everything after it waits: TCP keeps the order.
+_LOST, _AGAIN_S = 0.15, (0.2, 0.8)
+_HANDSHAKE_S, _TLS_CLOSE_S = 3.0, 0.5
 
 
 @dataclass(eq=False)
@@ -52,8 +60,8 @@ class Passage:
     async def pump(self, source: _Side, sink: _Side) -> None:
         try:
             while data := await source.reader.read(_BLOCK):
-                if self.proxy.delay_s:
-                    await asyncio.sleep(self.proxy.delay_s)
+                if wait_s := self.proxy.hold_s(len(data)):
+                    await asyncio.sleep(wait_s)
                 if self.silent:
                     continue
                 if self.truncating:
@@ -65,21 +73,31 @@ class Passage:
                 await sink.writer.drain()
             if not self.silent and sink.writer.can_write_eof():
                 sink.writer.write_eof()
+            elif not self.silent:  # TLS: what has ended in one direction has ended
+                sink.writer.close()
         except OSError:
             if not self.silent:
                 self.reset()
 
 
 class Proxy:
-    def __init__(self, target: int = 0):
-        self.target = target
+    def __init__(self, target: int = 0, tls: ssl.SSLContext | None = None):
+        """tls: of a server, where those who connect speak TLS and the target does not."""
+        self.target, self._tls = target, tls
         self._passages: set[Passage] = set()
         self._server: asyncio.Server | None = None
         self.delay_s = 0.0
+        self.bytes_per_s = 0  # of each direction of a connection; 0: as fast as it goes
+        self.lossy = False
         self.port = 0
 
     async def open(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        patience: dict[str, Any] = {}
+        if self._tls:
+            patience = {"ssl_handshake_timeout": _HANDSHAKE_S, "ssl_shutdown_timeout": _TLS_CLOSE_S}
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", 0, ssl=self._tls, **patience
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -117,11 +135,34 @@ class Proxy:
             passage.truncating = True
         return len(chosen)
 
+    # Each for all connections, those to come included, in both directions, for a while.
+
     async def delay(self, seconds: float, lasting_s: float) -> None:
-        """Everything comes later for a while, in both directions."""
+        """Everything comes later."""
         self.delay_s = seconds
         await asyncio.sleep(lasting_s)
         self.delay_s = 0.0
+
+    async def throttle(self, bytes_per_s: int, lasting_s: float) -> None:
+        """Not more than that comes through in a second."""
+        self.bytes_per_s = bytes_per_s
+        await asyncio.sleep(lasting_s)
+        self.bytes_per_s = 0
+
+    async def lose(self, lasting_s: float) -> None:
+        """Packets get lost, and come again later."""
+        self.lossy = True
+        await asyncio.sleep(lasting_s)
+        self.lossy = False
+
+    def hold_s(self, size: int) -> float:
+        """How long so many bytes are under way."""
+        held_s = self.delay_s
+        if self.bytes_per_s:
+            held_s += size / self.bytes_per_s
+        if self.lossy and random.random() < _LOST:
+            held_s += random.uniform(*_AGAIN_S)
+        return held_s
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         passage = Passage(self, _Side(reader, writer))
