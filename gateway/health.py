@@ -13,6 +13,7 @@ from dalston.orchestrator.capacity.slots import Slots
 from dalston.orchestrator.capacity.workers import WorkerRecord
 
 _STARTED = time.monotonic()
+VERSION = version("dalston")  # read once: later there may be no descriptor to read it with
 
 
 def liveness() -> dict[str, str]:
@@ -71,7 +72,7 @@ async def extended_health(slots: Slots, calls: Calls) -> tuple[dict[str, Any], i
     state = verdict(calls, workers)
     body: dict[str, Any] = {
         **state,
-        "version": version("dalston"),
+        "version": VERSION,
         "uptime_seconds": round(time.monotonic() - _STARTED, 1),
         "draining": calls.draining,
         "connections": len(calls),

@@ -121,6 +121,9 @@ def redis_client(url: str) -> "redis.asyncio.Redis":
     timeouts: dict[str, Any] = {
         "socket_timeout": ANSWER_S,
         "socket_connect_timeout": ANSWER_S,
+        # Else each new connection reads redis-py's version from a file, to tell Redis of it. A
+        # process that has no descriptors left fails at that with what is no error of Redis.
+        "driver_info": None,
         # A connection from before Redis was started again breaks at first use. To ask twice does
         # no harm: what we ask for is told by session and epoch.
         "retry": Retry(NoBackoff(), 1, (ConnectionError,)),

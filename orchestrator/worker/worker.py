@@ -52,6 +52,8 @@ from dalston.orchestrator.worker.settings import WorkerSettings
 logger = logging.getLogger(__name__)
 
 _BEGAN = time.monotonic()  # this process
+VERSION = version("dalston")  # read once: later there may be no descriptor to read it with
+
 LAST_FINALS_S = 5.0  # what sessions have to tell when a drain ends them
 CLOSE_S = 1.0  # for connections that are still there when a worker ends
 # What the kernel holds of a connection (Linux doubles it). What is there is read at once, and the
@@ -217,7 +219,7 @@ class Worker:
             models=list(variants),
             models_loaded=sorted({variants[name].model_id for name in awake}),
             languages=[*sorted(languages), "auto"],
-            version=version("dalston"),
+            version=VERSION,
             gpu_memory_used=used,
             gpu_memory_total=total,
             asleep=asleep,

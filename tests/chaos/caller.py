@@ -49,6 +49,7 @@ class Call:
     over_quota: int = 0  # the slot of a call before had not come back yet
     warnings: dict[str, int] = field(default_factory=dict[str, int])
     after_endpoint: list[float] = field(default_factory=list[float])  # vad.speech_end -> final, s
+    story: list[str] = field(default_factory=list[str])  # what its connections did, and when
     began: float = 0.0  # time.monotonic
     lasted_s: float = 0.0
 
@@ -115,8 +116,9 @@ class Caller:
             finals = len(call.finals)
             try:
                 retry_after = await self._connect(call, reading, paced)
-            except (OSError, WebSocketException, TimeoutError, EOFError):
+            except (OSError, WebSocketException, TimeoutError, EOFError) as error:
                 retry_after = 0.0
+                self._note(call, f"{error!r:.80}")
             finally:
                 self.connection = None
             if call.ended:
@@ -168,6 +170,7 @@ class Caller:
                 case "session.queued":
                     continue
                 case "session.begin" if self.session_id:
+                    self._note(call, f"resumed at {message.get('resume_offset_ms')} ms")
                     if message.get("resumed_from") != self.session_id:
                         raise _Over("the server began a new session instead of resuming")
                     call.resumed += 1
@@ -178,6 +181,7 @@ class Caller:
                     return math.ceil(round(offset * reading.rate, 6)), 0.0
                 case "session.begin":
                     self.session_id = message["session_id"]
+                    self._note(call, f"{self.session_id} begins")
                     return 0, 0.0
                 case "error" if message.get("recoverable"):
                     call.refused += 1
@@ -189,6 +193,10 @@ class Caller:
                     raise _Over(f"{message['code']}: {message['message']}")
                 case _:
                     return None, 0.0
+
+    def _note(self, call: Call, event: str) -> None:
+        at = time.strftime("%H:%M:%S")
+        call.story.append(f"{at} gateway {self.gateway + 1}, finalised {self._finalised}: {event}")
 
     async def _send(
         self, connection: ClientConnection, reading: Reading, frame: int, paced: bool
@@ -239,7 +247,8 @@ class Caller:
                 self._hear(call, message, endpoints)
                 for listener in list(self.heard):
                     listener(self, message)
-        except ConnectionClosed:
+        except ConnectionClosed as closed:
+            self._note(call, f"{closed!r:.80}")
             if call.ended and connection.close_code not in (1000, 1006):
                 call.broken.append(f"closed with {connection.close_code} after session.end")
 

@@ -28,7 +28,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import checks
-import hardships
 import intruders
 from caller import Call, Caller, Message
 from deployment import ROOT, Deployment, Size, deployed
@@ -38,6 +37,7 @@ from journal import Journal
 from readings import Reading, readings
 from recovery import Recovery, Sample
 from redis.exceptions import RedisError
+from support import hardships
 
 FOLDER = ROOT / "build" / "chaos"
 CALLERS = 6
@@ -99,7 +99,7 @@ class Chaos:
         self._logs = checks.Logs(deployment.folder, closed.secrets() if closed else ())
         self._calling = asyncio.Event()
         self._crowd: list[asyncio.Task[None]] = []
-        self._descriptors: dict[int, int] = {}
+        self._descriptors: dict[int, list[str]] = {}
 
     @asynccontextmanager
     async def calls(self, every: Sequence[Reading]) -> AsyncGenerator[None]:
@@ -164,10 +164,11 @@ class Chaos:
         while (found := checks.connections(self.deployment)) and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
         self._broken("connections", found)
-        for pid, count in checks.descriptors(self.deployment).items():
-            before = self._descriptors.setdefault(pid, count)
-            if count > before + MORE_DESCRIPTORS:
-                self._broken("descriptors", [f"process {pid}: {before} files, now {count}"])
+        for pid, files in checks.descriptors(self.deployment).items():
+            before = self._descriptors.setdefault(pid, files)
+            if len(files) > len(before) + MORE_DESCRIPTORS:
+                sentence = f"process {pid}: {len(before)} files, now {', '.join(files)}"
+                self._broken("descriptors", [sentence])
         self._calling.set()
 
     async def _ready(self) -> None:
@@ -225,11 +226,12 @@ class Chaos:
         excused = bool(call.unresumable) and forgotten
         if call.unresumable and not excused:
             found.append(f"it could not go on: {call.unresumable}")
+        odd = bool(found or call.broken)
         self.journal.add(
             "call",
             differences=[] if excused else found,
             excused=call.unresumable if excused else "",
-            **asdict(call) | {"finals": len(call.finals)},
+            **asdict(call) | {"finals": len(call.finals), "story": call.story if odd else []},
         )
         if found and not excused:
             _say(f"DIFFERENT {call.reading}: {'; '.join(found)}")

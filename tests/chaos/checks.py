@@ -3,6 +3,7 @@ What must hold, whatever was done to the deployment; each answers what is broken
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -97,13 +98,16 @@ def connections(deployment: Deployment) -> list[str]:
     return found
 
 
-def descriptors(deployment: Deployment) -> dict[int, int]:
+def descriptors(deployment: Deployment) -> dict[int, list[str]]:
     """Open files other than sockets, by process of ours that serves sessions."""
-    found = dict[int, int]()
+    found = dict[int, list[str]]()
     for member in [*deployment.of("gateway"), *deployment.of("worker")]:
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(member.pid)
-            found[member.pid] = process.num_fds() - len(process.net_connections("all"))
+        names = list[str]()
+        with contextlib.suppress(OSError):
+            for entry in Path(f"/proc/{member.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):  # closed by now
+                    names.append(os.readlink(entry))
+        found[member.pid] = sorted(name for name in names if not name.startswith("socket:"))
     return found
 
 

@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-import hardships
 import psutil
 from caller import Caller
 from deployment import Deployment, Link, Member
 from faults import Fault
 from redis.exceptions import RedisError
+from support import hardships
 from support.proxy import Proxy
 from websockets.exceptions import WebSocketException
 
@@ -111,9 +111,6 @@ class Injector:
     ) -> tuple[str, Callable[[], Awaitable[list[Caller]]], Callable[[], Awaitable[None]]]:
         there = self.deployment.of(fault.where)  # pyright: ignore[reportArgumentType]
         member = there[fault.target % len(there)]
-        if fault.action in ("restart emptied", "fail over"):
-            with contextlib.suppress(RedisError, OSError):
-                member = await self.deployment.master()
         others = [other for other in there if other is not member]
         with contextlib.suppress(TimeoutError):
             await self.deployment.until_well([member], THERE_WITHIN_S)
@@ -131,6 +128,9 @@ class Injector:
                 case _:
                     return await self._everybody()
 
+        if fault.action in ("restart emptied", "fail over"):
+            with contextlib.suppress(RedisError, OSError):
+                member = await self.deployment.master()
         return member.part.name, affected, lambda: self._do(fault, member)
 
     async def _do(self, fault: Fault, member: Member) -> None:

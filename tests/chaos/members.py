@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import hardships
 from protection import Protection, haproxy
+from support import hardships
 from support.proxy import Proxy
 
 from dalston.cli.up import Part, redis_server

@@ -3,12 +3,14 @@ The way to Redis: one that is gone, hangs or comes back, one behind Sentinels, a
 """
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 from redis.exceptions import RedisError
+from support.hardships import no_descriptors
 from support.proxy import Proxy
 from support.redis_process import redis_process, sentinel
 
@@ -46,6 +48,17 @@ async def test_a_redis_that_hangs_is_an_error_within_seconds(tmp_path: Path) -> 
             async with asyncio.timeout(10):
                 with pytest.raises(RedisError):
                     await client.ping()
+        assert await client.ping()
+        await client.aclose()
+
+
+async def test_a_process_without_descriptors_is_told_that_redis_cannot_be_reached(
+    tmp_path: Path,
+) -> None:
+    with redis_process(tmp_path) as redis:
+        client: Any = redis_client(redis.url)
+        with no_descriptors(os.getpid()), pytest.raises(RedisError):
+            await client.ping()
         assert await client.ping()
         await client.aclose()
 

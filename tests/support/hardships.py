@@ -53,8 +53,8 @@ def full_disk(pid: int) -> Generator[None]:
 @contextlib.contextmanager
 def no_descriptors(pid: int) -> Generator[None]:
     """Nothing more can be opened, and no connection accepted."""
-    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
-    free = next(number for number in range(len(used) + 1) if number not in used)
+    files = Path(f"/proc/{pid}/fd")
+    free = next(number for number in range(1 << 20) if not (files / str(number)).is_symlink())
     with _limited(pid, resource.RLIMIT_NOFILE, free):
         yield
 
