@@ -99,6 +99,15 @@ class Calls:
                 about = {"session_id": session_id}
                 logger.warning("%s: another gateway has taken it over", session_id, extra=about)
                 call.send_away("taken_over", None)
+        await self._keep_again()
+
+    async def _keep_again(self) -> None:
+        """Write again what is gone though Redis was not: a clock that is set forward ends what is
+        kept for a time only."""
+        resumable = {id: call for id, call in self._calls.items() if call.resumes}
+        for session_id in await self.slots.not_kept(list(resumable)):
+            resumable[session_id].save_everything()
+        await self._away.write_missing()
 
     async def restore(self) -> None:
         """Write everything again: Redis is back, perhaps without what it knew."""

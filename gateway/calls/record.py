@@ -6,7 +6,7 @@ there is more of it, and once more if the register loses it while its caller is 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Literal
 
 from redis.exceptions import RedisError
@@ -117,10 +117,22 @@ class Away:
     async def write(self) -> None:
         """Write them all again, since the register may have lost them. Raises RedisError."""
         self.forget()
-        for session_id, (_, slot, fields) in list(self._left.items()):
-            answer = await self._slots.keep(session_id, slot.epoch, fields, slot.key_id, whole=True)
-            if answer == "taken_over":
-                self.is_back(session_id)
+        await self._write(list(self._left))
+
+    async def write_missing(self) -> None:
+        """Write those again that the register has lost. Raises RedisError."""
+        self.forget()
+        await self._write(await self._slots.not_kept(list(self._left)))
+
+    async def _write(self, session_ids: Iterable[str]) -> None:
+        for session_id in session_ids:
+            if left := self._left.get(session_id):
+                _, slot, fields = left
+                answer = await self._slots.keep(
+                    session_id, slot.epoch, fields, slot.key_id, whole=True
+                )
+                if answer == "taken_over":
+                    self.is_back(session_id)
 
 
 async def _within(seconds: float, event: asyncio.Event) -> None:

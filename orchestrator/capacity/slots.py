@@ -200,19 +200,8 @@ class Slots:
         since = ticket if isinstance(ticket, str) else "new" if ticket else ""
         limits = [key_id, key_limit, address, address_limit]
         fields = [item for pair in record.items() for item in pair]
-        # A Redis that hung works off what it was asked: nobody would use the slots.
-        until = time.monotonic() + ACQUIRE_S + self._clock if self._clock is not None else 0
-        args = [session_id, lease_s, variant, avoid, *limits, since, int(degrade), epoch, until]
-        args.append(self._strategy)
-        try:
-            async with asyncio.timeout(ACQUIRE_S):
-                now, kind, *answer = await self._acquire(args=[*args, *fields])
-        except TimeoutError:
-            self.errors += 1
-            raise RedisTimeoutError("Redis does not answer") from None
-        self._clock = float(now) - time.monotonic()
-        if _text(kind) == "late":
-            raise RedisTimeoutError("Redis answers too late")
+        args = [session_id, lease_s, variant, avoid, *limits, since, int(degrade), epoch]
+        kind, *answer = await self._answer_in_time(args, fields)
         if _text(kind) == "limit":
             raise TooMany("key" if _text(answer[0]) == "key" else "address")
         if _text(kind) == "none":
@@ -228,6 +217,24 @@ class Slots:
             address,
             _text(granted),
         )
+
+    async def _answer_in_time(self, args: list[Any], fields: list[Any]) -> list[Any]:
+        """What acquire.lua answers. A Redis that hung works off what it was asked, and nobody would
+        use the slots: it is told until when somebody waits."""
+        for _ in range(2):
+            until = time.monotonic() + ACQUIRE_S + self._clock if self._clock is not None else 0
+            try:
+                async with asyncio.timeout(ACQUIRE_S):
+                    asked = [*args, until, self._strategy, *fields]
+                    now, *answer = await self._acquire(args=asked)
+            except TimeoutError:
+                self.errors += 1
+                raise RedisTimeoutError("Redis does not answer") from None
+            self._clock = float(now) - time.monotonic()
+            if _text(answer[0]) != "late":
+                return answer
+            # Too late by Redis's clock, and in time by ours: one of them was set. Now we know it.
+        raise RedisTimeoutError("Redis answers too late")
 
     async def leave(self, session_id: str) -> None:
         """Out of the line: nobody waits for this session's slot any more."""
@@ -308,6 +315,17 @@ class Slots:
     async def forget(self, session_id: str) -> None:
         """Keep nothing any more of what the session would be continued from."""
         await self._redis.unlink(_resume_key(session_id))
+
+    async def not_kept(self, session_ids: Sequence[str]) -> list[str]:
+        """Those of which nothing is kept."""
+        keys = [_resume_key(id) for id in session_ids]
+        if not keys or await self._redis.exists(*keys) == len(keys):
+            return []
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for key in keys:
+                pipeline.exists(key)
+            there = await pipeline.execute()
+        return [id for id, found in zip(session_ids, there, strict=True) if not found]
 
     async def may_come_back(self) -> bool:
         """Whether gateways are perhaps still writing what Redis has lost: it has just begun, or

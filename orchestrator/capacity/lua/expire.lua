@@ -4,6 +4,7 @@
 -- A worker is announced once, when it goes offline; the announcement is a hint, whoever acts on it
 -- looks for himself.
 
+drop_future()
 drop_expired()
 local freed = number(redis.call("GET", FREED)) or 0
 redis.call("DEL", FREED)

@@ -35,6 +35,8 @@ from dalston.orchestrator.capacity import slots
 from dalston.orchestrator.protocol.messages import (
     Error,
     ErrorCode,
+    SessionBegin,
+    SessionConfig,
     SessionTerminated,
     serialize,
 )
@@ -389,6 +391,43 @@ async def test_what_redis_has_lost_is_written_again_with_the_next_that_is_kept(
             while "seg_0001" not in (kept := await gateway.slots.kept(id) or {}):
                 await asyncio.sleep(0.01)
         assert {"config", "seg_0000"} <= kept.keys()
+
+
+async def test_what_a_clock_has_ended_is_written_again_though_redis_was_never_away(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dalston.gateway.server.RENEW_S", 0.1)
+    begin = msgspec.json.decode(BEGIN, type=SessionBegin)
+    begin = msgspec.structs.replace(begin, config=SessionConfig(ack=True))
+
+    async def say(connection: ServerConnection) -> None:
+        await connection.send(serialize(begin))
+        await connection.send(final(0))
+        await connection.wait_closed()
+
+    async with (
+        gateway_over(redis_url) as gateway,
+        FakeWorker(gateway.slots, "a", say).running(),
+        gateway.stream("ack=true") as stream,
+    ):
+        await stream.recv()
+        await stream.recv()
+        (session,) = await gateway.slots.sessions()
+        id = session["session_id"]
+
+        async def until_kept() -> None:
+            async with asyncio.timeout(5):
+                while not {"config", "seg_0000"} <= (await gateway.slots.kept(id) or {}).keys():
+                    await asyncio.sleep(0.01)
+
+        await until_kept()
+        # As Redis does once its clock is set forward by more than two minutes.
+        await gateway.client.delete(f"dalston:realtime:session:{id}:resume")
+        await until_kept()
+        stream.transport.abort()
+        await gateway.until_held(0)
+        await gateway.client.delete(f"dalston:realtime:session:{id}:resume")
+        await until_kept()
 
 
 async def test_what_redis_loses_while_a_client_is_away_is_written_again_once_it_is_back(

@@ -25,6 +25,7 @@ class Register:
     answers: list[str | Exception] = field(default_factory=list[str | Exception])
     forgotten: list[str] = field(default_factory=list[str])
     kept: list[tuple[set[str], bool]] = field(default_factory=list[tuple[set[str], bool]])
+    missing: list[str] = field(default_factory=list[str])
 
     async def forget(self, id: str) -> None:
         self.forgotten.append(id)
@@ -38,6 +39,10 @@ class Register:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+    async def not_kept(self, session_ids: list[str]) -> list[str]:
+        return [id for id in session_ids if id in self.missing]
 
 
 def recorded(*answers: str | Exception) -> tuple[Record, Relay, Register]:
