@@ -40,6 +40,8 @@ class Call:
     finals: list[Message] = field(default_factory=list[Message])
     broken: list[str] = field(default_factory=list[str])  # promises, in words
     ended: bool = False  # by session.end
+    # To less than was said to be finalised: when, and in words.
+    set_back: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
     unresumable: str = ""  # why the session could not go on
     unresumable_at: float = 0.0  # time.monotonic
     hung: bool = False
@@ -177,7 +179,7 @@ class Caller:
                     offset = float(message["resume_offset_ms"]) / 1000
                     if offset < self._finalised - 0.001:
                         sentence = f"to resume at {offset}, but {self._finalised} was finalised"
-                        call.broken.append(sentence)
+                        call.set_back.append((time.monotonic(), sentence))
                     return math.ceil(round(offset * reading.rate, 6)), 0.0
                 case "session.begin":
                     self.session_id = message["session_id"]

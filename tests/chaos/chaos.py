@@ -49,6 +49,7 @@ SLOTS_WITHIN_S, CONNECTIONS_WITHIN_S = 45.0, 50.0
 # After Redis lost what it knew, until gateways have told it again: a caller that comes back
 # earlier, its gateway being gone, may have nothing to come back to.
 EXCUSED_S = intruders.TOLD_AGAIN_S
+NOTICED_S = 2.0  # that one Redis follows another now
 READY_WITHIN_S = 60.0  # for every process, after whatever was done
 MORE_DESCRIPTORS = 4
 
@@ -220,10 +221,8 @@ class Chaos:
 
     def _heard(self, call: Call, reference: list[Message]) -> None:
         found = checks.differences(reference, call.finals)
-        forgotten = any(
-            moment <= call.unresumable_at <= moment + EXCUSED_S for moment in self.deployment.forgot
-        )
-        excused = bool(call.unresumable) and forgotten
+        call.broken += [sentence for at, sentence in call.set_back if not self._forgotten(at)]
+        excused = bool(call.unresumable) and self._forgotten(call.unresumable_at)
         if call.unresumable and not excused:
             found.append(f"it could not go on: {call.unresumable}")
         odd = bool(found or call.broken)
@@ -237,6 +236,10 @@ class Chaos:
             _say(f"DIFFERENT {call.reading}: {'; '.join(found)}")
         for sentence in call.broken:
             _say(f"BROKEN {call.reading}: {sentence}")
+
+    def _forgotten(self, at: float) -> bool:
+        """Whether Redis may have lacked then what it had been told."""
+        return any(then - NOTICED_S <= at <= then + EXCUSED_S for then in self.deployment.forgot)
 
     def _recovered(self, sample: Sample) -> None:
         fields = {"kind": sample.what, "seconds": sample.seconds, "clean": sample.clean}

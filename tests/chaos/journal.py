@@ -89,6 +89,7 @@ class Journal:
             "promises_broken": sum(bool(call["broken"]) for call in calls),
             # Redis had lost what they would have gone on from.
             "unresumable": sum(bool(call["excused"]) for call in calls),
+            "set_back": sum(bool(call["set_back"]) for call in calls),
             "excluded": self._excluded(),
             "leaked_slots": of["slots"],
             "hung_sessions": sum(call["hung"] for call in calls),

@@ -166,7 +166,7 @@ async def test_audio_that_was_finalised_may_not_be_asked_for_again() -> None:
         await line.finish(FIRST)
 
     call, _ = await called(broken_after_a_final, forgetful)
-    assert call.broken == ["to resume at 0.5, but 0.8 was finalised"]
+    assert [said for _, said in call.set_back] == ["to resume at 0.5, but 0.8 was finalised"]
 
 
 async def test_a_session_that_is_not_known_any_more_cannot_go_on() -> None:

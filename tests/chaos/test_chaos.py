@@ -9,8 +9,9 @@ from pathlib import Path
 
 import chaos
 import pytest
-from deployment import deployed
-from faults import KINDS, plan
+from deployment import Size, deployed
+from faults import KINDS, kinds, plan
+from intruders import REFUSED
 from journal import Journal
 from readings import readings
 
@@ -26,7 +27,7 @@ def journals(
     faults, rolling = (Journal.open(folder / f"{name}.jsonl") for name in ("faults", "rolling"))
 
     async def run() -> None:
-        async with deployed(folder / "logs") as deployment:
+        async with deployed(folder / "logs", Size(callers=chaos.CALLERS)) as deployment:
             disturbed = chaos.Chaos(deployment, faults, SEED, chaos.CALLERS)
             async with disturbed.calls(readings()[:18]):
                 await disturbed.strike(FAULTS, (0.7, 1.7))
@@ -49,8 +50,11 @@ def test_sixty_faults_change_no_final_and_leave_nothing_behind(
     assert journal.broken() == []
     assert report["faults"] == FAULTS
     assert report["faults_mid_utterance"] > FAULTS / 2
-    assert set(report["by_kind"]) == {f"{action} {where}" for action, where in KINDS}
+    # Redis with Sentinels, and clocks that jump: `make chaos`.
+    possible = kinds(sentinels=False, clocks=False)
+    assert set(report["by_kind"]) == {f"{action} {where}" for action, where in possible}
     assert report["finals"] > 100
+    assert set(report["intrusions"]) == set(REFUSED)
 
 
 def test_a_rolling_restart_under_load_loses_and_doubles_nothing(

@@ -40,7 +40,6 @@ class Register:
             raise answer
         return answer
 
-
     async def not_kept(self, session_ids: list[str]) -> list[str]:
         return [id for id in session_ids if id in self.missing]
 

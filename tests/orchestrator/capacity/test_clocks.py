@@ -60,7 +60,9 @@ async def test_a_slot_is_given_though_redis_clock_was_set_forward_since_the_last
     await register(slots, worker("a"))
     await slots.acquire("s1", "fast", {})
     # Ours set back is the same as Redis's set forward.
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() - HOUR_S))
+    monkeypatch.setattr(
+        module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() - HOUR_S)
+    )
     assert (await slots.acquire("s2", "fast", {})).worker_id == "a"
 
 
