@@ -3,12 +3,15 @@ The network that the injector disturbs: what each disturbance looks like to both
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from support.certificates import certificate
 from support.proxy import Proxy
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -113,3 +116,38 @@ async def test_where_nobody_listens_a_connection_is_reset() -> None:
         await reader.readexactly(1)
     writer.close()
     await proxy.close()
+
+
+async def test_with_a_certificate_it_ends_tls_and_passes_ends_on(tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"heard " + await reader.readexactly(5))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    issued = certificate(tmp_path)
+    proxy = Proxy(server.sockets[0].getsockname()[1], issued.server)
+    await proxy.open()
+    async with asyncio.timeout(10):
+        near = await asyncio.open_connection("127.0.0.1", proxy.port, ssl=issued.client)
+        near[1].write(b"hello")
+        assert await near[0].read() == b"heard hello"
+        near[1].close()
+        plain = await asyncio.open_connection("127.0.0.1", proxy.port)
+        plain[1].write(b"GET / HTTP/1.1\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert b"HTTP" not in await plain[0].read()
+        plain[1].close()
+    await proxy.close()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_throttled_or_lossy_connection_carries_everything_in_order(line: Line) -> None:
+    said = bytes(range(256)) * 16
+    slow = asyncio.create_task(line.proxy.throttle(100_000, 0.2))
+    lossy = asyncio.create_task(line.proxy.lose(0.2))
+    for at in range(0, len(said), 256):
+        line.near[1].write(said[at : at + 256])
+        await asyncio.sleep(0.005)
+    assert await read(line.far, len(said)) == said
+    await asyncio.gather(slow, lossy)
