@@ -52,9 +52,4 @@ if wrong or taken > leases or redis.call("SCARD", ACTIVE) > leases then
     if not redis.call("ZSCORE", LEASES, session) then redis.call("SREM", ACTIVE, session) end
   end
 end
-for key, longest in pairs({ [LEASES] = LEASE, [TICKETS] = TICKET }) do
-  for _, session in ipairs(redis.call("ZRANGEBYSCORE", key, now + LONGEST, "+inf")) do
-    redis.call("ZADD", key, now + longest, session)
-  end
-end
 return freed

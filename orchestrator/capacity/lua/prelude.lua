@@ -31,7 +31,6 @@ local STALE = 30           -- seconds without a heartbeat until a worker is offl
 local WORKER_TTL = 3600    -- seconds that records of the dead are kept for people to look at,
 local SESSION_TTL = 600    -- and of sessions, which are many
 local LEASE = 30           -- seconds that a slot outlives its owner, where nobody has said it (LEASE_S in slots.py)
-local LONGEST = 3600       -- seconds that no lease and no ticket lasts
 local SMALLER = "fast"     -- the variant whose sessions may take less than a slot
 local TICKET = 5           -- seconds that a place in line outlives the last question for a slot
 
