@@ -91,7 +91,9 @@ class Intake:
         self.go_on()
 
     def insert(self, frame: Frame) -> None:
-        """A message that the caller has not sent themselves."""
+        """A message that the caller has not sent themselves: the end, or what a muted client would
+        say. What was read ahead of its time would come after that, and is dropped."""
+        self._drop_waiting()
         self._mute.receive(frame, self._loop.time())
         self._relay.hold(frame)
         if self._worker:
@@ -124,7 +126,7 @@ class Intake:
     def look_after(self, now: float) -> None:
         """To be called twice a second or so."""
         limit_s = self._limits.no_audio_s
-        if not limit_s or self.in_line or self._waiting or self.refused.done():
+        if not limit_s or self.in_line or self._stopped or self.refused.done():
             return
         if now - self._audio_at > limit_s:
             sentence = f"no audio was received for {limit_s:g} s"
@@ -255,7 +257,10 @@ class Intake:
             self.refused.set_result(objection)
         self._stopped = True
         if objection.at_once:
-            self._waiting.clear()
-            self._waiting_bytes = 0
+            self._drop_waiting()
         self._caller.ignore()
         self._caller.resume()
+
+    def _drop_waiting(self) -> None:
+        self._waiting.clear()
+        self._waiting_bytes = 0

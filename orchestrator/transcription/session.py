@@ -249,8 +249,10 @@ class Session:
     def language(self) -> str:
         """The language that is spoken: the one it was set to, or the one that was found; "auto" as
         long as that is not known."""
-        found = self._decoding.detected(self._decoding.generation)
-        return found or "auto" if self._config.language == "auto" else self._config.language
+        if self._config.language != "auto":
+            return self._config.language
+        evidence = self._decoding.evidence(self._decoding.generation)
+        return evidence.leading or evidence.last or "auto"
 
     @property
     def stats(self) -> Stats:

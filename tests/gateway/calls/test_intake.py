@@ -242,6 +242,19 @@ async def test_what_waits_is_passed_on_before_an_objection_that_is_not_at_once()
     assert intake.refused.result().close_code == CloseCode.TOO_BIG
 
 
+async def test_after_an_end_that_we_make_nothing_comes_that_was_read_ahead() -> None:
+    intake, line, relay = reading()
+    worker = Worker()
+    attached(intake, worker)
+    worker.blocked = True
+    line.says(b"\1\0", b"\2\0")
+    intake.insert('{"type":"end"}')
+    worker.blocked = False
+    intake.go_on()
+    assert worker.told == [b"\1\0", '{"type":"end"}']
+    assert intake.held_bytes == relay.held_bytes
+
+
 # What one may hold, and all.
 
 
