@@ -20,6 +20,7 @@ environment:
                          if it listens there)
   DALSTON_HOST           address to listen at (127.0.0.1)
   MAX_SESSIONS           sessions at the same time (4)
+  DALSTON_FAST_SHARE     what a session of `fast` takes of one of them (1)
   TRITON_URLS            HTTP addresses of Triton, comma separated (127.0.0.1:8000)
   TRITON_METRICS_URL     its metrics page, for GPU memory
   DALSTON_TRITON_TOKEN   Triton's own, so that models that it has unloaded are loaded again
@@ -64,6 +65,9 @@ environment:
   DALSTON_TRUSTED_PROXIES  addresses and networks whose X-Forwarded-For is believed (none)
   DALSTON_WORKER_SECRET  the workers' own
   DALSTON_SECRETS        folders of files that are named as variables and set them, colon separated
+  DALSTON_STRATEGY       which worker: least_loaded, round_robin or weighted (least_loaded)
+  DALSTON_RESUME         off: Redis keeps nothing of what is said, and nobody can come back (on)
+  DALSTON_RESUME_SECONDS  how long a client may take to come back (120)
   OVERFLOW_STRATEGY      when no slot is free: reject, queue or degrade (reject)
   DALSTON_OVERFLOW_ALLOWED  which of them a client may ask for (reject,queue,degrade)
   DALSTON_QUEUE_SECONDS  how long a caller stays in line (30)

@@ -232,7 +232,7 @@ async def _follow_events(slots: Slots, calls: Calls) -> None:
                 await slots.say_ending(session_id)
 
     # A Redis that is back may have lost our slots.
-    await slots.follow(calls.restore, on_event)
+    await slots.server.follow(calls.restore, on_event)
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -352,7 +352,7 @@ class Calls:
             raise CallRefused("invalid_parameter", sentence, CloseCode.INVALID_PARAMETER)
         try:
             kept = await self.slots.kept(session_id)
-            while _lacks(kept, resume.last_segment) and await self.slots.may_come_back():
+            while _lacks(kept, resume.last_segment) and await self.slots.server.may_come_back():
                 await asyncio.sleep(0.1)
                 kept = await self.slots.kept(session_id)
         except RedisError as error:

@@ -19,7 +19,7 @@ async def end_session(slots: Slots, session_id: str) -> Literal["terminating", "
     """
     if not await slots.is_active(session_id):
         return None
-    await slots.announce({"type": "session.terminate", "session_id": session_id})
+    await slots.server.announce({"type": "session.terminate", "session_id": session_id})
     loop = asyncio.get_running_loop()
     deadline = loop.time() + ANSWER_S
     while loop.time() < deadline:

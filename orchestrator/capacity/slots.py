@@ -9,8 +9,6 @@ that all gateways share.
 """
 
 import asyncio
-import json
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,28 +17,24 @@ from importlib.resources import files
 from typing import Any, Literal, TypeVar
 
 import redis.asyncio
-from redis.exceptions import ConnectionError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from dalston.orchestrator.capacity.foreign import PREFIX, delete_foreign
-from dalston.orchestrator.capacity.redis_client import eviction, look_at, redis_client
+from dalston.orchestrator.capacity.redis_client import redis_client
+from dalston.orchestrator.capacity.server import Server
 from dalston.orchestrator.capacity.workers import Registration, Served, WorkerRecord, record
 
 __all__ = ["redis_client"]  # a client is what Slots are made of
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-EVENTS = f"{PREFIX}events"
 LEASE_S = 30  # how long a slot outlives its owner
 KEPT_S = 120  # how long a client may take to come back to its session
 ACQUIRE_S = 2.0  # a caller is told so soon that Redis does not answer
-AGAIN_S = 0.2  # between attempts to reach a Redis that is gone
-WRITTEN_AGAIN_S = 5  # after the start of a Redis gateways have told it all they know
 PART = (
     1_000  # fields that are written at once: it takes Redis about 2 ms, in which nobody is answered
 )
-LOOK_S = 5.0  # between two looks at which server it is
 HEARTBEAT_S = 10
 STALE_S = 3 * HEARTBEAT_S  # without one a worker is offline (STALE in prelude.lua)
 
@@ -81,18 +75,6 @@ class WorkerIdTaken(Exception):
     """Another living process has registered under this worker id."""
 
 
-def _event(data: bytes | str) -> Mapping[str, str] | None:
-    """What somebody has published; None if it is no event: anybody who reaches Redis may."""
-    try:
-        event = json.loads(data)
-    except (ValueError, RecursionError):
-        event = None
-    if not isinstance(event, dict) or not all(isinstance(v, str) for v in event.values()):  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-        logger.warning("what came as an event is none: %.100r", data)
-        return None
-    return event  # pyright: ignore[reportUnknownVariableType]
-
-
 def _resume_key(session_id: str) -> str:
     return f"{PREFIX}session:{session_id}:resume"
 
@@ -114,9 +96,8 @@ class Slots:
         self._redis: Any = client
         self._strategy, self._kept_s = strategy, math.ceil(kept_s)
         self._clock: float | None = None  # Redis's, ahead of ours
-        self._server: tuple[str, str] | None = None  # the Redis that was looked at last
-        self._changed_at = -math.inf  # when that was another than before, in our time
         self._mending = asyncio.Lock()
+        self.server = Server(client)
         self.errors = 0  # operations that failed
         folder = files("dalston.orchestrator.capacity") / "lua"
         prelude = (folder / "prelude.lua").read_text()
@@ -327,25 +308,6 @@ class Slots:
             there = await pipeline.execute()
         return [id for id, found in zip(session_ids, there, strict=True) if not found]
 
-    async def may_come_back(self) -> bool:
-        """Whether gateways are perhaps still writing what Redis has lost: it has just begun, or
-        another server, which may lack the last writes, has just taken its place."""
-        about = await look_at(self._redis)
-        self._is_another(about)
-        changed_s = time.monotonic() - self._changed_at
-        return min(int(about["uptime_in_seconds"]), changed_s) < WRITTEN_AGAIN_S
-
-    def _is_another(self, about: Mapping[str, Any]) -> bool:
-        """Whether this is another Redis than the one that was looked at before, or the same with
-        another history: it was started again, or a replica was promoted."""
-        before, self._server = self._server, (about["run_id"], about["master_replid"])
-        another = before not in (None, self._server)
-        # Of the first that we see we know only whether it was a replica at some time.
-        promoted = before is None and str(about["master_replid2"]).strip("0") != ""
-        if another or promoted:
-            self._changed_at = time.monotonic()
-        return another
-
     # For workers.
 
     async def heartbeat(
@@ -385,50 +347,6 @@ class Slots:
 
     async def unregister(self, worker_id: str, instance: str) -> None:
         await self._unregister(args=[worker_id, instance])
-
-    async def announce(self, event: Mapping[str, str]) -> None:
-        """Tell all gateways. It is a hint: a gateway that does not listen now never hears it."""
-        await self._redis.publish(EVENTS, json.dumps(event))
-
-    async def follow(
-        self,
-        connected: Callable[[], Awaitable[object]],
-        on_event: Callable[[Mapping[str, str]], Awaitable[object]] | None = None,
-    ) -> None:
-        """Listen for ever: `on_event` is called with each event, `connected` whenever Redis is
-        reached.
-
-        That is at first, and after each time it was away; it may have lost all it knew. A call
-        that fails with a RedisError is made again. Raises UnsupportedRedis.
-        """
-        lost = False
-        while True:
-            try:
-                async with self._redis.pubsub() as channel:
-                    await channel.subscribe(EVENTS)
-                    looked = 0.0
-                    while True:
-                        item = await channel.get_message(timeout=LOOK_S)
-                        if item and item["type"] == "subscribe":
-                            about, looked = await look_at(self._redis), time.monotonic()
-                            self._is_another(about)
-                            if wrong := eviction(about):
-                                logger.warning("%s", wrong)
-                            await connected()
-                            lost = False
-                        elif item and item["type"] == "message" and on_event:
-                            if event := _event(item["data"]):
-                                await on_event(event)
-                        # This connection may lead to a server that is no master any more.
-                        elif looked and time.monotonic() - looked > LOOK_S:
-                            looked = time.monotonic()
-                            if self._is_another(await look_at(self._redis)):
-                                raise ConnectionError("another server has taken its place")
-            except RedisError as error:
-                if not lost:
-                    logger.warning("Redis: %s", error)
-                lost = True
-                await asyncio.sleep(AGAIN_S)
 
     # For people.
 

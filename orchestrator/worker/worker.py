@@ -130,7 +130,7 @@ class Worker:
                 asyncio.create_task(self._beat(port)),
                 asyncio.create_task(self._tell_of_less_room(port)),
                 # A Redis that is back has lost what it knew: it is told at once.
-                asyncio.create_task(self._slots.follow(lambda: self._register(port))),
+                asyncio.create_task(self._slots.server.follow(lambda: self._register(port))),
                 asyncio.create_task(heap.keep_trimmed()),
             ]
             waiting = asyncio.create_task(stop.wait())

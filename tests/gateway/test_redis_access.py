@@ -156,7 +156,7 @@ async def all_there_is(client: Any) -> None:
         assert await slots.renew([slot]) == set()
         await slots.heartbeat(worker("a"), served(s1=slot.epoch))
         await slots.expire()
-        for ask in (slots.workers, slots.sessions, slots.waiting, slots.may_come_back):
+        for ask in (slots.workers, slots.sessions, slots.waiting, slots.server.may_come_back):
             await ask()
         await slots.is_active("s1")
         await slots.forget("s1")
@@ -170,9 +170,9 @@ async def all_there_is(client: Any) -> None:
         async def connected(reached: asyncio.Event = reached) -> None:
             reached.set()
 
-        following = asyncio.create_task(slots.follow(connected))
+        following = asyncio.create_task(slots.server.follow(connected))
         await asyncio.wait_for(reached.wait(), 5)
-        await slots.announce({"type": "nothing"})
+        await slots.server.announce({"type": "nothing"})
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         await slots.unregister("a", "a-process")
@@ -197,11 +197,11 @@ async def test_a_password_is_told_nowhere(
             redis_url = f"redis://:{QUOTED}@127.0.0.1:{redis.port}"
             async with gateway_over(redis_url) as gateway:
                 app: Gateway = gateway_of(url)
-                for health in (app.slots.workers, app.slots.may_come_back):
+                for health in (app.slots.workers, app.slots.server.may_come_back):
                     with pytest.raises(RedisError) as error:
                         await health()
                     told += str(error.value) + repr(error.value)
-                following = asyncio.create_task(app.slots.follow(app.calls.restore))
+                following = asyncio.create_task(app.slots.server.follow(app.calls.restore))
                 async with asyncio.timeout(10):
                     while "Redis:" not in caplog.text:
                         await asyncio.sleep(0.02)

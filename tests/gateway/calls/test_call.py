@@ -31,7 +31,7 @@ from dalston.gateway.calls.call import MOST_LOSSES, Call
 from dalston.gateway.calls.relay import Relay
 from dalston.gateway.settings import GatewaySettings
 from dalston.gateway.transport.uvicorn_protocol import DirectProtocol
-from dalston.orchestrator.capacity import slots
+from dalston.orchestrator.capacity import server
 from dalston.orchestrator.protocol.messages import (
     Error,
     ErrorCode,
@@ -479,7 +479,7 @@ async def test_a_redis_that_has_just_begun_may_still_be_told_of_the_session(tmp_
 async def test_a_redis_that_was_told_all_there_is_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots, "WRITTEN_AGAIN_S", 1)
+    monkeypatch.setattr(server, "WRITTEN_AGAIN_S", 1)
     with redis_process(tmp_path) as redis:
         async with gateway_over(redis.url) as gateway:
             async with gateway.stream(f"resume_session_id=sess_{'0' * 24}") as stream:

@@ -13,7 +13,7 @@ from support.waiting import until
 from websockets.asyncio.server import ServerConnection
 
 from dalston.gateway.settings import GatewaySettings
-from dalston.orchestrator.capacity import slots
+from dalston.orchestrator.capacity import server
 from dalston.orchestrator.protocol.messages import Error, serialize
 
 WORDS = b"sentence 0"
@@ -167,7 +167,7 @@ async def test_how_long_is_a_setting(redis_url: str) -> None:
 async def test_a_record_that_lacks_what_the_client_knows_is_waited_for_after_a_failover(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots, "WRITTEN_AGAIN_S", 1 << 30)  # Redis has just begun
+    monkeypatch.setattr(server, "WRITTEN_AGAIN_S", 1 << 30)  # Redis has just begun
     id = f"sess_{'0' * 24}"
     begin = json.dumps({"ack": True})
     old = {"seg_0000": final(0), "config": begin}

@@ -16,7 +16,7 @@ from support.proxy import Proxy
 from support.redis_process import RedisProcess, redis_process, sentinel
 from support.registered import active, register, served, worker
 
-from dalston.orchestrator.capacity import slots as capacity
+from dalston.orchestrator.capacity import server
 from dalston.orchestrator.capacity.redis_client import redis_client
 from dalston.orchestrator.capacity.slots import Slots
 
@@ -80,15 +80,15 @@ async def two(folder: Path) -> AsyncGenerator[Two]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gateways are given a second to write again; the replica has run for longer."""
-    monkeypatch.setattr(capacity, "WRITTEN_AGAIN_S", 1)
-    monkeypatch.setattr(capacity, "LOOK_S", 0.1)
+    monkeypatch.setattr(server, "WRITTEN_AGAIN_S", 1)
+    monkeypatch.setattr(server, "LOOK_S", 0.1)
 
 
 @asynccontextmanager
 async def followed(
     slots: Slots, connected: Callable[[], Awaitable[object]]
 ) -> AsyncGenerator[None]:
-    following = asyncio.create_task(slots.follow(connected))
+    following = asyncio.create_task(slots.server.follow(connected))
     try:
         yield
     finally:
@@ -123,7 +123,7 @@ async def test_a_promoted_replica_that_lacks_writes_is_told_everything_again(
             async with followed(slots, tell):
                 await until(lambda: active(slots), {"a": 0})
                 await both.in_step()
-                while await uptime(both.replica.url) < 1 or await slots.may_come_back():
+                while await uptime(both.replica.url) < 1 or await slots.server.may_come_back():
                     await asyncio.sleep(0.05)
                 # From here on the replica hears nothing.
                 both.link.silence()
@@ -157,17 +157,17 @@ async def test_what_a_promoted_replica_lacks_may_come_back_for_a_while(tmp_path:
         client = redis_client(both.url)
         slots = Slots(client)
         try:
-            while await uptime(both.replica.url) < 1 or await slots.may_come_back():
+            while await uptime(both.replica.url) < 1 or await slots.server.may_come_back():
                 await asyncio.sleep(0.05)
             await both.promote()
             both.front.reset()
-            assert await slots.may_come_back()
+            assert await slots.server.may_come_back()
             # A gateway that was started after that cannot know when it happened.
             late = redis_client(both.url)
-            assert await Slots(late).may_come_back()
+            assert await Slots(late).server.may_come_back()
             await late.aclose()
             async with asyncio.timeout(10):
-                while await slots.may_come_back():
+                while await slots.server.may_come_back():
                     await asyncio.sleep(0.05)
         finally:
             await client.aclose()
@@ -176,9 +176,9 @@ async def test_what_a_promoted_replica_lacks_may_come_back_for_a_while(tmp_path:
 async def test_a_redis_that_runs_on_is_no_other(slots: Slots, client: Any) -> None:
     await register(slots, worker("a"))
     for _ in range(3):
-        before = slots._changed_at  # pyright: ignore[reportPrivateUsage]
-        await slots.may_come_back()
-        assert slots._changed_at == before  # pyright: ignore[reportPrivateUsage]
+        before = slots.server._changed_at  # pyright: ignore[reportPrivateUsage]
+        await slots.server.may_come_back()
+        assert slots.server._changed_at == before  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.usefixtures("soon")

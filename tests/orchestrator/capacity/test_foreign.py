@@ -13,7 +13,8 @@ from redis.exceptions import RedisError
 from support.registered import PREFIX, active, register, served, worker
 
 from dalston.orchestrator.capacity.redis_client import redis_client
-from dalston.orchestrator.capacity.slots import EVENTS, NoCapacity, Slot, Slots
+from dalston.orchestrator.capacity.server import EVENTS
+from dalston.orchestrator.capacity.slots import NoCapacity, Slot, Slots
 
 
 @pytest.fixture
@@ -185,11 +186,11 @@ async def test_whatever_is_published_who_follows_hears_the_next_event(
     async def told(event: Any) -> None:
         heard.put_nowait(event)
 
-    following = asyncio.create_task(slots.follow(connected, told))
+    following = asyncio.create_task(slots.server.follow(connected, told))
     await asyncio.wait_for(reached.wait(), 5)
     reached.clear()
     await client.publish(EVENTS, said)
-    await slots.announce({"type": "session.terminate", "session_id": "s1"})
+    await slots.server.announce({"type": "session.terminate", "session_id": "s1"})
     assert (await asyncio.wait_for(heard.get(), 5))["session_id"] == "s1"
     assert not reached.is_set()  # in one go
     following.cancel()

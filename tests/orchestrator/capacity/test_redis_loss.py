@@ -109,7 +109,7 @@ async def slots_of(redis: RedisProcess) -> AsyncGenerator[Slots]:
 
 @asynccontextmanager
 async def following(slots: Slots, connected: Any, told: Any = None) -> AsyncGenerator[None]:
-    task = asyncio.create_task(slots.follow(connected, told))
+    task = asyncio.create_task(slots.server.follow(connected, told))
     yield
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -197,7 +197,7 @@ async def test_who_follows_hears_events_after_redis_was_away_too(tmp_path: Path)
             async with following(slots, connected, told):
                 for n in ("1", "2"):
                     await asyncio.wait_for(reached.get(), 5)
-                    await slots.announce({"type": "session.terminate", "session_id": n})
+                    await slots.server.announce({"type": "session.terminate", "session_id": n})
                     assert (await asyncio.wait_for(heard.get(), 5))["session_id"] == n
                     redis.kill()
                     redis.start()
@@ -211,4 +211,4 @@ async def test_who_follows_a_cluster_ends(tmp_path: Path) -> None:
                 pytest.fail("not with this Redis")
 
             with pytest.raises(UnsupportedRedis):
-                await asyncio.wait_for(slots.follow(connected), 5)
+                await asyncio.wait_for(slots.server.follow(connected), 5)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from support.registered import PREFIX, active, register, served, worker
 
-from dalston.orchestrator.capacity.slots import EVENTS, NoCapacity, Slot, Slots, WorkerIdTaken
+from dalston.orchestrator.capacity.server import EVENTS
+from dalston.orchestrator.capacity.slots import NoCapacity, Slot, Slots, WorkerIdTaken
 from dalston.orchestrator.capacity.workers import Served
 
 # Acquiring.
