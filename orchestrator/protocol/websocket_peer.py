@@ -25,8 +25,8 @@ from picows import (
 from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import Frame
 
-# Of every connection, whoever makes it: uvloop is as fast as the library's own transports, and
-# an adapter spares a logger for each.
+# Of every connection, whoever makes it: uvloop is as fast as the library's own transports (whose
+# listener spins when no descriptor is left), and an adapter spares a logger for each.
 USUAL: dict[str, Any] = {
     "use_aiofastnet": False,
     "logger_name": logging.LoggerAdapter(logging.getLogger("picows")),
