@@ -35,7 +35,7 @@ from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import machine
 import single_triton
@@ -247,10 +247,11 @@ def parse(report: str, output: str) -> Measured:
 
 def served_by(url: str) -> tuple[str, set[str]]:
     """Triton's version, and the models that are ready. Raises ServerError."""
-    index = Request(f"http://{url}/v2/repository/index", b'{"ready": true}')
+    statistics = f"http://{url}/v2/models/stats"  # of models that are ready
     try:
-        with urlopen(f"http://{url}/v2", timeout=5) as server, urlopen(index, timeout=5) as models:
-            return json.load(server)["version"], {model["name"] for model in json.load(models)}
+        with urlopen(f"http://{url}/v2", timeout=5) as server, urlopen(statistics, timeout=5) as of:
+            models = json.load(of)["model_stats"]
+            return json.load(server)["version"], {model["name"] for model in models}
     except (OSError, HTTPException, ValueError) as error:
         raise ServerError(f"no Triton answers at {url}: {error}") from None
 

@@ -18,6 +18,7 @@ from dalston.triton.contract import TURN_MODEL, VAD_MODEL, WHISPER_INPUTS, Input
 from dalston.triton.installation import ServerError
 
 DEADLINE_S = 30.0  # behind a queue of finals
+CHANGING_S = 10.0  # how long a model may be on its way in or out
 
 
 async def probe(stub: Any, model: str, deadline_s: float = DEADLINE_S) -> None:
@@ -80,9 +81,17 @@ async def probe_all(address: str, lately_s: float = 0.0) -> None:
 
 async def _loaded(stub: Any, address: str) -> dict[str, float]:
     """The models that are loaded, those that do not answer among them, and when each last answered,
-    as seconds of the epoch by its server's clock; 0: never. Raises ServerError."""
+    as seconds of the epoch by its server's clock; 0: never. Raises ServerError.
+
+    Not from the index of models, for which we would need the token (restricted.py). A server says
+    that it is ready if no model but those that were unloaded is missing.
+    """
+    began = time.monotonic()
     try:
-        # Not the index, for which we would need the token (restricted.py).
+        while not (await stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=5)).ready:
+            if time.monotonic() - began > CHANGING_S:
+                raise ServerError(f"the Triton at {address} does not have every model loaded")
+            await asyncio.sleep(0.1)
         statistics = await stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=5)
     except grpc.aio.AioRpcError as error:
         raise ServerError(f"no Triton at {address}: {error.details()}") from None
