@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 FIRST_WORKER_S = 2 * (CONNECT_S + BEGIN_S)
 RETRY_FIRST_S, RETRY_LAST_S = 0.1, 1.0
 LAST_WORDS_S = 2.0  # for a client to take them
-ANSWERED_S = 5.0  # for a client to answer our close, which shows that it has read the end
+ANSWERED_S = 2.0  # for a client to answer our close, which shows that it has read the end
 # After so many workers lost without a snapshot in between we assume that the audio itself crashes
 # them, and stop.
 MOST_LOSSES = 8
@@ -94,7 +94,7 @@ class Call:
         self._telling = False  # the client has not taken the last message yet
         self._kept = Record(relay, slots, settings.resume)
         self._keeps = settings.resume
-        self._released = False
+        self._released = self._end_told = False
         self._intake = intake
         self._reader_s = settings.reader_seconds
         # What the client is told last, and the code to close with, when it is us who end the call.
@@ -160,7 +160,7 @@ class Call:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _go(self, saving: asyncio.Task[None]) -> None:
-        delivered = bool(self._relay.end) and await self._caller.answered(ANSWERED_S)
+        delivered = self._end_told and await self._caller.answered(ANSWERED_S)
         if delivered:
             self._relay.unsaved()  # which needs no saving any more
         # Not cancelled: redis-py swallows that at times, and what is half said is to be saved.
@@ -401,6 +401,7 @@ class Call:
                     await self._release()  # who sees the end may want the next slot at once
                 if told is not None:
                     await self._tell(told)
+                self._end_told = relay.end is not None
                 if relay.has_unsaved:
                     self._kept.more()
                     self._intake.go_on()

@@ -14,6 +14,7 @@ from websockets.asyncio.server import ServerConnection
 
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.capacity import server
+from dalston.orchestrator.capacity.slots import Slots
 from dalston.orchestrator.protocol.messages import Error, serialize
 
 WORDS = b"sentence 0"
@@ -86,6 +87,31 @@ async def test_what_was_said_is_kept_for_a_client_that_vanished_before_the_end(
             messages, code = await drained(again)
         assert (messages[-1]["type"], code) == ("session.end", 1000)
         await until_kept(gateway, False)
+
+
+async def test_what_was_said_is_kept_for_a_client_that_closed_before_the_end_was_told(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending, closed, release = asyncio.Event(), asyncio.Event(), Slots.release
+
+    async def slow(self: Slots, *args: Any, **about: Any) -> bool:
+        ending.set()
+        await closed.wait()
+        return await release(self, *args, **about)
+
+    monkeypatch.setattr(Slots, "release", slow)
+    async with FakeWorker(gateway.slots, "a", speak).running() as worker:
+        async with gateway.stream() as stream:
+            await stream.recv()
+            await stream.send('{"type":"end"}')
+            await ending.wait()
+        closed.set()
+        await gateway.until_held(0)
+        id = worker.requests[0]["session_id"]
+        async with asyncio.timeout(5):
+            while "end" not in (await gateway.slots.kept(id) or {}):
+                await asyncio.sleep(0.01)
+    assert await said(gateway.client)
 
 
 async def test_with_resume_off_no_word_is_ever_in_redis(redis_url: str) -> None:
