@@ -875,7 +875,7 @@ async def test_acks_come_every_second_and_are_never_ahead_of_the_snapshot_before
     peer.speaks(END)
     assert await ended(task) == 1000
     acks = peer.of("ack")
-    assert len(acks) in (7, 8)
+    assert 5 <= len(acks) <= 8
     stated = 0.0
     for message in peer.told:
         if message["type"] == "session.snapshot":
