@@ -91,7 +91,7 @@ async def _nowhere(websocket: WebSocket) -> None:
     caller = _caller(websocket, Native, websocket.app.state.gateway)
     sentence = "no such path; live audio goes to /v1/audio/transcriptions/stream"
     with suppress(Disconnected):
-        await caller.accept()
+        await caller.open()
         await caller.tell(Error(code="invalid_parameter", message=sentence, recoverable=False))
         await caller.close(CloseCode.INVALID_PATH, "Invalid path")
 

@@ -215,7 +215,7 @@ class Call:
     @property
     def resumes(self) -> bool:
         """Whether its client can go on at another gateway."""
-        return self._keeps and self._relay.config.ack
+        return self._keeps and self._caller.resumes and self._relay.config.ack
 
     def save_everything(self) -> None:
         self._kept.everything()
@@ -260,6 +260,7 @@ class Call:
 
     async def _serve(self) -> None:
         """Attach, listen, and attach again as often as a worker is lost; then close."""
+        await self._caller.open()
         relay, slot = self._relay, self.slot
         within = FIRST_WORKER_S
         avoid = ""

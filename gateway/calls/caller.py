@@ -14,7 +14,7 @@ from dalston.gateway import metrics
 from dalston.gateway.calls.memory import FRAME_COSTS
 from dalston.gateway.protocols.protocol import Asked, ClientError, ClientProtocol, Opening, Reply
 from dalston.gateway.transport.transport import Transport
-from dalston.orchestrator.process.request_ids import named
+from dalston.orchestrator.process.request_ids import named, request_id
 from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import (
     EndReason,
@@ -61,16 +61,38 @@ class Caller:
         self._early = list[Frame]()  # what was said before anybody listened
         self._unsent = deque[Frame]()  # replies that the client did not take at once
         self._unsent_bytes = 0
+        self._open = False
         transport.when_writable(self._flush)
 
     @property
     def address(self) -> str:
         return self._transport.address
 
-    async def accept(self) -> None:
-        """Open the connection, and greet. Raises Disconnected."""
-        await self._transport.accept(self._protocol.subprotocols)
-        await self.send(self._protocol.greeting())
+    async def open(self) -> None:
+        """Open the connection, and greet, if that was not done before. Raises Disconnected."""
+        if not self._open:
+            await self._transport.accept(self._protocol.subprotocols)
+            self._open = True
+            await self.send(self._protocol.greeting())
+
+    @property
+    def opens_at_once(self) -> bool:
+        """Whether the connection is opened for everybody, and not only for who gets a session."""
+        return self._protocol.opens_at_once
+
+    @property
+    def resumes(self) -> bool:
+        """Whether they can go on with a session at another gateway, if it has acks."""
+        return self._protocol.resumes
+
+    async def refuse(self, error: Error, close_code: int) -> None:
+        """They get no session. Raises Disconnected."""
+        if self._open:
+            await self.tell(error)
+            return await self.close(close_code)
+        metrics.ERRORS.labels(error.code).inc()
+        answer = self._protocol.denial(error, request_id.get())
+        await self._transport.deny(answer.status, answer.body, answer.headers)
 
     def asked(self) -> Asked | None:
         """What the caller asks for, if it is known by now. Raises ParameterError."""
@@ -206,6 +228,7 @@ class Caller:
     async def send(self, frames: Sequence[Frame]) -> None:
         """Send frames of the protocol, and wait as long as the client does not read. Raises
         Disconnected."""
+        await self.open()
         for frame in frames:
             await self._transport.send(frame)
 

@@ -33,6 +33,7 @@ from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import (
     PROTOCOL_VERSION,
     End,
+    Error,
     Queued,
     SessionBegin,
     refusal,
@@ -150,12 +151,14 @@ class Calls:
         """Serve one caller, from its first frame to the last."""
         self._count += 1
         try:
-            await caller.accept()
+            if caller.opens_at_once:
+                await caller.open()
             await self._serve(caller)
         except AccessDenied as denied:
-            await _refuse(caller, CallRefused(denied.code, str(denied), _DENIED[denied.code]))
+            error = refusal(denied.code, str(denied))
+            await _refuse(caller, error, _DENIED[denied.code])
         except CallRefused as refused:
-            await _refuse(caller, refused)
+            await _refuse(caller, refusal(refused.code, str(refused)), refused.close_code)
         except Disconnected as gone:
             logger.debug("a caller left: %r", gone)
         finally:
@@ -399,9 +402,8 @@ def _no_capacity(sentence: str) -> CallRefused:
     return CallRefused("no_capacity", sentence, CloseCode.NO_CAPACITY)
 
 
-async def _refuse(caller: Caller, refused: CallRefused) -> None:
+async def _refuse(caller: Caller, error: Error, close_code: int) -> None:
     try:
-        await caller.tell(refusal(refused.code, str(refused)))
-        await caller.close(refused.close_code)
+        await caller.refuse(error, close_code)
     except Disconnected as gone:
         logger.debug("a caller left: %r", gone)

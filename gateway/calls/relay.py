@@ -10,8 +10,10 @@ The frames are held as the client sent them, for a worker that decodes and resam
 gets the same samples only from the same bytes.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -19,11 +21,14 @@ from dalston.gateway.calls.memory import FRAME_COSTS
 from dalston.orchestrator.protocol.messages import (
     LONGEST_TEXT,
     Ack,
+    Commit,
     ConfigUpdated,
     Configure,
     Eager,
     Error,
     Final,
+    Flush,
+    Flushed,
     Frame,
     MessageError,
     Notice,
@@ -50,7 +55,12 @@ _BEGIN, _SNAPSHOT, _END = prefix(SessionBegin), prefix(Snapshot), prefix(Session
 _FINAL, _PARTIAL = prefix(Final), prefix(Partial)
 _EAGER, _WITHDRAWN = prefix(Eager), prefix(Withdrawn)
 _SPEECH, _ACK = (prefix(SpeechStart), prefix(SpeechEnd)), prefix(Ack)
-_UPDATED, _PONG, _ERROR = prefix(ConfigUpdated), prefix(Pong), prefix(Error)
+_FLUSHED, _UPDATED, _PONG, _ERROR = (
+    prefix(Flushed),
+    prefix(ConfigUpdated),
+    prefix(Pong),
+    prefix(Error),
+)
 
 # Audio that is held, in seconds of it: an utterance, silence before a snapshot, and lag. So many
 # frames of it come in a second, and each costs something besides. And bytes of messages.
@@ -64,7 +74,8 @@ class HeldFrame:
     frame: Frame
     end: int  # audio bytes of the session up to and with it
     ordinal: int = 0  # of a text frame, as its worker counts them
-    answered: bool = False  # a config whose config.updated or error was told
+    asks: Literal["", "config", "flush"] = ""  # what has an answer
+    answered: bool = False  # config.updated, flushed or an error was told
     invalid: bool = False  # no message; held until a worker has said so
 
 
@@ -93,7 +104,7 @@ class Relay:
         self._pings = 0  # that were not answered
         # Speech events told since the snapshot, and how many of them a new worker will repeat.
         self._speech_told = self._speech_due = 0
-        self._updates_due = 0
+        self._answers_due = Counter[str]()  # that a new worker will repeat
         self._begun = self._invalid_told = False
         self.resume_offset_ms: float | None = None  # of one that was resumed
         self._partial: str | None = None  # the last that was told, as it is on the wire
@@ -177,7 +188,12 @@ class Relay:
                 self._pings += 1
                 return
             # As we write it, for what is more than that is no part of the message.
-            held = HeldFrame(serialize(message), self._received, self._texts)
+            asks = ""
+            if isinstance(message, Configure):
+                asks = "config"
+            elif isinstance(message, Flush | Commit):
+                asks = "flush"
+            held = HeldFrame(serialize(message), self._received, self._texts, asks)
         self._held.append(held)
         self._count_held(held, 1)
 
@@ -258,7 +274,7 @@ class Relay:
                 self._texts += 1
                 held.ordinal = self._texts
         self._speech_due = self._speech_told
-        self._updates_due = sum(held.answered for held in self._held)
+        self._answers_due = Counter(held.asks for held in self._held if held.answered)
         if self._partial:
             partial = parse_server(self._partial)
             assert isinstance(partial, Partial)
@@ -316,15 +332,17 @@ class Relay:
             return serialize(msgspec.structs.replace(ack, finalised=finalised))
         if frame.startswith(_BEGIN):
             return self._pass_begin(frame)
+        if frame.startswith(_FLUSHED):
+            return self._pass_answer(frame, "flush")
         if frame.startswith(_PONG):
             self._pings = max(0, self._pings - 1)
             return frame
         if frame.startswith(_UPDATED):
-            return self._pass_answer(frame)
+            return self._pass_answer(frame, "config")
         if frame.startswith(_ERROR):
             code = msgspec.json.decode(frame, type=Error).code
             if code in ("language_unsupported", "invalid_parameter"):
-                return self._pass_answer(frame)
+                return self._pass_answer(frame, "config")
             if code == "invalid_message":
                 self._drop_invalid()
             if code == "invalid_audio":
@@ -383,14 +401,12 @@ class Relay:
         self._shown = segment, partial.end, partial.text[: partial.stable_chars]
         return serialize(partial)
 
-    def _pass_answer(self, frame: str) -> str | None:
-        if self._updates_due:
-            self._updates_due -= 1
+    def _pass_answer(self, frame: str, to: Literal["config", "flush"]) -> str | None:
+        if self._answers_due[to]:
+            self._answers_due[to] -= 1
             return None
         for at, held in enumerate(self._held):
-            if held.invalid or held.answered or isinstance(held.frame, bytes):
-                continue
-            if _is_config(held.frame):
+            if held.asks == to and not held.answered:
                 held.answered = True
                 before = self._held[at - 1] if at else None
                 # Told twice, with nothing between them: the next worker need not hear it twice.
@@ -436,7 +452,3 @@ class Relay:
 
 def _final(frame: str) -> Final:
     return msgspec.json.decode(frame, type=Final)
-
-
-def _is_config(frame: str) -> bool:
-    return isinstance(parse(frame), Configure)

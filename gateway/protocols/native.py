@@ -18,6 +18,7 @@ _SESSION = re.compile(r"sess_[0-9a-f]{24}")
 
 class Native(ClientProtocol):
     subprotocols = ("dalston",)
+    resumes = True
 
     def __init__(self, opening: Opening):
         self._query = dict(opening.query)

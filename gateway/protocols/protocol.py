@@ -11,10 +11,10 @@ native protocol passes them on without a look at them.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
-from dalston.orchestrator.protocol.messages import Frame, Notice, SessionConfig
+from dalston.orchestrator.protocol.messages import Error, Frame, Notice, SessionConfig
 
 # What a caller gets when no slot is free: an answer at once, a place in line, or a slot of a worker
 # that has another variant only.
@@ -47,6 +47,15 @@ class Asked:
     resume: Resume | None = None
 
 
+@dataclass(frozen=True)
+class HttpAnswer:
+    """What a client is answered instead of a WebSocket."""
+
+    status: int
+    body: bytes  # JSON
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
 class ClientError(Exception):
     """What a client sent cannot be followed; says why. It ends the call."""
 
@@ -62,10 +71,19 @@ class ClientProtocol(ABC):
 
     # The WebSocket subprotocols that we accept if a client offers them.
     subprotocols: ClassVar[Sequence[str]] = ()
+    # False: the connection is opened only for who gets a session, and denial() is the answer to
+    # everybody else. True: it is opened for everybody, and say() tells them.
+    opens_at_once: ClassVar[bool] = True
+    # Whether a client can go on with its session at another gateway, if it asks for acks.
+    resumes: ClassVar[bool] = False
 
     def greeting(self) -> Sequence[Frame]:
         """What the client is told before it says anything."""
         return ()
+
+    def denial(self, error: Error, request_id: str) -> HttpAnswer:
+        """What a caller is answered who gets no session, where the connection is not open yet."""
+        raise NotImplementedError
 
     @abstractmethod
     def asked(self) -> Asked | None:

@@ -2,7 +2,7 @@
 What a call needs of a connection, whatever it is made of.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from dalston.orchestrator.protocol.messages import Frame
@@ -20,6 +20,10 @@ class Transport(Protocol):
     async def accept(self, subprotocols: Sequence[str]) -> None:
         """Open it, answering one of these subprotocols if the client offers it. Raises
         Disconnected."""
+        ...
+
+    async def deny(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        """Answer over HTTP, in JSON, instead of opening it. Raises Disconnected."""
         ...
 
     def listen(

@@ -2,10 +2,10 @@
 A client's WebSocket, as a Transport.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-from fastapi import WebSocket, WebSocketDisconnect
+from fastapi import Response, WebSocket, WebSocketDisconnect
 
 from dalston.gateway.transport.read_rounds import Rounds
 from dalston.gateway.transport.transport import Disconnected
@@ -28,6 +28,11 @@ class WebSocketTransport:
         offered = self._websocket.scope["subprotocols"]
         with _disconnected():
             await self._websocket.accept(next((s for s in subprotocols if s in offered), None))
+
+    async def deny(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        answer = Response(body, status, headers, media_type="application/json")
+        with _disconnected():
+            await self._websocket.send_denial_response(answer)
 
     def listen(
         self,

@@ -89,6 +89,7 @@ class Configure(Message, tag="config", frozen=True):
     keywords: Keywords | None = None
     interim_results: bool | None = None
     word_timestamps: bool | None = None
+    endpointing: Literal["auto", "manual"] | None = None
     vad_threshold: Threshold | None = None
     min_speech_duration_ms: Milliseconds | None = None
     min_silence_duration_ms: Milliseconds | None = None
@@ -149,6 +150,7 @@ class SessionConfig(msgspec.Struct, frozen=True):
     word_timestamps: bool = False
     enable_vad: bool = True  # whether speech_start and speech_end are sent
     ack: bool = False  # whether acks are sent, for a client that resumes
+    flushed: bool = False  # whether flush is answered once the finals before it are told
     eager: bool = False  # whether finals are told before it is certain that they are
     # auto: silence ends utterances. smart: how long it takes depends on whether the turn sounds
     # over. manual: only flush and end finish them.
@@ -279,6 +281,12 @@ class ConfigUpdated(Message, tag="config.updated", frozen=True):
     config: SessionConfig
 
 
+class Flushed(Message, tag="flushed", frozen=True):
+    """Answers a flush: all that was said before it is told."""
+
+    at: float  # where in the audio the flush stands
+
+
 class Pong(Message, tag="pong", frozen=True):
     pass
 
@@ -389,6 +397,7 @@ ServerMessage = (
     | Withdrawn
     | Final
     | ConfigUpdated
+    | Flushed
     | Pong
     | Warn
     | SessionEnd

@@ -60,6 +60,7 @@ from dalston.orchestrator.protocol.messages import (
     EndReason,
     Error,
     Flush,
+    Flushed,
     Notice,
     Ping,
     Pong,
@@ -486,6 +487,8 @@ class Session:
                     silence = self._endpointer.silence
                     end = self._cursor if silence is None else silence
                     self._close(utterance, end, min(end + self._rules.pause, self._cursor))
+        if isinstance(marker.message, Flush) and self._config.flushed:
+            self._outbox.say(Flushed(assembler.seconds(self._cursor)))
         if isinstance(marker.message, End):
             self._end_sequence()
             self._outbox.later(lambda: self._end(marker.reason))
