@@ -4,6 +4,7 @@ The routes of the gateway: WebSockets for live audio, and pages for whoever watc
 
 import hmac
 import logging
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ async def _nowhere(websocket: WebSocket) -> None:
 def _caller(
     websocket: WebSocket, protocol: Callable[[Opening], ClientProtocol], gateway: Gateway
 ) -> Caller:
-    opening = Opening(websocket.query_params.multi_items(), websocket.headers)
+    opening = Opening(websocket.query_params.multi_items(), websocket.headers, time.time())
     transport = WebSocketTransport(websocket, gateway.rounds)
     return Caller(transport, protocol(opening), opening, gateway.settings.frame_bytes)
 

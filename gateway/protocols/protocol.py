@@ -27,6 +27,15 @@ class Opening:
 
     query: Sequence[tuple[str, str]]  # of the URL, in order; a name may come several times
     headers: Mapping[str, str]  # names in lower case
+    now: float = 0.0  # seconds since 1970
+
+    def all(self, name: str) -> list[str]:
+        """Every value of this name in the query."""
+        return [value for known, value in self.query if known == name]
+
+    def one(self, name: str, default: str = "") -> str:
+        """The last of them."""
+        return next((value for value in reversed(self.all(name))), default)
 
 
 @dataclass(frozen=True)

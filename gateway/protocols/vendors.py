@@ -1,0 +1,115 @@
+"""
+What clients of other services have in common: how their settings become ours.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from langcodes import Language
+
+from dalston.gateway.protocols.protocol import ClientError
+from dalston.orchestrator.protocol.messages import Error, ErrorCode, SessionConfig
+from dalston.orchestrator.protocol.parameters import ParameterError, session_config
+from dalston.triton.contract import SPACELESS, Variant
+
+# HTTP's status for a caller who gets no session.
+STATUS: Mapping[ErrorCode, int] = {
+    "forbidden": 403,
+    "internal_error": 500,
+    "invalid_audio": 400,
+    "invalid_message": 400,
+    "invalid_parameter": 400,
+    "lag_exceeded": 503,
+    "language_unsupported": 400,
+    "no_capacity": 503,
+    "rate_limit": 429,
+    "session_timeout": 408,
+    "slow_reader": 408,
+    "unauthorized": 401,
+    "worker_lost": 503,
+}
+
+
+def retry_headers(error: Error) -> dict[str, str]:
+    """When to come back, as HTTP says it."""
+    return {"Retry-After": str(error.retry_after)} if error.retry_after else {}
+
+
+def variant(model: str) -> str:
+    """The variant for a model's name: one of ours, or the usual one for somebody else's."""
+    return model if model in get_args(Variant) else SessionConfig().model
+
+
+def settings(
+    named: Mapping[str, str | float | bool | None], keywords: Sequence[str] = ()
+) -> SessionConfig:
+    """A session's settings from values of any type, None for what is not said. Raises
+    ParameterError."""
+    texts = {name: _text(value) for name, value in named.items() if value is not None}
+    if keywords:
+        texts["keywords"] = ",".join(word.replace(",", " ") for word in keywords)
+    config, _ = session_config(texts)
+    return config
+
+
+def _text(value: str | float | bool) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def number(name: str, text: str, lowest: float, highest: float) -> float:
+    """A number that somebody sent as text. Raises ParameterError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not lowest <= value <= highest:
+        sentence = f"{name}={text[:50]!r} is not allowed; it may be {lowest:g} to {highest:g}"
+        raise ParameterError(name, text, sentence)
+    return value
+
+
+def flag(name: str, text: str) -> bool:
+    """A truth that somebody sent as text. Raises ParameterError."""
+    if text.lower() in ("true", "1"):
+        return True
+    if text.lower() in ("false", "0", ""):
+        return False
+    raise ParameterError(name, text)
+
+
+def audio(text: str) -> bytes:
+    """The bytes that somebody sent as Base64. Raises ClientError."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ClientError("the audio is no Base64") from None
+
+
+# What ISO and the rest of the world call otherwise than Whisper.
+_WHISPERS = {"cmn": "zh", "fil": "tl", "jv": "jw", "nb": "no"}
+
+
+def language(code: str) -> str:
+    """Whisper's code of a language, from a tag of BCP 47 or a code of ISO 639-1 or 639-3."""
+    try:
+        known = Language.get(code).language or code
+    except ValueError:
+        return code
+    return _WHISPERS.get(known, known)
+
+
+def alpha3(code: str) -> str:
+    """The code of ISO 639-3 for one of Whisper's."""
+    try:
+        return Language.get({"jw": "jv"}.get(code, code)).to_alpha3()
+    except (LookupError, ValueError):
+        return code
+
+
+def join(texts: Sequence[str], spoken: str = "") -> str:
+    """What was said in several pieces, as one text. spoken: its language."""
+    return ("" if spoken in SPACELESS else " ").join(text for text in texts if text)
