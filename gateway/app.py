@@ -100,7 +100,7 @@ async def _nowhere(websocket: WebSocket) -> None:
 def _caller(
     websocket: WebSocket, protocol: Callable[[Opening], ClientProtocol], gateway: Gateway
 ) -> Caller:
-    opening = Opening(websocket.query_params.multi_items(), websocket.headers, time.time())
+    opening = Opening(websocket.query_params.multi_items(), websocket.headers, time.time)
     transport = WebSocketTransport(websocket, gateway.rounds)
     return Caller(transport, protocol(opening), opening, gateway.settings.frame_bytes)
 

@@ -98,9 +98,10 @@ class Caller:
         """What the caller asks for, if it is known by now. Raises ParameterError."""
         return self._protocol.asked()
 
-    async def asked_later(self, patience_s: float) -> Asked:
-        """What the caller asks for, once they have said it. Raises ParameterError, TimeoutError if
-        they do not say it in time, and CallRefused for what they send before."""
+    async def asked_later(self, usual_s: float) -> Asked:
+        """What the caller asks for, once they have said it. usual_s: how long that may take, unless
+        their protocol has its own patience. Raises ParameterError, TimeoutError if they do not say
+        it in time, and CallRefused for what they send before."""
         known: asyncio.Future[Asked] = asyncio.get_running_loop().create_future()
         kept = 0  # bytes
 
@@ -138,7 +139,7 @@ class Caller:
 
         self._transport.listen(receive, lambda size: object_to(self._too_long(size)), count)
         self.resume()
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(self._protocol.patience_s or usual_s):
             return await known
 
     def listen(

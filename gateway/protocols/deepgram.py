@@ -24,6 +24,7 @@ from dalston.gateway.protocols.vendors import (
     STATUS,
     flag,
     number,
+    one_of,
     retry_headers,
     settings,
     variant,
@@ -50,7 +51,7 @@ from dalston.orchestrator.protocol.messages import (
 )
 from dalston.orchestrator.protocol.parameters import ParameterError
 
-_ENCODINGS = {
+ENCODINGS = {
     "linear16": "pcm_s16le",
     "linear32": "pcm_f32le",
     "mulaw": "mulaw",
@@ -150,6 +151,14 @@ _encoder = msgspec.json.Encoder()
 _control = msgspec.json.Decoder(_Control)
 
 
+def denial(error: Error, request_id: str) -> HttpAnswer:
+    """How Deepgram refuses a connection."""
+    body = {"err_code": error.code.upper(), "err_msg": error.message, "request_id": request_id}
+    headers = {"dg-error": error.message, "dg-request-id": request_id}
+    sane = {name: text for name, text in headers.items() if text.isascii() and text.isprintable()}
+    return HttpAnswer(STATUS[error.code], _encoder.encode(body), {**sane, **retry_headers(error)})
+
+
 class Deepgram(ClientProtocol):
     opens_at_once = False
     subprotocols = ("token", "bearer")
@@ -179,11 +188,7 @@ class Deepgram(ClientProtocol):
         self._speech_events = flag("vad_events", one("vad_events"))
         if text := one("utterance_end_ms"):
             self._utterance_end_s = number("utterance_end_ms", text, 1000, 5000) / 1000
-        encoding = one("encoding")
-        if encoding not in _ENCODINGS:
-            allowed = ", ".join(_ENCODINGS)
-            sentence = f"encoding={encoding[:50]!r} is not possible here; it may be {allowed}"
-            raise ParameterError("encoding", encoding, sentence)
+        encoding = one_of("encoding", one("encoding"), ENCODINGS)
         language = one("language", "en")
         detects = self._multilingual or flag("detect_language", one("detect_language"))
         terms = self._opening.all("keyterm") + [
@@ -192,8 +197,9 @@ class Deepgram(ClientProtocol):
         config = settings(
             {
                 "model": variant(self._model),
-                "encoding": _ENCODINGS[encoding],
-                "sample_rate": one("sample_rate") or ("8000" if "law" in encoding else "16000"),
+                "encoding": encoding,
+                "sample_rate": one("sample_rate")
+                or ("8000" if encoding in ("mulaw", "alaw") else "16000"),
                 "channels": one("channels") or None,
                 "language": "auto" if detects else language,
                 "language_detection": "utterance" if self._multilingual else None,
@@ -208,16 +214,7 @@ class Deepgram(ClientProtocol):
         return Asked(config)
 
     def denial(self, error: Error, request_id: str) -> HttpAnswer:
-        body = {
-            "err_code": error.code.upper(),
-            "err_msg": error.message,
-            "request_id": request_id,
-        }
-        headers = {"dg-error": error.message, "dg-request-id": request_id}
-        ascii_only = {name: text for name, text in headers.items() if text.isascii()}
-        return HttpAnswer(
-            STATUS[error.code], _encoder.encode(body), {**ascii_only, **retry_headers(error)}
-        )
+        return denial(error, request_id)
 
     # From the client.
 
@@ -333,7 +330,7 @@ class Deepgram(ClientProtocol):
         return (_UtteranceEnd((0, 1), last),)
 
     def _metadata(self, end: SessionEnd) -> _Metadata:
-        created = datetime.fromtimestamp(self._opening.now, UTC).isoformat()
+        created = datetime.fromtimestamp(self._opening.clock(), UTC).isoformat()
         return _Metadata("deprecated", self._request_id, "", created, end.total_audio_seconds, 1)
 
     def close_code(self, reason: int) -> int:

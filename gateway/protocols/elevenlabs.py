@@ -21,6 +21,7 @@ from dalston.gateway.protocols.vendors import (
     join,
     language,
     number,
+    one_of,
     settings,
     variant,
 )
@@ -41,13 +42,12 @@ from dalston.orchestrator.protocol.messages import (
     parse_server,
     serialize,
 )
-from dalston.orchestrator.protocol.parameters import ParameterError
 
 _FORMATS: Mapping[str, tuple[Encoding, int]] = {
     **{f"pcm_{rate}": ("pcm_s16le", rate) for rate in (8000, 16000, 22050, 24000, 44100, 48000)},
     "ulaw_8000": ("mulaw", 8000),
 }
-_STRATEGIES = ("manual", "vad")
+_STRATEGIES = {"manual": True, "vad": False}
 _ERRORS: Mapping[ErrorCode, str] = {
     "forbidden": "auth_error",
     "internal_error": "transcriber_error",
@@ -79,7 +79,7 @@ _chunk = msgspec.json.Decoder(_Chunk)
 class ElevenLabs(ClientProtocol):
     def __init__(self, opening: Opening):
         self._opening = opening
-        self._commits = "manual"  # by whom: `manual` is by the client, `vad` by silence
+        self._manual = True  # the client commits; else silence does
         self._timestamps = self._detection = False
         self._rate = 16_000
         # What was said since the last commit, where the client commits.
@@ -90,12 +90,9 @@ class ElevenLabs(ClientProtocol):
     def asked(self) -> Asked:
         one = self._opening.one
         name = one("audio_format", "pcm_16000")
-        if name not in _FORMATS:
-            raise _not_allowed("audio_format", name, _FORMATS)
-        encoding, self._rate = _FORMATS[name]
-        self._commits = one("commit_strategy", "manual")
-        if self._commits not in _STRATEGIES:
-            raise _not_allowed("commit_strategy", self._commits, _STRATEGIES)
+        encoding, self._rate = one_of("audio_format", name, _FORMATS)
+        strategy = one("commit_strategy", "manual")
+        self._manual = one_of("commit_strategy", strategy, _STRATEGIES)
         self._timestamps = flag("include_timestamps", one("include_timestamps"))
         self._detection = flag("include_language_detection", one("include_language_detection"))
         spoken, others = one("language_code"), self._opening.all("secondary_languages")
@@ -108,7 +105,7 @@ class ElevenLabs(ClientProtocol):
                     "language": language(spoken) if spoken and not others else "auto",
                     "languages": ",".join(map(language, [spoken, *others])) if others else None,
                     "word_timestamps": self._timestamps,
-                    "endpointing": "manual" if self._commits == "manual" else "auto",
+                    "endpointing": "manual" if self._manual else "auto",
                     "vad_threshold": one("vad_threshold") or None,
                     "min_speech_duration_ms": one("min_speech_duration_ms") or None,
                     "min_silence_duration_ms": _silence_ms(one("vad_silence_threshold_secs")),
@@ -144,12 +141,12 @@ class ElevenLabs(ClientProtocol):
                 return [self._started(known)]
             case Partial():
                 return [_told("partial_transcript", text=self._open_text(known))]
-            case Final() if self._commits == "manual":
+            case Final() if self._manual:
                 self._pending.append(known)
                 return ()
             case Final():
                 return list(self._committed([known]))
-            case Flushed() if self._commits == "manual":
+            case Flushed() if self._manual:
                 finals, self._pending = self._pending, []
                 return list(self._committed(finals))
             case Warn():
@@ -170,7 +167,7 @@ class ElevenLabs(ClientProtocol):
             "sample_rate": config.sample_rate,
             "audio_format": self._opening.one("audio_format", "pcm_16000"),
             "language_code": spoken,
-            "commit_strategy": self._commits,
+            "commit_strategy": "manual" if self._manual else "vad",
             "vad_silence_threshold_secs": config.min_silence_duration_ms / 1000,
             "vad_threshold": config.vad_threshold,
             "min_speech_duration_ms": config.min_speech_duration_ms,
@@ -235,8 +232,3 @@ def _silence_ms(seconds: str) -> int | None:
     asked = number("vad_silence_threshold_secs", seconds, 0.3, 3.0)
     longest = 2_000  # of SessionConfig
     return min(int(asked * 1000), longest)
-
-
-def _not_allowed(name: str, value: str, allowed: Mapping[str, Any] | Sequence[str]) -> Exception:
-    sentence = f"{name}={value[:50]!r} is not possible here; it may be {', '.join(allowed)}"
-    return ParameterError(name, value, sentence)

@@ -10,7 +10,7 @@ native protocol passes them on without a look at them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
@@ -27,7 +27,7 @@ class Opening:
 
     query: Sequence[tuple[str, str]]  # of the URL, in order; a name may come several times
     headers: Mapping[str, str]  # names in lower case
-    now: float = 0.0  # seconds since 1970
+    clock: Callable[[], float] = lambda: 0.0  # seconds since 1970
 
     def all(self, name: str) -> list[str]:
         """Every value of this name in the query."""
@@ -83,6 +83,9 @@ class ClientProtocol(ABC):
     # False: the connection is opened only for who gets a session, and denial() is the answer to
     # everybody else. True: it is opened for everybody, and say() tells them.
     opens_at_once: ClassVar[bool] = True
+    # How long it may take until a client says what it wants, in seconds; None: as the gateway is
+    # set.
+    patience_s: ClassVar[float | None] = None
     # Whether a client can go on with its session at another gateway, if it asks for acks.
     resumes: ClassVar[bool] = False
 

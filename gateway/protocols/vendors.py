@@ -5,14 +5,16 @@ What clients of other services have in common: how their settings become ours.
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import TypeVar, get_args
 
 from langcodes import Language
 
 from dalston.gateway.protocols.protocol import ClientError
-from dalston.orchestrator.protocol.messages import Error, ErrorCode, SessionConfig
+from dalston.orchestrator.protocol.messages import Error, ErrorCode, SessionConfig, quote
 from dalston.orchestrator.protocol.parameters import ParameterError, session_config
 from dalston.triton.contract import SPACELESS, Variant
+
+T = TypeVar("T")
 
 # HTTP's status for a caller who gets no session.
 STATUS: Mapping[ErrorCode, int] = {
@@ -79,6 +81,14 @@ def flag(name: str, text: str) -> bool:
     if text.lower() in ("false", "0", ""):
         return False
     raise ParameterError(name, text)
+
+
+def one_of(name: str, text: str, allowed: Mapping[str, T]) -> T:
+    """What one of these words means. Raises ParameterError."""
+    if text in allowed:
+        return allowed[text]
+    sentence = f"{name}={quote(text)!r} is not possible here; it may be {', '.join(allowed)}"
+    raise ParameterError(name, text, sentence)
 
 
 def audio(text: str) -> bytes:
