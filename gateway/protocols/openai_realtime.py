@@ -73,7 +73,7 @@ class _Event(msgspec.Struct):
     type: str
     event_id: str | None = None
     audio: str = ""
-    session: msgspec.Raw | None = None
+    session: msgspec.Raw = msgspec.Raw()
 
 
 _event = msgspec.json.Decoder(_Event)
@@ -150,7 +150,7 @@ class OpenAIRealtime(ClientProtocol):
         return (data,) if data else ()
 
     def _update(self, event: _Event) -> Sequence[Frame | Reply]:
-        if event.session is None:
+        if bytes(event.session) in (b"", b"null"):
             return [self._reply_error("session is missing", "missing_parameter", event, "session")]
         try:
             change = self._settings.update(event.session, self._known, self._heard)
