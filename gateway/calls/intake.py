@@ -102,7 +102,7 @@ class Intake:
     def look_for_mute(self, now: float) -> None:
         """To be called some times a second: end what a muted client has left open."""
         if self._mute.look(now, read=not self._stopped):
-            self.insert(serialize(Flush()))
+            self.insert(serialize(Flush(answered=False)))
 
     def go_on(self) -> None:
         """Read again, if nothing hinders it any more: less is held, or a worker takes more."""

@@ -191,7 +191,7 @@ class Relay:
             asks = ""
             if isinstance(message, Configure):
                 asks = "config"
-            elif isinstance(message, Flush | Commit):
+            elif isinstance(message, Commit) or (isinstance(message, Flush) and message.answered):
                 asks = "flush"
             held = HeldFrame(serialize(message), self._received, self._texts, asks)
         self._held.append(held)

@@ -99,6 +99,8 @@ class Configure(Message, tag="config", frozen=True):
 class Flush(Message, tag="flush", frozen=True):
     """End the open utterance here and transcribe it."""
 
+    answered: bool = True  # if answers were asked for; not what a gateway does for a muted client
+
 
 class Commit(Message, tag="commit", frozen=True):
     """The same as Flush, under the name other protocols give it."""

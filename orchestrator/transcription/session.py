@@ -296,7 +296,7 @@ class Session:
             case State.LISTENING, Configure():
                 self._configure(message)
             case State.LISTENING, Flush() | Commit():
-                self._mark(Flush())
+                self._mark(message if isinstance(message, Flush) else Flush())
                 self._advance()
             case State.LISTENING, Clear():
                 self._mark(message)
@@ -487,7 +487,8 @@ class Session:
                     silence = self._endpointer.silence
                     end = self._cursor if silence is None else silence
                     self._close(utterance, end, min(end + self._rules.pause, self._cursor))
-        if isinstance(marker.message, Flush) and self._config.flushed:
+        answered = isinstance(marker.message, Flush) and marker.message.answered
+        if answered and self._config.flushed:
             self._outbox.say(Flushed(assembler.seconds(self._cursor)))
         if isinstance(marker.message, End):
             self._end_sequence()

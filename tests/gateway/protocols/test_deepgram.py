@@ -166,6 +166,7 @@ def test_keep_alive_is_a_ping_and_close_stream_an_end() -> None:
         total_duration=2.0,
         total_audio_seconds=2.0,
         total_speech_duration=1.0,
+        wall_seconds=2.1,
         transcript="",
         segments=[],
         stats=Stats(),

@@ -96,6 +96,7 @@ SAID: Sequence[ServerMessage] = (
         total_duration=2.0,
         total_audio_seconds=2.0,
         total_speech_duration=1.0,
+        wall_seconds=2.1,
         transcript="Hello there.",
         segments=[Segment(0.3, 1.4, "Hello there.", "seg_0000")],
         stats=Stats(),

@@ -16,6 +16,7 @@ END = SessionEnd(
     total_duration=2.0,
     total_audio_seconds=2.0,
     total_speech_duration=1.0,
+    wall_seconds=2.1,
     transcript="",
     segments=[],
     stats=Stats(),
