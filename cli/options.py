@@ -86,6 +86,7 @@ environment:
   DALSTON_MESSAGE_RATE   messages in a second, that a client may send, (10)
   DALSTON_MESSAGE_BURST  beyond so many of them, pings included (100);
   DALSTON_MESSAGE_HELD_SECONDS  slowed down to that for so long it is refused (60)
+  DALSTON_MUTE_SECONDS   without audio for so long what was being said is finished; 0 is never (2)
   DALSTON_HANDSHAKE_SECONDS  for a connection to say what it wants (10)
   DALSTON_CLIENT_READER_SECONDS  how long a client may take no message (10)
   DALSTON_WORKER_SILENT_SECONDS  how long a worker may say nothing until it is lost (2)
