@@ -8,7 +8,7 @@ everybody is let in, which is why everything listens on the loopback interface b
 import hmac
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 # A browser cannot set headers on a WebSocket: it offers its key as a subprotocol, which is never
 # the one that it is answered.
-SUBPROTOCOL_KEY = "dalston.api-key."
+SUBPROTOCOL_KEYS = ("dalston.api-key.", "openai-insecure-api-key.")
+SCHEMES = ("bearer", "token")  # Deepgram says Token; as a subprotocol the key is offered after it
 
 
 @dataclass(frozen=True)
@@ -160,21 +161,24 @@ def _valid(key: Key | None) -> Key:
 
 def _shown(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
     """The key or token in the first place that has one."""
-    scheme, _, bearer = headers.get("authorization", "").partition(" ")
-    offered = headers.get("sec-websocket-protocol", "").split(",")
-    in_subprotocol = [
-        word.strip().removeprefix(SUBPROTOCOL_KEY)
-        for word in offered
-        if word.strip().startswith(SUBPROTOCOL_KEY)
-    ]
+    scheme, _, shown = headers.get("authorization", "").partition(" ")
+    offered = [word.strip() for word in headers.get("sec-websocket-protocol", "").split(",")]
     places = (
-        bearer.strip() if scheme.lower() == "bearer" else "",
+        shown.strip() if scheme.lower() in SCHEMES else "",
         headers.get("x-api-key", ""),
         headers.get("xi-api-key", ""),
         query.get("api_key", ""),
-        *in_subprotocol,
+        query.get("token", ""),
+        *_after(SUBPROTOCOL_KEYS, offered),
+        offered[1] if len(offered) == 2 and offered[0] in SCHEMES else "",
     )
     return next(filter(None, places), "")
+
+
+def _after(marks: Sequence[str], words: Sequence[str]) -> Iterator[str]:
+    """What follows one of these marks in a word."""
+    for mark in marks:
+        yield from (word.removeprefix(mark) for word in words if word.startswith(mark))
 
 
 def check_resume(holder: KeyHolder, key_id: str) -> None:

@@ -65,6 +65,10 @@ _CLOSE_CODES = {
     int(CloseCode.INVALID_PARAMETER): 1008,
     int(CloseCode.TOO_BIG): 1008,
 }
+_REDACTED = {
+    **dict.fromkeys(("true", "numbers", "pci", "ssn", "credit_card", "phone_number"), "numbers"),
+    **dict.fromkeys(("email", "email_address"), "emails"),
+}
 _WITHIN_WORDS = frozenset("'’-.,:/@&")
 _UNKNOWN = "only KeepAlive, Finalize, CloseStream and Configure are known"
 
@@ -194,6 +198,7 @@ class Deepgram(ClientProtocol):
         terms = self._opening.all("keyterm") + [
             term.rpartition(":")[0] or term for term in self._opening.all("keywords")
         ]
+        hidden = [one_of("redact", what.lower(), _REDACTED) for what in self._opening.all("redact")]
         config = settings(
             {
                 "model": variant(self._model),
@@ -207,6 +212,7 @@ class Deepgram(ClientProtocol):
                 "word_timestamps": True,
                 "min_silence_duration_ms": _silence(one("endpointing")),
                 "flushed": True,
+                "redact": ",".join(dict.fromkeys(hidden)) or None,
                 "ack": self._utterance_end_s > 0,
             },
             terms,

@@ -42,6 +42,7 @@ from dalston.orchestrator.protocol.messages import (
     parse_server,
     serialize,
 )
+from dalston.orchestrator.protocol.parameters import ParameterError
 
 _FORMATS: Mapping[str, tuple[Encoding, int]] = {
     **{f"pcm_{rate}": ("pcm_s16le", rate) for rate in (8000, 16000, 22050, 24000, 44100, 48000)},
@@ -93,6 +94,10 @@ class ElevenLabs(ClientProtocol):
         encoding, self._rate = one_of("audio_format", name, _FORMATS)
         strategy = one("commit_strategy", "manual")
         self._manual = one_of("commit_strategy", strategy, _STRATEGIES)
+        if one("entity_redaction", "null") not in ("null", "false", ""):
+            # Not ignored: who asks for it would not notice.
+            sentence = "entity_redaction is not possible here; the server's DALSTON_REDACT is"
+            raise ParameterError("entity_redaction", "", sentence)
         self._timestamps = flag("include_timestamps", one("include_timestamps"))
         self._detection = flag("include_language_detection", one("include_language_detection"))
         spoken, others = one("language_code"), self._opening.all("secondary_languages")

@@ -12,7 +12,7 @@ from dalston.orchestrator.protocol.messages import Frame, segment_number
 from dalston.orchestrator.protocol.parameters import ParameterError, session_config
 
 # Parameters that say who calls and how, not how the session listens.
-_OF_THE_CALL = {"api_key", "last_segment_id", "overflow", "resume_session_id"}
+_OF_THE_CALL = {"api_key", "last_segment_id", "overflow", "resume_session_id", "token"}
 _SESSION = re.compile(r"sess_[0-9a-f]{24}")
 
 

@@ -29,7 +29,7 @@ from support.waiting import until
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_websocket
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
@@ -68,7 +68,9 @@ async def test_without_keys_everybody_is_let_in(start: Start) -> None:
         ("", {"authorization": "bearer  {}"}),
         ("", {"X_API_Key": "{}"}),
         ("", {"xi_api_key": "{}"}),
+        ("", {"Authorization": "Token {}"}),
         ("language=en&api_key={}", {}),
+        ("language=en&token={}", {}),
         # Of a proxy, and not for us.
         ("api_key={}", {"Authorization": "Basic Zm9vOmJhcg=="}),
     ],
@@ -89,6 +91,36 @@ async def test_a_key_is_taken_wherever_a_client_can_put_it(
         error, code = await refused(kept_out)
     assert (error["code"], error["recoverable"], code) == ("unauthorized", False, 4001)
     assert wrong not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "offered", "answered"),
+    [
+        (STREAM, ["dalston", "dalston.api-key.{}"], "dalston"),
+        ("/v1/realtime", ["realtime", "openai-insecure-api-key.{}"], "realtime"),
+        (
+            "/v1/listen?model=nova-3&encoding=linear16&sample_rate=16000",
+            ["token", "{}"],
+            "token",
+        ),
+    ],
+)
+async def test_browsers_offer_keys_as_their_vendors_want_it(
+    start: Start, path: str, offered: list[str], answered: str
+) -> None:
+    gateway = await start(api_keys="redis")
+
+    def stream(key: str) -> Any:
+        words = [Subprotocol(word.format(key)) for word in offered]
+        return connect(f"ws://{gateway.url}{path}", subprotocols=words)
+
+    with suppress(InvalidStatus, ConnectionClosed):
+        async with stream("wrong") as kept_out:
+            async for _ in kept_out:
+                pass
+    assert gateway.asked == []
+    async with stream(await added(gateway)) as let_in:
+        assert let_in.subprotocol == answered
 
 
 async def test_a_browser_offers_its_key_as_a_subprotocol_and_is_answered_the_other(

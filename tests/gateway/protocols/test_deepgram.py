@@ -64,6 +64,8 @@ def test_the_query_becomes_settings() -> None:
         ("endpointing=false", "min_silence_duration_ms", 500),
         ("model=accurate", "model", "accurate"),
         ("utterance_end_ms=1000", "ack", True),
+        ("redact=pci&redact=numbers", "redact", ("numbers",)),
+        ("redact=ssn&redact=email", "redact", ("numbers", "emails")),
         ("colour=blue", "language", "en"),
     ],
 )
@@ -79,6 +81,7 @@ def test_each_parameter_has_its_effect(query: str, field: str, value: object) ->
         ("language=tlh", "language='tlh' is not allowed"),
         ("utterance_end_ms=10", "utterance_end_ms='10' is not allowed; it may be 1000 to 5000"),
         ("callback=http://x", "callback is not possible here"),
+        ("redact=name", "redact='name' is not possible here; it may be true, numbers"),
         ("interim_results=maybe", "interim_results='maybe' is not allowed"),
     ],
 )

@@ -54,7 +54,13 @@ def test_secondary_languages_are_chosen_from() -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["audio_format=opus", "commit_strategy=never", "vad_silence_threshold_secs=9"]
+    "query",
+    [
+        "audio_format=opus",
+        "commit_strategy=never",
+        "vad_silence_threshold_secs=9",
+        "entity_redaction=all",
+    ],
 )
 def test_what_cannot_be_done_is_refused(query: str) -> None:
     with pytest.raises(ParameterError):
