@@ -43,8 +43,8 @@ LONGEST_AUDIO = 30 * SAMPLE_RATE  # samples: the window Whisper is trained on
 # (seconds). Chosen from the audio's length alone, so batch neighbours cannot change a result. How
 # small the window and its margin may be is a property of the checkpoint (triton/models.toml).
 WINDOWS = (4, 6, 8, 12, 16, 24, 30)
-# A language is detected in at least so much (seconds): as often right as in 30 s, and more often
-# than in what a word or two need (docs/log.md).
+# A language of which a smaller window is not sure is detected in so much (seconds): as often right
+# as in 30 s, and more often than in what a word or two need (docs/log.md).
 DETECTION_WINDOW = 12
 # Less than a quarter second of silence behind the speech doubles the words that partials change.
 MARGIN = 0.25  # seconds, at least

@@ -43,6 +43,9 @@ HIGH_COMPRESSION = 2.4
 DOUBTFUL_LOGPROB = -0.7
 DOUBTFUL_SHARE, DOUBTFUL_EXTRA = 2 / 3, 6
 
+# A language is taken for detected in any window when it is as likely as this.
+SURE_LANGUAGE = 0.8
+
 # On a CPU the encoder gains nothing from more rows at once, and its memory grows with them.
 ENCODER_ROWS_CPU = 4
 # More in one run of the own decoder gain next to nothing, and wait for each other.
@@ -51,8 +54,9 @@ GREEDY_ROWS = 8
 POSITIONS, PROMPT_CONTROLS = 448, 4
 # A decoder that loops would hold its whole batch up to the model's limit. Nobody speaks this fast.
 TOKENS_PER_SECOND, TOKENS_EXTRA, TOKENS_LIMIT = 12, 16, 224
-# The same of contract.MANY_TOKENS: half a minute does not fit into the decoder's positions then.
-MANY_PER_SECOND, MANY_LIMIT = 60, POSITIONS - PROMPT_CONTROLS
+# The same of contract.MANY_TOKENS: half a minute does not fit into the decoder's positions then, of
+# which alignment takes two more.
+MANY_PER_SECOND, MANY_LIMIT = 60, POSITIONS - PROMPT_CONTROLS - 2
 # Rows whose prompts differ by more tokens than this do not share a run of the own decoder.
 PROMPT_STEP = 64
 
@@ -132,9 +136,10 @@ def _among(language: str) -> list[str]:
     return [] if language == "auto" else language.split(" ")
 
 
-def _is_open(language: str) -> bool:
-    """Whether it has to be detected."""
-    return len(_among(language)) != 1
+def _likeliest(found: list[tuple[str, float]], allowed: Sequence[str]) -> tuple[str, float]:
+    """Of tokens of languages, likely ones first, the first that is allowed, and its probability."""
+    likely = ((token[2:-2], probability) for token, probability in found)
+    return next((pair for pair in likely if pair[0] in allowed), ("", 0.0))
 
 
 # Of a checkpoint's folder: its adapted weights, or the graphs that were made of them.
@@ -282,10 +287,7 @@ class Whisper:
             raise RowError(f"{len(row.audio) / contract.SAMPLE_RATE:.2f} s of audio, 30 s at most")
         if row.full_window or not self._right_sized:
             return contract.WINDOWS[-1]
-        shortest = self._shortest_window
-        if self._vocabulary.multilingual and _is_open(row.language):
-            shortest = max(shortest, contract.DETECTION_WINDOW)
-        return contract.window_seconds(len(row.audio), shortest, self._margin)
+        return contract.window_seconds(len(row.audio), self._shortest_window, self._margin)
 
     def _run(self, rows: list[Row], windows: list[int]) -> list[Transcript | Exception]:
         try:
@@ -339,9 +341,13 @@ class Whisper:
     def _greedily(
         self, greedy: Greedy, rows: list[Row], encoded: list[Encoded], windows: list[int]
     ) -> list[_Answer]:
-        languages = self._languages(
-            rows, lambda those: [self._encoded_languages(greedy, encoded[index]) for index in those]
-        )
+        def detect(index: int) -> list[tuple[str, float]]:
+            return self._encoded_languages(greedy, encoded[index])
+
+        def detect_anew(features: npt.NDArray[np.float32]) -> list[tuple[str, float]]:
+            return self._encoded_languages(greedy, greedy.encode(features))
+
+        languages = self._languages(rows, windows, detect, detect_anew)
         tasks = list[Task]()
         for row, one, window, (language, _) in zip(rows, encoded, windows, languages, strict=True):
             limit = self._limit(row, _spoken_in(row, window), language)
@@ -367,12 +373,16 @@ class Whisper:
 
     def _beams(self, model: Any, rows: list[Row], encoded: Any, window: int) -> list[_Answer]:
         limit = self._limit(rows[0], _spoken_in(rows[0], window))
+        found = list[list[tuple[str, float]]]()
 
-        def detect(those: list[int]) -> list[list[tuple[str, float]]]:
-            found = model.detect_language(encoded)
-            return [found[index] for index in those]
+        def detect(index: int) -> list[tuple[str, float]]:
+            found.extend(() if found else model.detect_language(encoded))
+            return found[index]
 
-        languages = self._languages(rows, detect)
+        def detect_anew(features: npt.NDArray[np.float32]) -> list[tuple[str, float]]:
+            return model.detect_language(self._encode(model, [features]))[0]
+
+        languages = self._languages(rows, [window] * len(rows), detect, detect_anew)
         prompts = [
             [*self._context(row), *self._vocabulary.prompt(language, row.task)]
             for row, (language, _) in zip(rows, languages, strict=True)
@@ -412,21 +422,30 @@ class Whisper:
         return ctranslate2.StorageView.from_array(np.concatenate([np.asarray(p) for p in parts]))
 
     def _languages(
-        self, rows: list[Row], detect: Callable[[list[int]], list[list[tuple[str, float]]]]
+        self,
+        rows: list[Row],
+        windows: list[int],
+        detect: Callable[[int], list[tuple[str, float]]],
+        detect_anew: Callable[[npt.NDArray[np.float32]], list[tuple[str, float]]],
     ) -> list[tuple[str, float]]:
         """The language of each row and its probability, 1 where it was given.
 
-        detect: for rows of these indexes tokens of languages with their probabilities, likely ones
-        first.
+        detect, detect_anew: for the row of an index, or for features, tokens of languages with
+        their probabilities, likely ones first.
         """
         if not self._vocabulary.multilingual:
             return [("en", 1.0)] * len(rows)
         languages = [(row.language, 1.0) for row in rows]
-        those = [index for index, row in enumerate(rows) if _is_open(row.language)]
-        for index, found in zip(those, detect(those) if those else (), strict=True):
-            allowed = _among(rows[index].language) or self.languages
-            likely = ((token[2:-2], probability) for token, probability in found)
-            languages[index] = next((pair for pair in likely if pair[0] in allowed), ("", 0.0))
+        for index, row in enumerate(rows):
+            among = _among(row.language)
+            if len(among) == 1:
+                continue
+            language = _likeliest(detect(index), among or self.languages)
+            if language[1] < SURE_LANGUAGE and windows[index] < contract.DETECTION_WINDOW:
+                frames = contract.DETECTION_WINDOW * contract.SAMPLE_RATE // HOP
+                longer = detect_anew(log_mel(row.audio, frames, self._model.n_mels))
+                language = _likeliest(longer, among or self.languages)
+            languages[index] = language
         return languages
 
     def _encoded_languages(self, greedy: Greedy, encoded: Encoded) -> list[tuple[str, float]]:

@@ -13,13 +13,15 @@ import pytest
 import random_whisper
 from recordings import Pcm, Recording, foreign, recordings, spoken
 
-from dalston.triton import graphs
+from dalston.triton import graphs, repeats
 from dalston.triton import whisper as whisper_module
 from dalston.triton.contract import LONGEST_AUDIO, SAMPLE_RATE
 from dalston.triton.conversion import convert
 from dalston.triton.features import log_mel
 from dalston.triton.vocabulary import Vocabulary
 from dalston.triton.whisper import (
+    MANY_LIMIT,
+    MANY_PER_SECOND,
     TOKENS_EXTRA,
     TOKENS_LIMIT,
     TOKENS_PER_SECOND,
@@ -239,20 +241,28 @@ def test_auto_and_given_languages_may_share_a_batch(greedy: Whisper):
     assert [result.language for result in results] == ["de", "en", "es"]
 
 
-def test_a_language_is_detected_in_a_window_that_tells_it_and_heard_in_no_longer_one(
-    checkpoint: Path,
+def test_a_language_that_is_not_sure_in_its_window_is_detected_in_a_longer_one(
+    demo: Whisper, monkeypatch: pytest.MonkeyPatch
 ):
-    watched = Watched(checkpoint)
-    rows = [
-        Row(SPEECH),
-        Row(SPEECH, "en"),
-        Row(SPEECH, "en de"),
-        Row(noise(13, 100)),
-        Row(silence(30)),
-    ]
-    for row in rows:
-        transcript(watched, row)
-    assert watched.windows == [12, 4, 12, 16, 30]
+    heard = list[int]()
+
+    def watched(audio: Pcm, frames: int, mels: int) -> Any:
+        heard.append(frames)
+        return log_mel(audio, frames, mels)
+
+    monkeypatch.setattr(whisper_module, "log_mel", watched)
+    clear = transcript(demo, Row(SPEECH))
+    assert (clear.language, heard) == ("en", [400])
+    transcript(demo, Row(SPEECH, "en"))
+    assert heard == [400] * 2
+    # Neither of these is spoken.
+    doubtful = transcript(demo, Row(SPEECH, "de fr"))
+    assert heard == [400] * 3 + [1200]
+    assert doubtful.language_probability < 0.5
+    assert doubtful.window_seconds == 4
+    # Of a longer window nothing better is to be had.
+    transcript(demo, Row(noise(13, 100), "de fr"))
+    assert heard[4:] == [1600]
 
 
 def test_a_detected_language_is_as_likely_beside_rows_of_all_windows(demo: Whisper):
@@ -437,33 +447,41 @@ def test_text_of_characters_in_several_tokens_has_ends_between_characters(greedy
     assert result.token_ends[:6] == [0, 1, 1, 1, 2, 3]
 
 
-# Spoken at 160 words a minute, by a synthesiser: so many tokens in so many seconds, at least.
-LETTER_BY_LETTER = [("te", 10.1, 211), ("bn", 8.8, 202), ("ka", 8.5, 247), ("my", 5.3, 195)]
+# Seconds that a synthesiser takes for it at 160 words a minute.
+LETTER_BY_LETTER = [
+    ("te", 3.8, "నమస్కారం మిత్రులారా, ఈ రోజు నేను మీకు తెలుగు"),
+    ("bn", 4.1, "নমস্কার বন্ধুরা, আজ আমি আপনাদের বাংলা ভাষার ইতিহাস"),
+    ("ka", 4.6, "გამარჯობა მეგობრებო, დღეს მე გიამბობთ საქართველოს ისტორიის"),
+    ("my", 5.3, "မင်္ဂလာပါ ဒီနေ့ ကျွန်တော် မြန်မာနိုင်ငံရဲ့ သမိုင်းအကြောင်း ပြောပြပါမယ်"),
+]
 
 
-@pytest.mark.parametrize(("language", "seconds", "tokens"), LETTER_BY_LETTER)
+@pytest.mark.parametrize(("language", "seconds", "text"), LETTER_BY_LETTER)
+@pytest.mark.parametrize("asked", ["auto", "", "en "])
 def test_scripts_that_take_several_tokens_a_letter_have_room_for_them(
-    babbler: Whisper, language: str, seconds: float, tokens: int
+    greedy: Whisper, vocabulary: Vocabulary, language: str, seconds: float, text: str, asked: str
 ):
-    row = Row(noise(seconds, 3000), language=language)
-    assert len(transcript(babbler, row).tokens) > 1.2 * tokens
-    # Who says them in English needs no more than others.
-    limit = TOKENS_EXTRA + TOKENS_PER_SECOND * seconds + 1
-    assert len(transcript(babbler, replace(row, task="translate")).tokens) <= limit
-    # Where the language is not known yet there is room for any.
-    limits = [whisper_module._limit(replace(row, language="auto"), seconds)]  # pyright: ignore[reportPrivateUsage]
-    assert limits[0] > 1.2 * tokens
-
-
-def test_usual_speech_in_such_a_script_is_not_doubted(greedy: Whisper, vocabulary: Vocabulary):
-    text = (
-        "გამარჯობა მეგობრებო, დღეს მე გიამბობთ საქართველოს ისტორიის შესახებ. "
-        "ჩვენს ქვეყანაში ბევრი ენა გვაქვს და ყველა მათგანი ძალიან ლამაზია."
-    )
-    answer = _Answer([*vocabulary.encode(text)], -9.0, True, 0.0, "ka", 1.0)
-    row = Row(noise(11, 100), language="ka")
-    judged = greedy._transcript(row, 12, answer)  # pyright: ignore[reportPrivateUsage]
+    row = Row(noise(seconds, 100), asked if asked == "auto" else asked + language)
+    tokens = [*vocabulary.encode(text)]
+    assert len(tokens) > TOKENS_EXTRA + TOKENS_PER_SECOND * seconds
+    answer = _Answer(tokens, -1.0, True, 0.0, language, 1.0)
+    judged = greedy._transcript(row, 6, answer)  # pyright: ignore[reportPrivateUsage]
     assert (judged.text, judged.suspect) == (text, False)
+    assert greedy._limit(row, seconds) > 1.5 * len(tokens)  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize("seconds", [3, 9, 29])
+def test_a_decoder_that_never_stops_has_the_limit_of_the_language_and_is_aligned_all_the_same(
+    babbler: Whisper, seconds: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(repeats, "without_loop", lambda tokens, keep, heard: tokens)  # pyright: ignore[reportUnknownLambdaType]
+    row = Row(noise(seconds, 3000), language="my", words=True)
+    english = replace(row, language="en")
+    many, few, translated = transcripts(babbler, [row, english, replace(row, task="translate")])
+    assert len(many.tokens) == min(MANY_LIMIT, TOKENS_EXTRA + MANY_PER_SECOND * seconds)
+    limit = min(TOKENS_LIMIT, TOKENS_EXTRA + TOKENS_PER_SECOND * seconds)
+    assert len(few.tokens) == len(translated.tokens) == limit
+    assert many.words
 
 
 def test_a_text_that_ends_inside_of_a_character_ends_before_it(
