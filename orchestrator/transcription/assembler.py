@@ -72,7 +72,7 @@ def overlap(words: list[Word], cut: int) -> list[Word]:
 def after_cut(words: list[Word], heard: list[Word], cut: int) -> list[Word]:
     """The words of the second side, whose audio begins a little before the cut, less those that
     the first side, which `heard` these around the cut, has said."""
-    first = cut / SAMPLE_RATE
+    first = seconds(cut)
     rest = words[joins.repeated(heard, words, first) :]
     return [Word(w.word, max(w.start, first), max(w.end, first), w.confidence) for w in rest]
 

@@ -122,6 +122,7 @@ def scenes(draw: st.DrawFn, controls: bool = True) -> Scene:
         word_timestamps=True,
         endpointing=draw(st.sampled_from(["auto", "auto", "smart", "smart", "manual"])),
         eager=draw(st.booleans()),
+        flushed=draw(st.booleans()),
     )
     rate = config.sample_rate
     parts: list[bytes | ClientMessage] = []

@@ -21,6 +21,7 @@ from dalston.orchestrator.protocol.messages import (
     Error,
     Final,
     Flush,
+    Flushed,
     Partial,
     Ping,
     Pong,
@@ -72,6 +73,25 @@ def test_a_session_begins_by_stating_how_it_listens() -> None:
     assert isinstance(begin, SessionBegin)
     assert (begin.session_id, begin.protocol_version) == ("sess_1", "1.0")
     assert begin.config.sample_rate == 8_000
+
+
+def test_a_flush_is_answered_once_the_finals_before_it_are_told() -> None:
+    driver = session_after(audio([1, 2]), Flush(), audio(0.3), flushed=True)
+    kinds = [type(m) for m in driver.messages if isinstance(m, Final | Flushed)]
+    assert kinds == [Final, Flushed]
+    (answer,) = [m for m in driver.messages if isinstance(m, Flushed)]
+    assert answer.at == pytest.approx(2 * 0.32, abs=0.001)
+
+
+def test_a_flush_of_nothing_is_answered_too() -> None:
+    driver = session_after(audio(1.0), Flush(), Commit(), flushed=True)
+    assert [m.at for m in driver.messages if isinstance(m, Flushed)] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("flush", "flushed"), [(Flush(answered=False), True), (Flush(), False)])
+def test_no_flush_is_answered_that_nobody_asked_for(flush: Flush, flushed: bool) -> None:
+    driver = session_after(audio([1, 2]), flush, flushed=flushed)
+    assert not [m for m in driver.messages if isinstance(m, Flushed)]
 
 
 # 000-27, 000-36, 002-07
