@@ -58,7 +58,7 @@ def confidence(hypothesis: Hypothesis) -> float:
 
 def before_cut(words: list[Word], cut: int) -> list[Word]:
     """The words that the first side says: those whose middle lies before the cut (samples)."""
-    last = cut / SAMPLE_RATE
+    last = seconds(cut)
     said = words[: joins.told(words, last)]
     return [Word(w.word, min(w.start, last), min(w.end, last), w.confidence) for w in said]
 
