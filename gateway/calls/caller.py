@@ -211,6 +211,11 @@ class Caller:
         """Whether the client is known to ask, or to answer, whether the other side lives."""
         return self._transport.answers
 
+    @property
+    def lived_at(self) -> float:
+        """When the client last asked or answered so, by the loop's clock; -inf: never."""
+        return self._transport.lived_at
+
     def say(self, message: str) -> Sequence[Frame]:
         """Tell the caller at once. Frames that the client did not take are returned, to be sent;
         earlier replies among them."""

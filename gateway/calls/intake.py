@@ -11,6 +11,7 @@ have here.
 """
 
 import asyncio
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ class Intake:
         self._waiting_bytes = 0
         self._ahead = 0  # bytes that may be read all the same
         self._audio_at = self._loop.time()
+        self._said_at = -math.inf  # when the last message came
         self._slowed: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
         self.refused: asyncio.Future[Objection] = self._loop.create_future()
@@ -101,8 +103,11 @@ class Intake:
 
     def look_for_mute(self, now: float) -> None:
         """To be called some times a second: end what a muted client has left open."""
-        if self._mute.look(now, read=not self._stopped):
+        lived_at = max(self._said_at, self._caller.lived_at)
+        if self._mute.look(now, not self._stopped, lived_at):
             self.insert(serialize(Flush(answered=False)))
+        elif self._mute.silent(now):
+            self._caller.ping()
 
     def go_on(self) -> None:
         """Read again, if nothing hinders it any more: less is held, or a worker takes more."""
@@ -175,6 +180,7 @@ class Intake:
             return
         now = self._loop.time()
         if isinstance(frame, str):
+            self._said_at = now
             if self._relay.wordy:
                 self.end_for("more messages came than can be held, with no audio between them")
         elif frame:

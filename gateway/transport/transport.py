@@ -58,6 +58,11 @@ class Transport(Protocol):
         ...
 
     @property
+    def lived_at(self) -> float:
+        """When it last asked or answered so, by the loop's clock; -inf: never."""
+        ...
+
+    @property
     def answers(self) -> bool:
         """Whether the client is known to ask, or to answer, whether the other side lives."""
         ...

@@ -13,6 +13,7 @@ listens. Once a close is sent, nothing but the client's own close is looked for,
 """
 
 import asyncio
+import math
 import os
 import random
 import struct
@@ -61,6 +62,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         self._last: TimerHandle | None = None  # moment of a connection that is being closed
         self._pong = b""  # that waits for the client to read
         self.answers = False  # the client has answered a ping of ours, or sent one
+        self.lived_at = -math.inf  # when it did so last, by the loop's clock
         self.on_writable: Callable[[], None] | None = None  # called when the client reads again
         self._over: asyncio.Future[None] | None = None  # that somebody waits for
 
@@ -267,7 +269,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
             self.pause()
 
     def handle_ping(self) -> None:
-        self.answers = True
+        self.answers, self.lived_at = True, self.loop.time()
         pong = b"".join(self.conn.data_to_send())
         if self.writable.is_set():
             self.transport.write(pong)
@@ -278,7 +280,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         asked = self.pending_ping_payload is not None
         super().handle_pong(event)
         if asked and self.pending_ping_payload is None:
-            self.answers = True
+            self.answers, self.lived_at = True, self.loop.time()
 
     def send_keepalive_ping(self) -> None:
         self.ping_timer = None

@@ -64,6 +64,10 @@ class WebSocketTransport:
     def answers(self) -> bool:
         return self._direct.answers
 
+    @property
+    def lived_at(self) -> float:
+        return self._direct.lived_at
+
     async def send(self, frame: Frame) -> None:
         with _disconnected():
             if isinstance(frame, str):

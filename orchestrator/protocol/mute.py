@@ -10,8 +10,11 @@ when it is heard.
 A frame may be as long as the client likes: the next of somebody who speaks comes after as much time
 as is in the last. While the client is not read, nobody knows whether it sends. And a process that
 was stopped for a while finds out only now what came meanwhile, so nothing is decided at once, but
-when it is still so at the next look.
+when it is still so at the next look. A client whose connection is broken has stopped as well, and
+may come back and say the rest: only one that shows that it lives, after the silence, is muted.
 """
+
+import math
 
 from dalston.orchestrator.protocol.messages import (
     Configure,
@@ -47,15 +50,20 @@ class Mute:
                 return
             self._heard = isinstance(message, Configure | Ping)
 
-    def look(self, now: float, read: bool) -> bool:
+    def silent(self, now: float) -> bool:
+        """Whether there was no audio for so long, for whatever reason."""
+        return self._heard and now >= self._until + self._after_s
+
+    def look(self, now: float, read: bool, lived_at: float = math.inf) -> bool:
         """To be called some times a second: whether to flush now. read: whether the client's
-        frames are read, and none waits to be passed on."""
+        frames are read, and none waits to be passed on. lived_at: when the client was last known
+        to live."""
         if not self._heard:
             return False
         if not read:
             self._until, self._doubted = now, False
             return False
-        if now < self._until + self._after_s:
+        if not self.silent(now) or lived_at < self._until + self._after_s:
             return False
         if not self._doubted:
             self._doubted = True

@@ -24,7 +24,7 @@ async def test_storms_cost_little_memory_and_no_word(
     for storm in seen:
         assert storm.calls > 0, storm.name
         assert storm.differences == 0, storm.name
-        for name in ("gateway-1", "worker-1", "redis"):
+        for name in ("gateway-1", "worker-1", "redis-1"):
             assert storm.peak[name] < storm.before[name] + MORE_MB, (storm.name, name)
 
 

@@ -46,7 +46,7 @@ def told(events: list[client.Event]) -> list[client.Event]:
     for event in events:
         if event["type"] == "transcript.partial":
             continue
-        volatile = ("session_id", "stats", "processing_ms")
+        volatile = ("session_id", "stats", "processing_ms", "wall_seconds")
         kept.append({key: value for key, value in event.items() if key not in volatile})
     return kept
 

@@ -2,6 +2,7 @@
 A client's connection without a socket: what the client sends is said by the test.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ class Line:
     on_too_long: Callable[[int], None] | None = None
     on_part: Callable[[bool], None] | None = None
     answers: bool = False
+    lived_at: float = math.inf
     silent_s: float = 0.0  # since it was asked whether it lives
 
     def ping(self) -> float:

@@ -4,6 +4,7 @@ takes as much as the test wants.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -347,6 +348,25 @@ async def test_a_muted_client_is_flushed_where_it_stopped_and_the_next_worker_is
     relay.start_again()
     assert relay.frame(0) == SECOND
     assert "flush" in str(relay.frame(1))
+
+
+async def test_who_does_not_answer_may_come_back_and_is_not_muted() -> None:
+    intake, line, _ = reading(mute_s=2.0)
+    worker = Worker()
+    attached(intake, worker)
+    line.lived_at = -math.inf
+    line.says(SECOND)
+    now = asyncio.get_running_loop().time()
+    for look in (now + 3.1, now + 3.2, now + 60.0):
+        intake.look_for_mute(look)
+    assert flushed(worker.told) == 0
+    line.lived_at = now + 2.9  # before it was silent for so long
+    intake.look_for_mute(now + 61.0)
+    assert flushed(worker.told) == 0
+    line.lived_at = now + 61.5
+    for look in (now + 62.0, now + 62.1):
+        intake.look_for_mute(look)
+    assert flushed(worker.told) == 1
 
 
 async def test_who_is_not_read_because_a_worker_takes_nothing_is_not_muted() -> None:
