@@ -5,6 +5,7 @@ A client's protocol by itself: what it makes of frames, and what it tells of mes
 import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qsl
 
 from dalston.gateway.protocols.protocol import Asked, ClientProtocol, Frame, Opening, Reply
 from dalston.orchestrator.protocol.messages import (
@@ -22,7 +23,7 @@ class Dialect:
     def __init__(
         self, protocol: Callable[[Opening], ClientProtocol], query: str = "", **headers: str
     ):
-        pairs = [pair.partition("=")[::2] for pair in query.split("&") if pair]
+        pairs = parse_qsl(query, keep_blank_values=True)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         self.protocol = protocol(Opening(pairs, named, lambda: 1_764_500_000.0))
 

@@ -3,7 +3,7 @@ A client's connection without a socket: what the client sends is said by the tes
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dalston.orchestrator.protocol.messages import Frame
@@ -27,6 +27,9 @@ class Line:
 
     def ping(self) -> float:
         return self.silent_s
+
+    async def deny(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        pass
 
     async def accept(self, subprotocols: Sequence[str]) -> None: ...
 
