@@ -293,11 +293,12 @@ class Server:
         serving = self._stubs()
         while time.monotonic() - began < control.STARTING_S:
             self._check_processes()
+            living = self._stubs()
             # Once it starts models it has read its command line.
-            if not hidden and self._process and any(self._stubs().values()):
+            if not hidden and self._process and any(living.values()):
                 restricted.hide(self._process.pid, self._token)
                 hidden = True
-            for model, stubs in self._stubs().items():
+            for model, stubs in living.items():
                 serving[model] |= stubs
             ready = [model for model in self.models if await control.is_ready(stub, model)]
             line = f"models loaded: {', '.join(ready) or 'none yet'}"

@@ -172,13 +172,13 @@ class Intake:
             self._pass_on(frame)
 
     def _pass_on(self, frame: Frame) -> None:
-        self._mute.receive(frame, self._loop.time())
+        now = self._loop.time()
+        self._mute.receive(frame, now)
         self._relay.hold(frame)
         if self._worker:
             self._worker.send_now(frame)
         if self.refused.done():
             return
-        now = self._loop.time()
         if isinstance(frame, str):
             self._said_at = now
             if self._relay.wordy:

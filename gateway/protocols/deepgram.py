@@ -59,7 +59,7 @@ ENCODINGS = {
 }
 # Whisper needs some silence around what it hears; who asks for less gets this. Milliseconds.
 LEAST_SILENCE, MOST_SILENCE = 300, 2_000
-_CLOSE_CODES = {
+CLOSE_CODES = {
     int(CloseCode.NORMAL): 1000,
     int(CloseCode.GOING_AWAY): 1001,
     int(CloseCode.INVALID_PARAMETER): 1008,
@@ -340,7 +340,7 @@ class Deepgram(ClientProtocol):
         return _Metadata("deprecated", self._request_id, "", created, end.total_audio_seconds, 1)
 
     def close_code(self, reason: int) -> int:
-        return _CLOSE_CODES.get(reason, 1011)
+        return CLOSE_CODES.get(reason, 1011)
 
 
 def _text(said: _Said) -> str:

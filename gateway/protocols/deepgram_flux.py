@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from dalston.gateway.protocols.deepgram import ENCODINGS, denial
+from dalston.gateway.protocols.deepgram import CLOSE_CODES, ENCODINGS, denial
 from dalston.gateway.protocols.protocol import (
     Asked,
     ClientError,
@@ -22,7 +22,6 @@ from dalston.gateway.protocols.protocol import (
     Reply,
 )
 from dalston.gateway.protocols.vendors import language, number, one_of, settings, variant
-from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import (
     Configure,
     Eager,
@@ -41,12 +40,6 @@ from dalston.orchestrator.protocol.messages import (
 )
 from dalston.orchestrator.protocol.parameters import ParameterError
 
-_CLOSE_CODES = {
-    int(CloseCode.NORMAL): 1000,
-    int(CloseCode.GOING_AWAY): 1001,
-    int(CloseCode.INVALID_PARAMETER): 1008,
-    int(CloseCode.TOO_BIG): 1008,
-}
 _EOT_THRESHOLD = 0.7  # Flux's, for who names none
 LONGEST_SILENCE = 5_000  # milliseconds; Flux has up to 10,000
 
@@ -225,4 +218,4 @@ class Flux(ClientProtocol):
         return msgspec.json.encode(about).decode()
 
     def close_code(self, reason: int) -> int:
-        return _CLOSE_CODES.get(reason, 1011)
+        return CLOSE_CODES.get(reason, 1011)

@@ -26,8 +26,7 @@ from dalston.gateway.protocols.protocol import (
     Opening,
     Reply,
 )
-from dalston.gateway.protocols.vendors import audio, join
-from dalston.orchestrator.protocol.close_codes import CloseCode
+from dalston.gateway.protocols.vendors import audio, close_code, join
 from dalston.orchestrator.protocol.messages import (
     Clear,
     Error,
@@ -47,13 +46,6 @@ from dalston.orchestrator.protocol.messages import (
 )
 from dalston.orchestrator.protocol.parameters import ParameterError
 
-_CLOSE_CODES = {
-    int(CloseCode.NORMAL): 1000,
-    int(CloseCode.GOING_AWAY): 1001,
-    int(CloseCode.TOO_BIG): 1009,
-    int(CloseCode.INTERNAL): 1011,
-    int(CloseCode.NO_CAPACITY): 1013,
-}
 _ERROR_TYPES: dict[ErrorCode, str] = {
     "internal_error": "server_error",
     "lag_exceeded": "server_error",
@@ -321,7 +313,7 @@ class OpenAIRealtime(ClientProtocol):
         return f"item_{self._prefix}_{number}"
 
     def close_code(self, reason: int) -> int:
-        return _CLOSE_CODES.get(reason, 1008)
+        return close_code(reason, 1008)
 
 
 def _ms(seconds: float) -> int:

@@ -14,8 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from dalston.gateway.protocols.protocol import Asked, ClientProtocol, Opening, Reply
-from dalston.gateway.protocols.vendors import join, language, one_of, settings
-from dalston.orchestrator.protocol.close_codes import CloseCode
+from dalston.gateway.protocols.vendors import close_code, join, language, one_of, settings
 from dalston.orchestrator.protocol.messages import (
     Configure,
     Encoding,
@@ -33,19 +32,10 @@ from dalston.orchestrator.protocol.messages import (
     parse_server,
     serialize,
 )
-from dalston.orchestrator.protocol.parameters import ParameterError
+from dalston.orchestrator.protocol.parameters import LOUDNESS, ParameterError
 
 _ENCODINGS: dict[str, Encoding] = {"pcm16": "pcm_s16le", "pcm_s16le": "pcm_s16le"}
 _FORMATS = {"encoding": "pcm16", "sample_rate": 16_000, "channels": 1, "chunk_size": 3_200}
-# Servers of this family compare loudness with a threshold of 0.01; ours is a probability.
-LOUDNESS = 0.05
-_CLOSE_CODES = {
-    int(CloseCode.NORMAL): 1000,
-    int(CloseCode.GOING_AWAY): 1001,
-    int(CloseCode.TOO_BIG): 1009,
-    int(CloseCode.INTERNAL): 1011,
-    int(CloseCode.NO_CAPACITY): 1013,
-}
 
 
 class _Config(msgspec.Struct):
@@ -254,4 +244,4 @@ class Recordings(ClientProtocol):
         return msgspec.json.encode(told).decode()
 
     def close_code(self, reason: int) -> int:
-        return _CLOSE_CODES.get(reason, 1008)
+        return close_code(reason, 1008)

@@ -10,6 +10,7 @@ from typing import TypeVar, get_args
 from langcodes import Language
 
 from dalston.gateway.protocols.protocol import ClientError
+from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import Error, ErrorCode, SessionConfig, quote
 from dalston.orchestrator.protocol.parameters import ParameterError, session_config
 from dalston.triton.contract import SPACELESS, Variant
@@ -32,6 +33,24 @@ STATUS: Mapping[ErrorCode, int] = {
     "unauthorized": 401,
     "worker_lost": 503,
 }
+
+
+# Those of our close codes that the WebSocket protocol has as well, and that a server may send.
+_CLOSE_CODES = {
+    int(code): int(code)
+    for code in (
+        CloseCode.NORMAL,
+        CloseCode.GOING_AWAY,
+        CloseCode.TOO_BIG,
+        CloseCode.INTERNAL,
+        CloseCode.NO_CAPACITY,
+    )
+}
+
+
+def close_code(reason: int, otherwise: int) -> int:
+    """The code for a reason, where clients know none of ours."""
+    return _CLOSE_CODES.get(reason, otherwise)
 
 
 def retry_headers(error: Error) -> dict[str, str]:

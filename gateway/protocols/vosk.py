@@ -14,8 +14,7 @@ from typing import Any
 import msgspec
 
 from dalston.gateway.protocols.protocol import Asked, ClientError, ClientProtocol, Opening, Reply
-from dalston.gateway.protocols.vendors import join, settings, variant
-from dalston.orchestrator.protocol.close_codes import CloseCode
+from dalston.gateway.protocols.vendors import close_code, join, settings, variant
 from dalston.orchestrator.protocol.messages import (
     End,
     Error,
@@ -31,12 +30,6 @@ from dalston.orchestrator.protocol.messages import (
 from dalston.orchestrator.protocol.parameters import ParameterError
 
 USUAL_RATE = 8_000  # of vosk-server, for who says nothing
-_CLOSE_CODES = {
-    int(CloseCode.NORMAL): 1000,
-    int(CloseCode.GOING_AWAY): 1001,
-    int(CloseCode.TOO_BIG): 1009,
-    int(CloseCode.NO_CAPACITY): 1013,
-}
 
 
 class _Config(msgspec.Struct):
@@ -139,7 +132,7 @@ class Vosk(ClientProtocol):
         return _text(told)
 
     def close_code(self, reason: int) -> int:
-        return _CLOSE_CODES.get(reason, 1011)
+        return close_code(reason, 1011)
 
 
 def _text(told: dict[str, Any]) -> str:

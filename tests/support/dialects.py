@@ -11,11 +11,26 @@ from dalston.gateway.protocols.protocol import Asked, ClientProtocol, Frame, Ope
 from dalston.orchestrator.protocol.messages import (
     Final,
     Partial,
+    Segment,
     ServerMessage,
     SessionConfig,
+    SessionEnd,
+    Stats,
     Word,
     segment_id,
     serialize,
+)
+
+END = SessionEnd(
+    session_id="sess_1",
+    reason="client_end",
+    total_duration=2.0,
+    total_audio_seconds=2.0,
+    total_speech_duration=1.0,
+    wall_seconds=2.1,
+    transcript="Hello there.",
+    segments=[Segment(0.3, 1.4, "Hello there.", "seg_0000")],
+    stats=Stats(),
 )
 
 

@@ -5,7 +5,7 @@ Deepgram's live protocol as a mapping.
 import json
 
 import pytest
-from support.dialects import Dialect, final, partial
+from support.dialects import END, Dialect, final, partial
 
 from dalston.gateway.protocols.deepgram import Deepgram
 from dalston.gateway.protocols.protocol import ClientError
@@ -15,9 +15,7 @@ from dalston.orchestrator.protocol.messages import (
     Flushed,
     SessionBegin,
     SessionConfig,
-    SessionEnd,
     SpeechStart,
-    Stats,
 )
 from dalston.orchestrator.protocol.parameters import ParameterError
 
@@ -163,18 +161,7 @@ def test_keep_alive_is_a_ping_and_close_stream_an_end() -> None:
     assert dialect.receive({"type": "KeepAlive"}) == ['{"type":"ping"}']
     assert dialect.receive({"type": "CloseStream"}) == ['{"type":"end"}']
     assert dialect.receive(b"") == ['{"type":"end"}']
-    end = SessionEnd(
-        session_id="sess_1",
-        reason="client_end",
-        total_duration=2.0,
-        total_audio_seconds=2.0,
-        total_speech_duration=1.0,
-        wall_seconds=2.1,
-        transcript="",
-        segments=[],
-        stats=Stats(),
-    )
-    (told,) = dialect.say(end)
+    (told,) = dialect.say(END)
     assert (told["type"], told["duration"], told["channels"]) == ("Metadata", 2.0, 1)
     assert told["created"] == "2025-11-30T10:53:20+00:00"
     assert dialect.protocol.close_code(1000) == 1000

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.dialects import END
 
 from dalston.gateway.protocols import PROTOCOLS
 from dalston.gateway.protocols.protocol import (
@@ -35,16 +36,13 @@ from dalston.orchestrator.protocol.messages import (
     Partial,
     Pong,
     Queued,
-    Segment,
     ServerMessage,
     SessionBegin,
     SessionConfig,
-    SessionEnd,
     SessionTerminated,
     Snapshot,
     SpeechEnd,
     SpeechStart,
-    Stats,
     Warn,
     Withdrawn,
     Word,
@@ -90,17 +88,7 @@ SAID: Sequence[ServerMessage] = (
     Error(code="invalid_audio", message="no numbers", recoverable=True),
     Error(code="internal_error", message="a fault", recoverable=False),
     SessionTerminated(session_id="sess_1", reason="worker_lost", recoverable=True),
-    SessionEnd(
-        session_id="sess_1",
-        reason="client_end",
-        total_duration=2.0,
-        total_audio_seconds=2.0,
-        total_speech_duration=1.0,
-        wall_seconds=2.1,
-        transcript="Hello there.",
-        segments=[Segment(0.3, 1.4, "Hello there.", "seg_0000")],
-        stats=Stats(),
-    ),
+    END,
 )
 
 

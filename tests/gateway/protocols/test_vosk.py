@@ -3,24 +3,13 @@ vosk-server's protocol as a mapping.
 """
 
 import pytest
-from support.dialects import Dialect, final, partial
+from support.dialects import END, Dialect, final, partial
 
 from dalston.gateway.protocols.protocol import ClientError
 from dalston.gateway.protocols.vosk import Vosk
-from dalston.orchestrator.protocol.messages import SessionConfig, SessionEnd, Stats
+from dalston.orchestrator.protocol.messages import SessionConfig
 
 CHUNK = bytes(3200)
-END = SessionEnd(
-    session_id="sess_1",
-    reason="client_end",
-    total_duration=2.0,
-    total_audio_seconds=2.0,
-    total_speech_duration=1.0,
-    wall_seconds=2.1,
-    transcript="",
-    segments=[],
-    stats=Stats(),
-)
 
 
 def test_the_config_becomes_settings() -> None:
