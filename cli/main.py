@@ -98,46 +98,23 @@ def _models_adapt(args: argparse.Namespace) -> int:
     )
 
 
-def _keys_add(args: argparse.Namespace) -> int:
+def _keys(args: argparse.Namespace) -> int:
     try:
         from dalston.cli import keys
     except ModuleNotFoundError as error:
         return _missing("gateway", error)
     place = keys.Place(args.file, args.redis_url)
-    return keys.add(place, args.name, args.sessions, args.scopes, args.expires)
-
-
-def _keys_list(args: argparse.Namespace) -> int:
-    try:
-        from dalston.cli import keys
-    except ModuleNotFoundError as error:
-        return _missing("gateway", error)
-    return keys.show(keys.Place(args.file, args.redis_url))
-
-
-def _keys_revoke(args: argparse.Namespace) -> int:
-    try:
-        from dalston.cli import keys
-    except ModuleNotFoundError as error:
-        return _missing("gateway", error)
-    return keys.revoke(keys.Place(args.file, args.redis_url), args.name, args.end_sessions)
-
-
-def _keys_token(args: argparse.Namespace) -> int:
-    try:
-        from dalston.cli import keys
-    except ModuleNotFoundError as error:
-        return _missing("gateway", error)
-    place = keys.Place(args.file, args.redis_url)
-    return keys.token(place, args.name, args.seconds, args.scopes)
-
-
-def _keys_rotate(args: argparse.Namespace) -> int:
-    try:
-        from dalston.cli import keys
-    except ModuleNotFoundError as error:
-        return _missing("gateway", error)
-    return keys.rotate(keys.Place(args.file, args.redis_url), args.at_once)
+    match args.command:
+        case "keys add":
+            return keys.add(place, args.name, args.sessions, args.scopes, args.expires)
+        case "keys list":
+            return keys.show(place)
+        case "keys revoke":
+            return keys.revoke(place, args.name, args.end_sessions)
+        case "keys token":
+            return keys.token(place, args.name, args.seconds, args.scopes)
+        case _:
+            return keys.rotate(place, args.at_once)
 
 
 def _gateway(_: argparse.Namespace) -> int:
@@ -198,11 +175,11 @@ _COMMANDS = {
     "models build": _models_build,
     "models list": _models_list,
     "models adapt": _models_adapt,
-    "keys add": _keys_add,
-    "keys list": _keys_list,
-    "keys revoke": _keys_revoke,
-    "keys token": _keys_token,
-    "keys rotate": _keys_rotate,
+    "keys add": _keys,
+    "keys list": _keys,
+    "keys revoke": _keys,
+    "keys token": _keys,
+    "keys rotate": _keys,
     "gateway": _gateway,
     "worker": _worker,
     "triton": _triton,
