@@ -58,9 +58,7 @@ async def answering(port: int, folder: Path) -> None:
     async with asyncio.timeout(20):
         while True:
             try:
-                _, writer = await asyncio.open_connection(
-                    "localhost", port, ssl=trusting(folder)
-                )
+                _, writer = await asyncio.open_connection("localhost", port, ssl=trusting(folder))
             except (OSError, ssl.SSLError):
                 await asyncio.sleep(0.05)
             else:
