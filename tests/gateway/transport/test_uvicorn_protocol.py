@@ -242,8 +242,8 @@ async def test_who_is_refused_when_we_have_to_go_is_not_answered_twice(
     )
     await until(lambda: server.server_state.tasks)
     (protocol,) = server.server_state.connections
-    protocol.shutdown()  # as uvicorn does after the time for a drain
     leave.set()
+    protocol.shutdown()  # as uvicorn does after the time for a drain
     assert (await reader.read()).count(b"HTTP/1.1 500") == 1
     writer.close()
     server.should_exit = True
