@@ -30,7 +30,7 @@ class Cost:
 
     kind: str
     answer_p95_ms: float  # of the honest callers
-    answer_p95_without_ms: float  # before and after
+    answer_p95_without_ms: float  # before all kinds and after
     mb: float  # by which the gateway grew, for each connection
     cores: float  # of the gateway, for each connection, as a multiple of an honest caller's
 
@@ -115,18 +115,23 @@ async def costs(
             await asyncio.sleep(0.5)
 
     await beside()  # what is loaded at the first call
-    (_, few, _), (without_ms, many, _) = await beside(callers=1), await beside()
+    (_, few, _), (before_ms, many, _) = await beside(callers=1), await beside()
     of_honest = max(1e-6, (many - few) / (HONEST - 1))
     print(f"an honest caller costs the gateway {of_honest:.2%} of a core", file=sys.stderr)
-    found = list[Cost]()
+    told = dict[str, tuple[float, float, float]]()
     for kind in kinds:
-        command = (kind, str(gateway.port), str(connections), str(seconds))
-        answer_ms, cores, mb = await beside(*command)
-        after_ms, _, _ = await beside()
-        multiple = max(0.0, cores - many) / connections / of_honest
-        before_ms, without_ms = without_ms, after_ms
-        found.append(Cost(kind, answer_ms, (before_ms + after_ms) / 2, mb / connections, multiple))
-    return found
+        told[kind] = await beside(kind, str(gateway.port), str(connections), str(seconds))
+    after_ms, _, _ = await beside()
+    return [
+        Cost(
+            kind,
+            answer_ms,
+            (before_ms + after_ms) / 2,
+            mb / connections,
+            max(0.0, cores - many) / connections / of_honest,
+        )
+        for kind, (answer_ms, cores, mb) in told.items()
+    ]
 
 
 def _rss(process: psutil.Process) -> float:

@@ -219,8 +219,8 @@ def test_no_word_is_lost_or_said_twice(words: list[list[int]], pause: float) -> 
 
 
 # C-05
-@pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_the_clock_does_not_drift_over_an_hour_of_silence_and_speech(rate: int) -> None:
+def test_the_clock_does_not_drift_over_an_hour_of_silence_and_speech() -> None:
+    rate = 44_100  # which is no multiple of ours
     driver = Driver(
         Session("s", SessionConfig(language="en", sample_rate=rate), "fast", languages={"en"})
     )
