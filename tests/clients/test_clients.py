@@ -54,8 +54,16 @@ PYTHON = Clients(
 )
 JAVASCRIPT = Clients(
     (NODE / "bin" / "node", DRIVERS / "javascript_sdks.mjs"),
-    {"deepgram": "?", "elevenlabs": "auth_error", "openai": "OpenAIRealtimeError"},
+    {"deepgram": "Error", "elevenlabs": "auth_error", "openai": "OpenAIRealtimeError"},
     {"SDKS": str(FOLDER / "javascript")},
+)
+LIVEKIT = Clients(
+    (FOLDER / "livekit" / "bin" / "python", DRIVERS / "livekit_plugins.py"),
+    {"deepgram": "APIStatusError", "elevenlabs": "APIConnectionError", "openai": "APIError"},
+)
+PIPECAT = Clients(
+    (FOLDER / "pipecat" / "bin" / "python", DRIVERS / "pipecat_services.py"),
+    {"deepgram": "ErrorFrame", "openai": "ErrorFrame"},
 )
 
 
@@ -103,6 +111,8 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Ser
     params=[
         pytest.param(PYTHON, id="python"),
         pytest.param(JAVASCRIPT, id="javascript", marks=pytest.mark.elsewhere),
+        pytest.param(LIVEKIT, id="livekit", marks=pytest.mark.elsewhere),
+        pytest.param(PIPECAT, id="pipecat", marks=pytest.mark.elsewhere),
     ],
 )
 def clients(request: pytest.FixtureRequest) -> Clients:
@@ -149,8 +159,8 @@ async def test_workers_that_are_killed_in_the_middle_of_a_sentence_change_nothin
 ) -> None:
     """Both at once, so that nobody is spared: all go on with the first that is back."""
     calling = asyncio.create_task(calls(ready, server.order()))
-    for driver in ready.values():
-        await driver.speaking.wait()
+    speaking = asyncio.gather(*(driver.speaking.wait() for driver in ready.values()))
+    await asyncio.wait([calling, speaking], return_when=asyncio.FIRST_COMPLETED)
     server.kill_workers()
     for name, heard in (await calling).items():
         assert not heard.error, (name, heard.error, heard.message)

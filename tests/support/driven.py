@@ -79,7 +79,7 @@ async def _driver(
         *command,
         stdin=PIPE,
         stdout=PIPE,
-        env=os.environ | {"PYTHONPATH": str(DRIVERS)} | environment,
+        env={**os.environ, "PYTHONPATH": str(DRIVERS), **environment},
     )
     try:
         yield Driver(process)

@@ -35,7 +35,7 @@ async function speak(order, rate, send, over = () => true, failure = () => undef
     if (sent > end + PATIENCE_S) throw new Error("what was said is not understood to its end");
     await sleep(Math.max(0, began + 1000 * sent - performance.now()));
     const chunk = Buffer.alloc(size);
-    said.copy(chunk, 0, at, at + size);
+    if (at < said.length) said.copy(chunk, 0, at, at + size);
     send(chunk);
   }
 }
