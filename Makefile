@@ -23,7 +23,7 @@ help:
 	@echo "make bench-wer     words right and wrong, beside faster-whisper offline (ARGS='--corpus FOLDER')"
 	@echo "make bench-peers  the same of other servers, side by side (QUICK=1: shorter calls)"
 	@echo "make chaos     faults while callers speak; goes on where it was (FAULTS=1000 SEED=1)"
-	@echo "make fuzz      frames no client should send (FRAMES=100000 SEED=1)"
+	@echo "make fuzz      frames no client should send, in every protocol (FRAMES=100000 SEED=1)"
 	@echo "make storms    crowds that mean no good: what they cost in memory"
 	@echo "make soak      calls that come and go: whether any process grows (MINUTES=60 STREAMS=76)"
 	@echo "make picture   draw docs/transcript.svg anew from the human recording (PROFILE=cpu)"

@@ -161,6 +161,7 @@ async def test_workers_that_are_killed_in_the_middle_of_a_sentence_change_nothin
     calling = asyncio.create_task(calls(ready, server.order()))
     speaking = asyncio.gather(*(driver.speaking.wait() for driver in ready.values()))
     await asyncio.wait([calling, speaking], return_when=asyncio.FIRST_COMPLETED)
+    assert not calling.done()
     server.kill_workers()
     for name, heard in (await calling).items():
         assert not heard.error, (name, heard.error, heard.message)
