@@ -3,7 +3,6 @@ How many WebSockets a gateway has at once, of everybody and of one address. Who 
 refused before the connection is upgraded, in HTTP, and costs no more than that.
 """
 
-import json
 from collections import Counter
 from http import HTTPStatus
 
@@ -11,9 +10,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dalston.gateway import metrics
 from dalston.gateway.access.addresses import address_group, of_this_machine
-from dalston.gateway.transport.request_ids import HEADER
-from dalston.orchestrator.process.request_ids import request_id
+from dalston.gateway.transport.refusal import refuse
 from dalston.orchestrator.protocol.messages import RETRY_AFTER_S
+
+_LATER = {"Retry-After": str(RETRY_AFTER_S)}
 
 
 def with_limits(app: ASGIApp, most: int, most_of_address: int) -> ASGIApp:
@@ -30,10 +30,14 @@ def with_limits(app: ASGIApp, most: int, most_of_address: int) -> ASGIApp:
         group = "" if of_this_machine(host) else address_group(host)
         if most and count >= most:
             sentence = "this gateway has as many connections as it may; try again later"
-            return await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, "gateway", sentence)
+            metrics.REFUSED.labels("gateway").inc()
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            return await refuse(scope, receive, send, status, sentence, _LATER)
         if group and most_of_address and open_of[group] >= most_of_address:
             sentence = f"{group} has as many connections as it may; end one first"
-            return await _refuse(send, HTTPStatus.TOO_MANY_REQUESTS, "address", sentence)
+            metrics.REFUSED.labels("address").inc()
+            status = HTTPStatus.TOO_MANY_REQUESTS
+            return await refuse(scope, receive, send, status, sentence, _LATER)
         count += 1
         open_of[group] += 1
         try:
@@ -45,16 +49,3 @@ def with_limits(app: ASGIApp, most: int, most_of_address: int) -> ASGIApp:
                 del open_of[group]
 
     return limited
-
-
-async def _refuse(send: Send, status: HTTPStatus, reason: str, sentence: str) -> None:
-    metrics.REFUSED.labels(reason).inc()
-    headers = {
-        "Content-Type": "application/json",
-        "Retry-After": str(RETRY_AFTER_S),
-        HEADER: request_id.get(),
-    }
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "websocket.http.response.start", "status": status, "headers": raw})
-    body = json.dumps({"detail": sentence, "request_id": request_id.get()}).encode()
-    await send({"type": "websocket.http.response.body", "body": body})
