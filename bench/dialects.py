@@ -33,7 +33,7 @@ from dalston.gateway.protocols.protocol import Opening
 from dalston.orchestrator.protocol.messages import SessionConfig
 
 NATIVE = "/v1/audio/transcriptions/stream"
-LAST_WORDS_S = 1.0  # after the last frame
+LAST_WORDS_S = 2.0  # after the last frame: not every protocol has an end
 
 Frame = str | bytes
 
@@ -115,7 +115,7 @@ DIALECTS = {
     "vosk": Dialect(
         "/vosk",
         "language=en",
-        '"result"',
+        '"text"',
         opening=('{"config":{"sample_rate":16000}}',),
         ending=('{"eof":1}',),
     ),
@@ -181,7 +181,7 @@ async def call(
                 await socket.send(frame)
             for text in dialect.ending:
                 await socket.send(text)
-            await asyncio.wait([listening], timeout=LAST_WORDS_S)
+            await asyncio.sleep(LAST_WORDS_S)
             listening.cancel()
     except (WebSocketException, OSError):
         seen.failures += 1
