@@ -22,8 +22,3 @@ def test_their_like_ask_for_the_same_session(name: str) -> None:
     assert asked
     assert Native(Opening(parse_qsl(native.query), {})).asked().config == asked.config
     assert (native.rate, native.wrap(b"audio")) == (dialect.rate, b"audio")
-
-
-def test_every_protocol_of_the_gateway_can_be_measured() -> None:
-    theirs = PROTOCOLS.keys() - {"/v1/audio/transcriptions/stream"}
-    assert {dialect.path for dialect in DIALECTS.values()} == theirs
