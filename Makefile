@@ -15,6 +15,7 @@ DATA = $(if $(filter demo,$(PROFILE)),build,build/$(PROFILE))
 help:
 	@echo "make demo      set everything up, stream a recording, show the text, stop (PROFILE=cpu)"
 	@echo "make test      set everything up and run every test"
+	@echo "make test-clients  other services' clients, JavaScript and frameworks too (installs them outside)"
 	@echo "make install   the set-up alone: .venv, dependencies, models (PROFILE=cpu)"
 	@echo "make serve     the stack in the foreground until Ctrl-C (PORT=8000 PROFILE=cpu ARGS=)"
 	@echo "make check     format, lint, types, import rules"
@@ -22,7 +23,7 @@ help:
 	@echo "make bench-wer     words right and wrong, beside faster-whisper offline (ARGS='--corpus FOLDER')"
 	@echo "make bench-peers  the same of other servers, side by side (QUICK=1: shorter calls)"
 	@echo "make chaos     faults while callers speak; goes on where it was (FAULTS=1000 SEED=1)"
-	@echo "make fuzz      frames no client should send (FRAMES=100000 SEED=1)"
+	@echo "make fuzz      frames no client should send, in every protocol (FRAMES=100000 SEED=1)"
 	@echo "make storms    crowds that mean no good: what they cost in memory"
 	@echo "make soak      calls that come and go: whether any process grows (MINUTES=60 STREAMS=76)"
 	@echo "make picture   draw docs/transcript.svg anew from the human recording (PROFILE=cpu)"
@@ -66,6 +67,13 @@ test: .venv/installed-dev demo-models
 	$(BIN)/dalston models build --data-dir build/turns --profile demo --end-of-turn
 	$(BIN)/dalston models build --data-dir build/cpu --profile cpu
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Of other services' clients `make test` runs those that need no environment of their own.
+.PHONY: test-clients
+test-clients: .venv/installed-dev
+	$(BIN)/dalston models build --data-dir build/cpu --profile cpu
+	PYTHONPATH=bench $(BIN)/python tests/support/client_environments.py
+	$(BIN)/pytest -m "" tests/clients $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -49,6 +49,11 @@ def foreign() -> tuple[Recording, ...]:
     return _read("languages.json")
 
 
+def human() -> tuple[Recording, ...]:
+    """One of three people, in English."""
+    return _read("human.json")
+
+
 @functools.cache
 def _read(index: str) -> tuple[Recording, ...]:
     found = list[Recording]()

@@ -217,6 +217,12 @@ async def status(here: Here) -> JSONResponse:
     return JSONResponse(capacity(await here.slots.workers()))
 
 
+@pages.get("/ws/status", dependencies=[_key("stream", "read")])
+async def recordings_status(here: Here) -> JSONResponse:
+    """The same for clients of /ws/transcribe."""
+    return JSONResponse(health.recordings_status(await here.slots.workers(), here.calls))
+
+
 @pages.get("/v1/realtime/sessions", dependencies=[_operator("read")])
 async def sessions(here: Here) -> JSONResponse:
     return JSONResponse({"sessions": await here.slots.sessions()})

@@ -80,3 +80,16 @@ async def extended_health(slots: Slots, calls: Calls) -> tuple[dict[str, Any], i
         **found,
     }
     return body, 200 if state["status"] == "healthy" else 503
+
+
+def recordings_status(workers: list[WorkerRecord], calls: Calls) -> dict[str, Any]:
+    """Whether a recording would work, in the words of servers that clients of /ws/transcribe
+    know."""
+    serving = [worker for worker in workers if worker.status in ("ready", "busy")]
+    return {
+        "status": verdict(calls, workers)["status"],
+        "websocket_ready": not calls.draining and any(worker.available for worker in serving),
+        "model_loaded": any(set(worker.models) - set(worker.asleep) for worker in serving),
+        "active_connections": len(calls),
+        "gpu_available": any(worker.gpu for worker in serving),
+    }

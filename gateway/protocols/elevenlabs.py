@@ -16,7 +16,6 @@ import msgspec
 
 from dalston.gateway.protocols.protocol import Asked, ClientError, ClientProtocol, Opening
 from dalston.gateway.protocols.vendors import (
-    audio,
     flag,
     join,
     language,
@@ -40,6 +39,7 @@ from dalston.orchestrator.protocol.messages import (
     SessionTerminated,
     Warn,
     parse_server,
+    quote,
     serialize,
 )
 from dalston.orchestrator.protocol.parameters import ParameterError
@@ -69,7 +69,7 @@ _FAULTS = {int(CloseCode.INTERNAL), int(CloseCode.NO_CAPACITY), int(CloseCode.LA
 
 
 class _Chunk(msgspec.Struct, tag_field="message_type", tag="input_audio_chunk"):
-    audio_base_64: str = ""
+    audio_base_64: bytes = b""  # Base64 on the wire
     commit: bool = False
     sample_rate: int | None = None
 
@@ -125,13 +125,13 @@ class ElevenLabs(ClientProtocol):
     def receive(self, frame: Frame) -> Sequence[Frame]:
         try:
             chunk = _chunk.decode(frame)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError):
-            sentence = "not a message of this protocol; only input_audio_chunk is known"
-            raise ClientError(sentence) from None
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            sentence = f"not a message of this protocol; only input_audio_chunk is known: {error}"
+            raise ClientError(quote(sentence)) from None
         if chunk.sample_rate not in (None, self._rate):
             sentence = f"sample_rate={chunk.sample_rate}, and audio_format says {self._rate}"
             raise ClientError(sentence)
-        meaning: list[Frame] = [audio(chunk.audio_base_64)] if chunk.audio_base_64 else []
+        meaning: list[Frame] = [chunk.audio_base_64] if chunk.audio_base_64 else []
         if chunk.commit:
             meaning.append(serialize(Flush()))
         # An empty chunk keeps the connection alive.

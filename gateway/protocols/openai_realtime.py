@@ -19,14 +19,8 @@ from typing import Any
 import msgspec
 
 from dalston.gateway.protocols.openai_settings import RATE, Settings, SettingsError
-from dalston.gateway.protocols.protocol import (
-    Asked,
-    ClientError,
-    ClientProtocol,
-    Opening,
-    Reply,
-)
-from dalston.gateway.protocols.vendors import audio, close_code, join
+from dalston.gateway.protocols.protocol import Asked, ClientProtocol, Opening, Reply
+from dalston.gateway.protocols.vendors import close_code, join
 from dalston.orchestrator.protocol.messages import (
     Clear,
     Error,
@@ -61,14 +55,17 @@ MOST_EARLY = RATE
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 
+class _Append(msgspec.Struct, tag_field="type", tag="input_audio_buffer.append"):
+    audio: bytes = b""  # Base64 on the wire
+
+
 class _Event(msgspec.Struct):
     type: str
     event_id: str | None = None
-    audio: str = ""
     session: msgspec.Raw = msgspec.Raw()
 
 
-_event = msgspec.json.Decoder(_Event)
+_append, _event = msgspec.json.Decoder(_Append), msgspec.json.Decoder(_Event)
 
 
 @dataclass
@@ -114,12 +111,19 @@ class OpenAIRealtime(ClientProtocol):
 
     def receive(self, frame: Frame) -> Sequence[Frame | Reply]:
         try:
+            return self._append(_append.decode(frame).audio)  # most frames are that
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return self._receive(frame)
+
+    def _receive(self, frame: Frame) -> Sequence[Frame | Reply]:
+        try:
             event = _event.decode(frame)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             return [self._reply_error(f"not an event of this protocol: {error}", "invalid_json")]
         match event.type:
             case "input_audio_buffer.append":
-                return self._append(event)
+                sentence = "the audio is no Base64"
+                return [self._reply_error(sentence, "invalid_value", event, "audio")]
             case "session.update" | "transcription_session.update":
                 return self._update(event)
             case "input_audio_buffer.commit":
@@ -131,11 +135,7 @@ class OpenAIRealtime(ClientProtocol):
                 sentence = f"events of type {event.type[:50]!r} are not possible in a transcription"
                 return [self._reply_error(sentence, "unknown_event", event, "type")]
 
-    def _append(self, event: _Event) -> Sequence[Frame | Reply]:
-        try:
-            data = audio(event.audio)
-        except ClientError as error:
-            return [self._reply_error(str(error), "invalid_value", event, "audio")]
+    def _append(self, data: bytes) -> Sequence[Frame]:
         self._heard = True
         self._buffered += len(data)
         self._known = self._known or self._buffered >= MOST_EARLY

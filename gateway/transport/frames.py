@@ -4,7 +4,8 @@ Frames of a WebSocket as they are on the wire: RFC 6455, section 5.2.
 
 from websockets.frames import apply_mask  # pyright: ignore[reportPrivateImportUsage]
 
-BINARY = 0x82  # the first byte of a whole message of bytes: final, no extension
+# The first byte of a whole message: final, no extension.
+TEXT, BINARY = 0x81, 0x82
 CLOSE = 0x8  # from here on opcodes are those of control frames
 
 
@@ -81,10 +82,18 @@ class Cutter:
         return head + (4 if masked else 0) + length
 
 
-def payload(frame: bytes) -> bytes | None:
-    """The unmasked payload of a whole binary message; None for any other frame."""
-    if frame[0] != BINARY or not frame[1] & 0x80:
+def message(frame: bytes) -> str | bytes | None:
+    """The message in a frame that holds a whole one, unmasked; None for any other frame, and for a
+    text that is none."""
+    kind = frame[0]
+    if kind not in (BINARY, TEXT) or not frame[1] & 0x80:
         return None
     length = frame[1] & 0x7F
     mask = 2 if length < 126 else 4 if length == 126 else 10
-    return apply_mask(frame[mask + 4 :], frame[mask : mask + 4])
+    said = apply_mask(memoryview(frame)[mask + 4 :], frame[mask : mask + 4])
+    if kind == BINARY:
+        return said
+    try:
+        return said.decode()
+    except UnicodeDecodeError:
+        return None

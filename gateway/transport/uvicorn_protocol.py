@@ -30,12 +30,12 @@ from websockets.frames import apply_mask  # pyright: ignore[reportPrivateImportU
 from websockets.http11 import Request
 from websockets.protocol import State
 
-from dalston.gateway.transport.frames import BINARY, CLOSE, Cutter, payload
+from dalston.gateway.transport.frames import BINARY, CLOSE, TEXT, Cutter, message
 from dalston.gateway.transport.read_rounds import ROUND_S, Rounds
 from dalston.orchestrator.protocol.messages import Frame
 
 _NAME = "dalston.direct"  # in a connection's scope
-_USUAL = bytes((BINARY, 0xFE))  # masked, and its length in the next two bytes
+_USUAL, _TEXT = (bytes((kind, 0xFE)) for kind in (BINARY, TEXT))  # masked, length in two bytes
 # Bytes read at once, and how often in a round: a caller that is back and sends a minute of audio
 # again does not have to wait.
 _READ, _READS = 1 << 16, 4
@@ -94,12 +94,12 @@ class DirectProtocol(WebSocketsSansIOProtocol):
             self._socket = self.transport.get_extra_info("socket").fileno()
             self._read_or_not()
         waiting = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
-        for message in waiting:
-            if message["type"] == "websocket.receive":
-                text = message.get("text")
-                on_frame(message.get("bytes") or b"" if text is None else text)
+        for event in waiting:
+            if event["type"] == "websocket.receive":
+                text = event.get("text")
+                on_frame(event.get("bytes") or b"" if text is None else text)
             else:
-                self.queue.put_nowait(message)
+                self.queue.put_nowait(event)
 
     def send_now(self, frame: Frame) -> bool:
         """Send it at once. False: it was not, since the client does not read, or is leaving; then
@@ -236,7 +236,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         if self.conn.state is not State.OPEN and kind != CLOSE:
             return  # after our close only theirs matters
         if kind < CLOSE:
-            if self._on_frame and not self._fragments and (said := payload(frame)) is not None:
+            if self._on_frame and not self._fragments and (said := message(frame)) is not None:
                 return self._on_frame(said)
             part, self._fragments = self._fragments, not frame[0] & 0x80
             if self._on_part and (part or self._fragments):
@@ -302,10 +302,15 @@ class DirectProtocol(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         # Most of what comes is this: one message of 126 to 65,535 bytes, masked, and nothing else.
-        # With a cold cache each step less is felt.
-        if self._simple and self._on_frame and len(data) > 133 and data[:2] == _USUAL:
-            if len(data) == 8 + (data[2] << 8) + data[3]:
-                return self._on_frame(apply_mask(memoryview(data)[8:], data[4:8]))
+        # With a cold cache each step less is felt. Of other services' clients some send audio as
+        # text, and their frames are as many.
+        if self._simple and self._on_frame and len(data) > 133:
+            if (head := data[:2]) == _USUAL or head == _TEXT:
+                if len(data) == 8 + (data[2] << 8) + data[3]:
+                    if head == _USUAL:
+                        return self._on_frame(apply_mask(memoryview(data)[8:], data[4:8]))
+                    if (said := message(data)) is not None:
+                        return self._on_frame(said)
         if self._cutter:
             self._cutter.feed(data)
             return self._hear()

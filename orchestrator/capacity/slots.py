@@ -72,7 +72,12 @@ class TooMany(Exception):
 
 
 class WorkerIdTaken(Exception):
-    """Another living process has registered under this worker id."""
+    """Another process has registered under this worker id, and was alive a moment ago."""
+
+    def __init__(self, worker_id: str, instance: str, endpoint: str):
+        sentence = f"another worker is registered as {worker_id!r}: give each its own WORKER_ID"
+        super().__init__(sentence)
+        self.instance, self.endpoint = instance, endpoint
 
 
 def _resume_key(session_id: str) -> str:
@@ -311,9 +316,14 @@ class Slots:
     # For workers.
 
     async def heartbeat(
-        self, worker: Registration, sessions: Mapping[str, Served], lease_s: float = LEASE_S
+        self,
+        worker: Registration,
+        sessions: Mapping[str, Served],
+        lease_s: float = LEASE_S,
+        dead: str = "",
     ) -> None:
-        """Register or stay registered, with the sessions being served.
+        """Register or stay registered, with the sessions being served. dead: an instance that lives
+        no more.
 
         Raises WorkerIdTaken if another living process, elsewhere, has the id.
         """
@@ -335,15 +345,15 @@ class Slots:
                 worker.endpoint,
                 lease_s,
                 worker.running_s,
+                dead,
                 len(sessions),
                 *rows,
                 *(item for pair in worker.fields().items() for item in pair),
             ]
         )
-        if _text(answer) == "taken":
-            raise WorkerIdTaken(
-                f"another worker is registered as {worker.worker_id!r}: give each its own WORKER_ID"
-            )
+        told, *other = map(_text, answer)
+        if told == "taken":
+            raise WorkerIdTaken(worker.worker_id, *other)
 
     async def unregister(self, worker_id: str, instance: str) -> None:
         await self._unregister(args=[worker_id, instance])

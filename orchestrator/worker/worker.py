@@ -231,9 +231,12 @@ class Worker:
             await self._slots.heartbeat(registration, served)
         except WorkerIdTaken as error:
             # Where this worker is known, it may be no living process that has written there.
-            if time.monotonic() - self._registered_at > 2 * STALE_S:
+            if time.monotonic() - self._registered_at < 2 * STALE_S:
+                return logger.error("%s", error)
+            if not await nobody_listens(error.endpoint):
                 raise
-            return logger.error("%s", error)
+            logger.info("the worker that was %s is dead", error.endpoint)
+            await self._slots.heartbeat(registration, served, dead=error.instance)
         self._registered_at = time.monotonic()
         await self._slots.renew(
             [Slot(id, "", "", here.epoch) for id, here in running.items() if here.direct]
@@ -362,6 +365,20 @@ class Worker:
         except Exception:
             logger.exception("a connection failed")
             await connection.close(CloseCode.INTERNAL)
+
+
+async def nobody_listens(endpoint: str) -> bool:
+    """Whether a worker is dead for certain: its machine says that there is none."""
+    url = urlsplit(endpoint)
+    try:
+        async with asyncio.timeout(2):
+            _, writer = await asyncio.open_connection(url.hostname, url.port)
+        writer.close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 async def read_gpu_memory(url: str | None) -> tuple[str | None, str | None]:

@@ -1,6 +1,6 @@
 """
-Frames that no client should send, to the gateway and to the worker: none may crash either, and
-every session ends in order.
+Frames that no client should send, to the gateway, in every protocol that it speaks, and to the
+worker: none may crash either, and every session ends in order.
 
     python tests/chaos/fuzz.py --frames 100000 --seed 1
 
@@ -24,24 +24,20 @@ import checks
 from deployment import ROOT, Deployment, Size, deployed
 from support import wire
 from support.wire import Wire
+from tongues import NATIVE, SESSION, TONGUES, Tongue
 
-STREAM, SESSION = "/v1/audio/transcriptions/stream", "/session"
 AT_ONCE = 16  # sessions
 ENDS_WITHIN_S = 80.0
 # Who sends too much is slowed down here too, but not to the speed of people.
 _FASTER = {"DALSTON_MESSAGE_RATE": "500", "DALSTON_AUDIO_RATE": "20"}
 SIZE = Size(gateways=1, workers=1, tritons=1, sessions=64, instant=True, gateway=_FASTER)
-_TYPES = ("config", "flush", "commit", "clear", "ping", "end", "stop", "session.begin")
-_KEYS = ("language", "vad_threshold", "min_silence_duration_ms", "prefix_padding_ms", "reason", "x")
-# A session that is answered so has ended in order.
-_LAST = ("session.end", "error", "session.terminated")
 
 
 class Frames:
     """Of one session; `whole` is false once the protocol is broken so that no end can be told."""
 
-    def __init__(self, rng: random.Random):
-        self._rng = rng
+    def __init__(self, rng: random.Random, tongue: Tongue = NATIVE):
+        self._rng, self._tongue = rng, tongue
         self.whole = True
 
     def next(self) -> bytes:
@@ -51,15 +47,22 @@ class Frames:
         if kind < 0.40:
             return wire.frame(wire.TEXT, self.text())
         if kind < 0.75:
-            return wire.frame(wire.BINARY, self._audio())
+            return self._spoken()
         if kind < 0.85:
             return self._fragments()
         if kind < 0.95:
             return self._controls()
         if kind < 0.995:
-            return wire.frame(wire.TEXT, json.dumps({"type": rng.choice(_TYPES[:5])}).encode())
+            return wire.frame(wire.TEXT, rng.choice(self._tongue.sane).encode())
         self.whole = False
         return self._broken()
+
+    def _spoken(self) -> bytes:
+        """Audio as a client sends it; one that sends text may send bytes all the same."""
+        wrap = self._tongue.wrap
+        if wrap is None or self._rng.random() < 0.1:
+            return wire.frame(wire.BINARY, self._audio())
+        return wire.frame(wire.TEXT, wrap(self._audio()).encode())
 
     def _audio(self) -> bytes:
         rng = self._rng
@@ -80,12 +83,7 @@ class Frames:
             case 1:
                 return json.dumps(self._value(0)).encode()
             case 2 | 3:
-                message: dict[str, Any] = {"type": rng.choice(_TYPES)} if rng.random() < 0.8 else {}
-                for _ in range(rng.randrange(4)):
-                    message[rng.choice(_KEYS)] = self._value(2)
-                if message.get("type") == "end" and rng.random() < 0.9:
-                    message["type"] = "config"  # else every session would be short
-                return json.dumps(message).encode()
+                return json.dumps(self._message()).encode()
             case 4:
                 depth = rng.choice((10, 1000, 5000))
                 return (
@@ -100,10 +98,20 @@ class Frames:
             case 7:
                 return b'{"type":"config","language":"\\ud800\\u0000"}'
             case _:
-                text = json.dumps(
-                    {"type": rng.choice(_TYPES[:5]), "x": "\u00e9\U0001f600"}
-                ).encode()
+                message = json.loads(rng.choice(self._tongue.sane))
+                text = json.dumps(message | {"x": "\u00e9\U0001f600"}).encode()
                 return text[: rng.randrange(len(text) + 1)]
+
+    def _message(self) -> dict[str, Any]:
+        rng, tongue = self._rng, self._tongue
+        message: dict[str, Any] = {}
+        if rng.random() < 0.8:
+            message[tongue.tag] = rng.choice(tongue.kinds)
+        for _ in range(rng.randrange(4)):
+            message[rng.choice(tongue.keys)] = self._value(2)
+        if tongue.end and json.loads(tongue.end).items() <= message.items() and rng.random() < 0.9:
+            return json.loads(tongue.sane[0])  # else every session would be short
+        return message
 
     def _value(self, depth: int) -> Any:
         rng = self._rng
@@ -119,11 +127,12 @@ class Frames:
             case 4:
                 return rng.choice(("", "en", "en-US", "tlh", "\0", "auto", "x" * 2000))
             case 5 | 6:
-                return rng.choice(_TYPES)
+                return rng.choice(self._tongue.kinds)
             case 7:
                 return [self._value(depth + 1) for _ in range(rng.randrange(4))]
             case _:
-                return {rng.choice(_KEYS): self._value(depth + 1) for _ in range(rng.randrange(4))}
+                names = [rng.choice(self._tongue.keys) for _ in range(rng.randrange(4))]
+                return {name: self._value(depth + 1) for name in names}
 
     def _fragments(self) -> bytes:
         """A message in pieces, with control frames between, as is allowed."""
@@ -198,61 +207,86 @@ class Result:
     frames: int = 0
     sessions: int = 0
     ended: Counter[str] = field(default_factory=Counter[str])  # by last message and close code
+    paths: Counter[str] = field(default_factory=Counter[str])  # frames, by where they were sent
     broken: list[str] = field(default_factory=list[str])
 
 
-async def session(port: int, path: str, rng: random.Random, frames: int, result: Result) -> None:
+async def session(
+    port: int, tongue: Tongue, rng: random.Random, frames: int, result: Result
+) -> None:
     """Some frames, then an end if there can be one."""
-    fuzz = Frames(rng)
-    encoding = rng.choice(("pcm_s16le", "pcm_f32le", "mulaw"))
-    rate = rng.choice((8_000, 16_000, 44_100, 48_000))
-    query = f"encoding={encoding}&sample_rate={rate}&channels={rng.randrange(1, 3)}&language=en"
+    fuzz = Frames(rng, tongue)
+    address = f"{tongue.path}?{rng.choice(tongue.queries)}"
     result.sessions += 1
-    line = await Wire.open(port, f"{path}?{query}")
+    try:
+        line = await Wire.open(port, address)
+    except ConnectionRefusedError as refused:
+        return _note_refusal(str(refused), address, tongue, result)
     try:
         for _ in range(frames):
             if line.ended or not fuzz.whole:
                 break
             await line.send(fuzz.next())
             result.frames += 1
+            result.paths[tongue.path] += 1
         if fuzz.whole:
-            await line.send(wire.frame(wire.TEXT, b'{"type":"end"}'))
+            await line.send(
+                wire.frame(wire.TEXT, tongue.end.encode())
+                if tongue.end
+                else wire.frame(wire.CLOSE, struct.pack("!H", 1000))
+            )
         assert line.finished
         try:
             await asyncio.wait_for(asyncio.shield(line.finished), ENDS_WITHIN_S)
         except TimeoutError:
-            result.broken.append(f"{path}?{query} does not end ({_last(line)})")
+            result.broken.append(f"{address} does not end ({_last(line)})")
     finally:
         await line.close()
     result.ended[f"{_last(line)} {line.close_code}"] += 1
     if line.close_code is None:
-        result.broken.append(f"{path}?{query} ended without a close frame ({_last(line)})")
-    elif fuzz.whole and (_last(line) not in _LAST or line.close_code in (1006, 1011)):
-        result.broken.append(f"{path}?{query} ended with {_last(line)} and {line.close_code}")
+        result.broken.append(f"{address} ended without a close frame ({_last(line)})")
+    elif (
+        fuzz.whole
+        and tongue.last
+        and (_last(line) not in tongue.last or line.close_code in (1006, 1011))
+    ):
+        result.broken.append(f"{address} ended with {_last(line)} and {line.close_code}")
+
+
+def _note_refusal(status: str, address: str, tongue: Tongue, result: Result) -> None:
+    """Some of theirs are refused over HTTP, for good reasons."""
+    result.ended[status] += 1
+    if tongue.last or " 4" not in status:
+        result.broken.append(f"{address}: {status}")
 
 
 def _last(line: Wire) -> str:
-    return line.messages[-1]["type"] if line.messages else "nothing"
+    if not line.messages:
+        return "nothing"
+    last = line.messages[-1]
+    return str(last.get("type") or last.get("message_type") or ", ".join(last))
 
 
 async def fuzz(deployment: Deployment, frames: int, seed: int) -> Result:
-    """So many frames in sessions of the gateway and of the worker, one after the other of each."""
+    """So many frames in sessions of the gateway and of the worker, which take turns."""
     result, rng = Result(), random.Random(seed)
     gateway, worker = deployment.of("gateway")[0].port, deployment.of("worker")[0].port
     logs = checks.Logs(deployment.folder)
     began, pids = time.monotonic(), [m.pid for m in deployment.members.values()]
+    turns = [tongue for tongue in TONGUES for _ in range(tongue.weight)]
     number = 0
 
     async def one(seed: int) -> None:
         nonlocal number
         number += 1
-        port, path = ((gateway, STREAM), (worker, SESSION))[number % 2]
+        tongue = turns[number % len(turns)]
+        port = worker if tongue.path == SESSION else gateway
         own = random.Random(seed)
         length = min(own.choice((1, 5, 20, 100, 300)), frames - result.frames)
         try:
-            await session(port, path, own, length, result)
+            await session(port, tongue, own, length, result)
         except OSError as error:
-            result.broken.append(f"{path}: {error}")
+            result.broken.append(f"{tongue.path}: {error}")
 
     async def some() -> None:
         while result.frames < frames and len(result.broken) < 50:
@@ -299,6 +333,7 @@ def main() -> int:
     told = {
         "frames": result.frames,
         "sessions": result.sessions,
+        "paths": dict(result.paths),
         "ended": dict(result.ended.most_common()),
         "broken": len(result.broken),
         "seed": args.seed,

@@ -11,6 +11,7 @@ from deployment import deployed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.speech import WORDS
+from tongues import TONGUES
 
 from dalston.orchestrator.protocol.messages import (
     Clear,
@@ -217,3 +218,4 @@ async def test_gateway_and_worker_survive_any_frames_and_end_every_session(tmp_p
     assert result.broken == []
     assert result.frames >= 4_000
     assert result.sessions > 20
+    assert result.paths.keys() == {tongue.path for tongue in TONGUES}

@@ -32,6 +32,7 @@ async def test_what_a_key_may_do_is_what_its_scopes_say(start: Start) -> None:
     keys = {scope: await added(gateway, scope, scopes=[scope]) for scope in get_args(Scope)}
     allowed = {
         ("GET", STATUS): {"stream", "read"},
+        ("GET", "/ws/status"): {"stream", "read"},
         ("GET", SESSIONS): {"read"},
         ("GET", "/health/extended"): {"read"},
         ("DELETE", f"{SESSIONS}/sess_x"): {"admin"},

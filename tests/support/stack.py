@@ -22,14 +22,17 @@ class Stack:
     process: subprocess.Popen[bytes]
     port: int
     data_dir: Path
+    key: str = ""  # where callers need one
 
     @property
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}"
 
     def http(self, path: str) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=headers)
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as got:
+            with urllib.request.urlopen(request, timeout=5) as got:
                 return got.status, json.load(got)
         except urllib.error.HTTPError as error:
             with error:
@@ -46,19 +49,26 @@ class Stack:
             time.sleep(0.02)
 
 
-def start_stack(data_dir: Path, workers: int, tritons: int = 1, **environment: str) -> Stack:
-    """`dalston up` in a process of its own, ready. data_dir: a folder with the models; the stack
-    has one of its own below it."""
+def start_stack(
+    data_dir: Path,
+    workers: int,
+    tritons: int = 1,
+    profile: str = "demo",
+    key: str = "",
+    **environment: str,
+) -> Stack:
+    """`dalston up` in a process of its own, ready. data_dir: a folder with the models of the
+    profile; the stack has one of its own below it. key: one that may stream and read."""
     own = Path(tempfile.mkdtemp(dir=data_dir))
     (own / "model_repository").symlink_to(data_dir / "model_repository")
     port = free_port()
     command = [sys.executable, "-m", "dalston.cli.main", "up", "--port", str(port)]
-    command += ["--data-dir", str(own), "--profile", "demo"]
+    command += ["--data-dir", str(own), "--profile", profile]
     command += ["--workers", str(workers), "--tritons", str(tritons)]
     process = subprocess.Popen(
         dies_with_us(command), env=os.environ | environment, start_new_session=True
     )
-    stack, deadline = Stack(process, port, own), time.monotonic() + 90
+    stack, deadline = Stack(process, port, own, key), time.monotonic() + 90
     while True:
         try:
             if stack.http("/health")[0] == 200 and workers_ready(stack) == workers:

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fronted import STREAM, FakeWorker, Gateway, echo
 from support.waiting import until
-from support.wire import BINARY, CLOSE, CONTINUATION, PING, TEXT, Wire, frame
+from support.wire import BINARY, CLOSE, CONTINUATION, PING, TEXT, Wire, frame, masked
 
-from dalston.gateway.transport.frames import Cutter, payload
+from dalston.gateway.transport.frames import Cutter, message
 from dalston.gateway.transport.uvicorn_protocol import DirectProtocol
 
 LONGEST = 70_000
@@ -102,18 +102,20 @@ def test_a_frame_that_is_too_long_can_be_passed_over(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536])
-def test_a_message_of_bytes_is_read(size: int) -> None:
+@pytest.mark.parametrize("mask", [bytes(4), b"\x01\x80\x7f\x00"])
+def test_a_message_is_read(size: int, mask: bytes) -> None:
     data = bytes(number % 251 for number in range(size))
-    mask = b"\x01\x80\x7f\x00"
-    hidden = bytes(byte ^ mask[at % 4] for at, byte in enumerate(data))
-    head = frame(BINARY, data)[: -size - 4] if size else frame(BINARY, data)[:-4]
-    assert payload(head + mask + hidden) == data
+    text = ("é" + "a" * size)[:size]
+    assert message(masked(frame(BINARY, data), mask)) == data
+    assert message(masked(frame(TEXT, text.encode()), mask)) == text
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        frame(TEXT, b"text"),
+        frame(TEXT, b"no UTF-8: \xff"),
+        frame(TEXT, b"a part", fin=False),
+        frame(TEXT, b"naked", masked=False),
         frame(BINARY, b"a part", fin=False),
         frame(CONTINUATION, b"its end"),
         frame(PING, b""),
@@ -122,7 +124,7 @@ def test_a_message_of_bytes_is_read(size: int) -> None:
     ],
 )
 def test_nothing_else_is(other: bytes) -> None:
-    assert payload(other) is None
+    assert message(other) is None
 
 
 # Through a gateway, whose worker tells the size of what it hears.
@@ -188,6 +190,7 @@ async def test_text_in_fragments_is_one_message(gateway: Gateway) -> None:
         (frame(CONTINUATION, bytes(200)), 1002),
         (frame(3, bytes(200)), 1002),
         (frame(TEXT, b"\xff\xfe"), 1007),
+        (frame(TEXT, b"a" * 200 + b"\xff\xfe"), 1007),
         (frame(BINARY, bytes(1 << 20), fin=False) + frame(CONTINUATION, bytes(1)), 1009),
     ],
 )

@@ -23,7 +23,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from dalston.orchestrator.capacity.redis_client import UnsupportedRedis
-from dalston.orchestrator.capacity.slots import Slots, WorkerIdTaken, redis_client
+from dalston.orchestrator.capacity.slots import (
+    Registration,
+    Slots,
+    WorkerIdTaken,
+    redis_client,
+)
 from dalston.orchestrator.protocol import introduction
 from dalston.orchestrator.protocol.messages import (
     LONGEST_MESSAGE,
@@ -542,6 +547,19 @@ async def test_two_processes_may_not_share_an_id(workers: Workers) -> None:
     second = await workers.start("same", endpoint="ws://elsewhere:9000")
     with pytest.raises(WorkerIdTaken, match="same"):
         await asyncio.wait_for(second.task, 10)
+
+
+async def test_one_that_died_leaves_its_id_to_the_next_at_once_wherever_that_listens(
+    workers: Workers,
+) -> None:
+    nobody = f"ws://127.0.0.1:{free_port()}"
+    dead = Registration("same", "dead", nobody, "ready", 4, ["fast"], ["demo"], ["en"], "0.1.0")
+    client = redis_client(workers.redis_url)
+    await Slots(client).heartbeat(dead, {})
+    await client.aclose()
+    worker = await workers.ready("same")
+    await until(lambda: worker.record("same"), lambda record: record["endpoint"] != nobody)
+    assert not worker.task.done()
 
 
 async def test_without_triton_the_worker_says_so_and_takes_no_sessions(workers: Workers) -> None:
