@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from dalston.gateway import metrics
 from dalston.gateway.calls.caller import Caller
+from dalston.gateway.calls.channels import Channel
 from dalston.gateway.calls.intake import Intake
 from dalston.gateway.calls.record import Record
 from dalston.gateway.calls.relay import Relay
@@ -73,7 +74,7 @@ class TakenOver(Exception):
 class Call:
     def __init__(
         self,
-        caller: Caller,
+        caller: Caller | Channel,
         relay: Relay,
         slots: Slots,
         slot: Slot,
@@ -147,6 +148,8 @@ class Call:
         """Object to what the caller sends, once the session has begun: no error comes before."""
         objection = await self._intake.refused
         await self._begun.wait()
+        if self._relay.end:
+            return
         message = Error(code=objection.code, message=objection.sentence, recoverable=False)
         if objection.at_once:
             return self._end_with(message, objection.close_code)
@@ -216,6 +219,11 @@ class Call:
     def resumes(self) -> bool:
         """Whether its client can go on at another gateway."""
         return self._keeps and self._caller.resumes and self._relay.config.ack
+
+    @property
+    def ended(self) -> bool:
+        """Whether its client was told the end: another channel may go on."""
+        return self._relay.end is not None
 
     def save_everything(self) -> None:
         self._kept.everything()

@@ -69,6 +69,7 @@ class WorkerRecord:
     heartbeat_at: float = 0.0  # by Redis's clock
     asleep: Sequence[str] = ()  # of the models
     used: float = 0.0  # slots: a session of `fast` may take less than one
+    languages: Sequence[str] = ()  # "auto" among them
 
     @property
     def available(self) -> int:
@@ -94,6 +95,7 @@ def record(worker_id: str, fields: Mapping[str, str]) -> WorkerRecord | None:
             float(fields.get("heartbeat_at", 0.0)),
             asleep,
             float(fields.get("used", active)),
+            _names(fields.get("languages_supported", "[]")),
         )
     except (KeyError, ValueError, OverflowError, RecursionError):
         return None
