@@ -93,8 +93,9 @@ class Call:
         self._link: Peer | None = None  # that is being listened to
         self._begun = asyncio.Event()  # and the client was told
         self._telling = False  # the client has not taken the last message yet
-        self._kept = Record(relay, slots, settings.resume)
-        self._keeps = settings.resume
+        # Of a session that its client cannot go on with nothing is kept.
+        self.keeps = settings.resume and caller.resumes
+        self._kept = Record(relay, slots, self.keeps)
         self._released = self._end_told = False
         self._intake = intake
         self._reader_s = settings.reader_seconds
@@ -218,7 +219,7 @@ class Call:
     @property
     def resumes(self) -> bool:
         """Whether its client can go on at another gateway."""
-        return self._keeps and self._caller.resumes and self._relay.config.ack
+        return self.keeps and self._relay.config.ack
 
     @property
     def ended(self) -> bool:
@@ -314,8 +315,8 @@ class Call:
         message = SessionTerminated(
             session_id=self._relay.session_id,
             reason="worker_lost",
-            recoverable=self._keeps,
-            recovery_hint="connect again with resume_session_id" if self._keeps else None,
+            recoverable=self.keeps,
+            recovery_hint="connect again with resume_session_id" if self.keeps else None,
         )
         self._status = "error"
         await self._write()

@@ -12,7 +12,8 @@ import contextlib
 from array import array
 from collections.abc import Callable, Sequence
 
-from dalston.gateway.calls.caller import Caller, Objection
+from dalston.gateway.calls.caller import Caller, CallRefused, Objection
+from dalston.gateway.calls.relay import Relay
 from dalston.gateway.protocols.protocol import Opening
 from dalston.orchestrator.process.request_ids import named
 from dalston.orchestrator.protocol.close_codes import CloseCode
@@ -34,6 +35,20 @@ from dalston.orchestrator.protocol.messages import (
 TOGETHER_S = 0.5
 _END = prefix(SessionEnd)
 _ARRAYS = {1: "B", 2: "H", 4: "I"}  # of numbers that have so many bytes, whatever they mean
+
+
+def begin_together(relays: Sequence[Relay]) -> list[int]:
+    """Let sessions of one connection go on from the same moment: its client sends again what any of
+    them needs. Returns how many bytes of that each needs no more. Raises CallRefused."""
+    live = [relay for relay in relays if not relay.end]
+    formats = {(r.config.encoding, r.config.sample_rate, r.config.channels) for r in live}
+    if len(formats) > 1 or any(relay.config.channels > 1 for relay in relays):
+        sentence = "these sessions were not the channels of one connection"
+        raise CallRefused("invalid_parameter", sentence, CloseCode.INVALID_PARAMETER)
+    first = min(live, key=lambda relay: relay.received, default=None)
+    for relay in relays:
+        relay.resume_offset_ms = first.resume_offset_ms if first else relay.resume_offset_ms
+    return [max(0, relay.received - first.received) if first else 0 for relay in relays]
 
 
 class Splitter:

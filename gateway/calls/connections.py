@@ -19,7 +19,7 @@ from dalston.gateway.access.addresses import address_group
 from dalston.gateway.calls.admission import Admission, admit, give_back
 from dalston.gateway.calls.call import ANSWERED_S, Call, Unreachable
 from dalston.gateway.calls.caller import Caller, CallRefused, Objection
-from dalston.gateway.calls.channels import Channel, Channels
+from dalston.gateway.calls.channels import Channel, Channels, begin_together
 from dalston.gateway.calls.intake import Intake, IntakeLimits
 from dalston.gateway.calls.memory import HeldMemory
 from dalston.gateway.calls.pace import Pace, PaceLimits
@@ -179,7 +179,7 @@ class Calls:
         relays = [await self._relay(asked, number, holder) for number in range(asked.channels)]
         if asked.channels == 1:
             return await self._serve_as([caller], relays, caller, asked, holder)
-        channels = Channels(caller, _begin_together(relays), relays[0].config.encoding)
+        channels = Channels(caller, begin_together(relays), relays[0].config.encoding)
         try:
             await self._serve_as(channels.all, relays, caller, asked, holder)
         finally:
@@ -271,7 +271,7 @@ class Calls:
         finally:
             if self._calls.get(relay.session_id) is call:
                 del self._calls[relay.session_id]
-            if self._settings.resume and not relay.end:
+            if call.keeps and not relay.end:
                 self._away.leave(call.slot, relay)
 
     async def _asked(self, caller: Caller) -> Asked:
@@ -447,20 +447,6 @@ class Calls:
         await caller.close(CloseCode.NORMAL)
         if await caller.answered(ANSWERED_S):
             await forget(self.slots, relay.session_id)
-
-
-def _begin_together(relays: Sequence[Relay]) -> list[int]:
-    """Let sessions of one connection go on from the same moment: its client sends again what any of
-    them needs. Returns how many bytes of that each needs no more. Raises CallRefused."""
-    live = [relay for relay in relays if not relay.end]
-    formats = {(r.config.encoding, r.config.sample_rate, r.config.channels) for r in live}
-    if len(formats) > 1 or any(relay.config.channels > 1 for relay in relays):
-        sentence = "these sessions were not the channels of one connection"
-        raise CallRefused("invalid_parameter", sentence, CloseCode.INVALID_PARAMETER)
-    first = min(live, key=lambda relay: relay.received, default=None)
-    for relay in relays:
-        relay.resume_offset_ms = first.resume_offset_ms if first else relay.resume_offset_ms
-    return [max(0, relay.received - first.received) if first else 0 for relay in relays]
 
 
 async def _together(works: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -149,3 +149,23 @@ async def test_a_drain_sends_away_who_has_not_begun(redis_url: str) -> None:
             await until_event(client, "info")
             gateway.stop.set()
             assert Error.from_event(await until_event(client, "error")).code == "no_capacity"
+
+
+async def test_a_worker_that_dies_in_mid_utterance_costs_no_word(redis_url: str) -> None:
+    async def die(connection: ServerConnection) -> None:
+        await connection.send(BEGIN)
+        await connection.recv()
+        connection.transport.abort()
+
+    async with (
+        served(redis_url) as (gateway, port),
+        FakeWorker(gateway.slots, "a", die).running(),
+        AsyncTcpClient("127.0.0.1", port) as client,
+    ):
+        await client.write_event(AudioStart(16_000, 2, 1).event())
+        await client.write_event(AudioChunk(16_000, 2, 1, bytes(2048)).event())
+        await gateway.until_held(1)
+        async with FakeWorker(gateway.slots, "b", answer).running():
+            await utterance(client, 2)
+            said = Transcript.from_event(await until_event(client, "transcript"))
+        assert said.text == f"{3 * 2048} bytes"

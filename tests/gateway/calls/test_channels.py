@@ -5,6 +5,7 @@ it, and what the connection is told.
 
 import asyncio
 import json
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -366,3 +367,69 @@ async def test_one_ping_has_one_answer_and_settings_may_be_of_one_channel(gatewa
         await stream.send('{"type":"config","channel":1,"language":"de"}')
         answers = [json.loads(await stream.recv()) for _ in range(2)]
     assert sorted((m["type"], m["channel"]) for m in answers) == [("got", 1), ("pong", 0)]
+
+
+async def test_both_wait_in_line_for_a_slot_each(gateway: Gateway) -> None:
+    async with (
+        FakeWorker(gateway.slots, "a", Workers(), capacity=2).running(),
+        gateway.stream() as first,
+    ):
+        await first.recv()
+        async with gateway.stream(f"{APART}&overflow=queue") as stream:
+            queued = json.loads(await stream.recv())
+            assert (queued["type"], queued["position"]) == ("session.queued", 1)
+            assert await gateway.slots.waiting() == 2
+            await stream.send(CHUNK)
+            assert await gateway.held() == 1
+            await first.send('{"type":"end"}')
+            await begun(stream)
+
+
+async def test_a_drain_tells_both_to_go_on_elsewhere(gateway: Gateway) -> None:
+    async def with_ack(connection: ServerConnection) -> None:
+        await connection.send(BEGIN.replace('"ack":false', '"ack":true'))
+        await connection.wait_closed()
+
+    async with FakeWorker(gateway.slots, "a", with_ack).running(), gateway.stream(APART) as stream:
+        await begun(stream)
+        gateway.stop.set()
+        messages, code = await drained(stream)
+    told = sorted((m["type"], m["reason"], m["channel"]) for m in messages)
+    assert told == [("session.terminated", "server_drain", number) for number in (0, 1)]
+    assert code == 1001
+
+
+async def test_one_that_an_admin_ends_leaves_the_other(gateway: Gateway) -> None:
+    workers = Workers()
+    async with FakeWorker(gateway.slots, "a", workers).running(), gateway.stream(APART) as stream:
+        begins = await begun(stream)
+        path = f"/v1/realtime/sessions/{begins[0]['session_id']}"
+        status, _ = await gateway.http(path, "DELETE", {"Authorization": "Bearer secret"})
+        assert status == 202
+        ended = [json.loads(await stream.recv()) for _ in range(2)]
+        assert [(m["type"], m["channel"]) for m in ended][-1] == ("session.end", 0)
+        await gateway.until_held(1)
+        for _ in range(3):
+            await stream.send(CHUNK)
+        await until(lambda: RIGHT * 4800 in workers.heard)
+        await stream.send('{"type":"end"}')
+        messages, code = await drained(stream)
+        assert [(m["type"], m["channel"]) for m in messages][-1] == ("session.end", 1)
+        assert code == 1000
+    await gateway.until_held(0)
+
+
+async def test_whenever_a_client_vanishes_both_slots_are_back(gateway: Gateway) -> None:
+    chance = random.Random(5)
+
+    async def vanish(way: str) -> None:
+        async with gateway.stream(f"{APART}&overflow={way}") as stream:
+            await stream.send(CHUNK[: chance.randrange(len(CHUNK))])
+            await asyncio.sleep(chance.random() * 0.05)
+            if chance.random() < 0.5:
+                stream.transport.abort()
+
+    async with FakeWorker(gateway.slots, "a", Workers(), capacity=9).running():
+        await asyncio.gather(*(vanish(way) for way in ("reject", "queue") * 20))
+        await gateway.until_held(0)
+        assert await gateway.slots.waiting() == 0
