@@ -3,7 +3,6 @@ How many connections a gateway has at once, of everybody and of one address. Who
 too many is refused before the connection is upgraded, in HTTP, and costs no more than that.
 """
 
-import json
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dalston.gateway import metrics
 from dalston.gateway.access.addresses import address_group, of_this_machine
-from dalston.gateway.transport.request_ids import HEADER
-from dalston.orchestrator.process.request_ids import request_id
+from dalston.gateway.transport.refusal import refuse
 from dalston.orchestrator.protocol.messages import RETRY_AFTER_S
+
+_LATER = {"Retry-After": str(RETRY_AFTER_S)}
 
 
 class TooMany(Exception):
@@ -69,18 +69,6 @@ def with_limits(app: ASGIApp, crowd: Crowd) -> ASGIApp:
             with crowd.joined((scope["client"] or ("",))[0]):
                 await app(scope, receive, send)
         except TooMany as error:
-            await _refuse(send, error.status, str(error))
+            await refuse(scope, receive, send, error.status, str(error), _LATER)
 
     return limited
-
-
-async def _refuse(send: Send, status: HTTPStatus, sentence: str) -> None:
-    headers = {
-        "Content-Type": "application/json",
-        "Retry-After": str(RETRY_AFTER_S),
-        HEADER: request_id.get(),
-    }
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "websocket.http.response.start", "status": status, "headers": raw})
-    body = json.dumps({"detail": sentence, "request_id": request_id.get()}).encode()
-    await send({"type": "websocket.http.response.body", "body": body})

@@ -16,17 +16,15 @@ DALSTON_ALLOWED_ORIGINS say it otherwise, with keys and without.
 """
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from http import HTTPStatus
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dalston.gateway.settings import GatewaySettings
-from dalston.gateway.transport.uvicorn_protocol import DirectProtocol
-from dalston.orchestrator.process.request_ids import request_id
+from dalston.gateway.transport.refusal import refuse
 
 _SAFE = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 _PORTS = {"http": 80, "https": 443}
@@ -132,10 +130,6 @@ def for_sites(app: ASGIApp, sites: Sites) -> ASGIApp:
         sentence = sites.objection(headers.getlist("host"), headers.getlist("origin"), changes)
         if not sentence:
             return await app(scope, receive, send)
-        if scope["type"] == "websocket":
-            with suppress(KeyError):
-                DirectProtocol.of(scope)
-        body = {"detail": sentence, "request_id": request_id.get()}
-        await JSONResponse(body, 403)(scope, receive, send)
+        await refuse(scope, receive, send, HTTPStatus.FORBIDDEN, sentence)
 
     return checked

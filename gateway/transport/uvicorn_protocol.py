@@ -21,8 +21,9 @@ from asyncio import Handle, TimerHandle
 from collections.abc import Callable
 from typing import Any
 
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame as WireFrame
 from websockets.frames import apply_mask  # pyright: ignore[reportPrivateImportUsage]
@@ -245,6 +246,17 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         super().data_received(frame)
 
     # What uvicorn and its transport do.
+
+    async def run_asgi(self) -> None:
+        served = self.app
+
+        async def unless_left(scope: Scope, receive: Receive, send: Send) -> None:
+            await served(scope, receive, send)
+            if self.transport.is_closing() and not self.handshake_complete:
+                raise ClientDisconnected  # else uvicorn answers once more, which fails
+
+        self.app = unless_left
+        await super().run_asgi()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave_rounds()

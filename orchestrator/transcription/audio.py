@@ -91,7 +91,8 @@ class AudioStream:
 
     def read(self, first: int, last: int) -> bytes:
         """Samples [first, last) as int16 bytes. They must not have been forgotten."""
-        assert self._pcm_position <= first <= last <= self.end, "samples that are not here"
+        here = self._pcm_position, self.end
+        assert here[0] <= first <= last <= here[1], f"[{first}, {last}) is not here, in {here}"
         offset = self._pcm_position
         return bytes(self._pcm[(first - offset) * 2 : (last - offset) * 2])
 

@@ -444,11 +444,13 @@ class Session:
                 self._enough = self._audio.frame(self._fed + hop)
                 break
             elif marker is ending:
-                end = self._audio.drain(marker.frame)
+                end = self._audio.position(marker.frame)
+                if end >= self._cursor:
+                    self._audio.drain(marker.frame)
                 if end - undecided < VAD_FRAME:
                     self._markers.popleft()
-                    self._cursor = end
-                    self._searched = max(self._searched, end)
+                    self._cursor = max(end, self._cursor)
+                    self._searched = max(self._searched, self._cursor)
                     self._take_effect(marker)
             elif self._audio.position(marker.frame) - undecided >= VAD_FRAME:
                 if ending is None:
@@ -471,6 +473,9 @@ class Session:
         """Let a client message take effect: the cursor has come to it."""
         self._controls = marker.ordinal
         utterance = self._open
+        # It may come in the middle of what is heard again, all of which is decided. What is open
+        # then begins after it.
+        late = self._audio.position(marker.frame) < self._cursor
         match marker.message:
             case Configure():
                 self._config = configured(self._config, marker.message)
@@ -478,7 +483,12 @@ class Session:
                 if _OF_LANGUAGE & changes(marker.message).keys():
                     self._decoding.generation += 1
                 return
+            case Flush() | Clear() if late:
+                pass
             case Clear():
+                if utterance:
+                    self._forget(utterance)
+            case End() if late:
                 if utterance:
                     self._forget(utterance)
             case Flush() | End():
@@ -493,7 +503,7 @@ class Session:
         if isinstance(marker.message, End):
             self._end_sequence()
             self._outbox.later(lambda: self._end(marker.reason))
-        else:
+        elif not late:
             self._restart(self._cursor)
 
     def _end(self, reason: EndReason) -> list[ServerMessage]:

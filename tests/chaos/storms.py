@@ -173,7 +173,7 @@ async def hostile(
 
 
 def shown(found: Sequence[Cost]) -> Table:
-    table = Table(box=None, title="a hostile connection, and an honest caller beside it")
+    table = Table(box=None, title="a hostile connection, and honest callers beside it")
     table.title_justify = "left"
     for name in ("kind", "answer p95", "without", "gateway, MB each", "processor, x honest"):
         table.add_column(name, justify="left" if name == "kind" else "right")

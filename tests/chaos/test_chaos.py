@@ -15,7 +15,9 @@ from intruders import REFUSED
 from journal import Journal
 from readings import readings
 
-FAULTS, SEED = 64, 20
+# Redis with Sentinels, and clocks that jump: `make chaos`.
+POSSIBLE = kinds(sentinels=False, clocks=False)
+FAULTS, SEED = len(POSSIBLE), 20  # each kind once
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def journals(
 
 
 @pytest.mark.timeout(400)
-def test_sixty_faults_change_no_final_and_leave_nothing_behind(
+def test_a_fault_of_every_kind_changes_no_final_and_leaves_nothing_behind(
     journals: tuple[Journal, Journal],
 ) -> None:
     journal, _ = journals
@@ -50,10 +52,8 @@ def test_sixty_faults_change_no_final_and_leave_nothing_behind(
     assert journal.broken() == []
     assert report["faults"] == FAULTS
     assert report["faults_mid_utterance"] > FAULTS / 2
-    # Redis with Sentinels, and clocks that jump: `make chaos`.
-    possible = kinds(sentinels=False, clocks=False)
-    assert set(report["by_kind"]) == {f"{action} {where}" for action, where in possible}
-    assert report["finals"] > 100
+    assert set(report["by_kind"]) == {f"{action} {where}" for action, where in POSSIBLE}
+    assert report["finals"] > 70
     assert set(report["intrusions"]) == set(REFUSED)
 
 

@@ -3,9 +3,13 @@ What callers send, however it is cut into frames, fragments and packets.
 """
 
 import asyncio
+import gc
+import logging
+import socket
 from typing import Any
 
 import pytest
+import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fronted import STREAM, FakeWorker, Gateway, echo
@@ -13,6 +17,7 @@ from support.waiting import until
 from support.wire import BINARY, CLOSE, CONTINUATION, PING, TEXT, Wire, frame
 
 from dalston.gateway.transport.frames import Cutter, payload
+from dalston.gateway.transport.uvicorn_protocol import DirectProtocol
 
 LONGEST = 70_000
 
@@ -217,3 +222,31 @@ async def test_what_comes_before_there_is_a_worker_is_heard_in_order(gateway: Ga
     sizes = [1, 300, 70_000, 2]
     together = b"".join(frame(BINARY, bytes(size)) for size in sizes) + END
     assert await spoken(gateway, together, begun=False) == ([*sizes, "session.end"], 1000)
+
+
+async def test_who_is_refused_when_we_have_to_go_is_not_answered_twice(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    leave = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await leave.wait()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, ws=DirectProtocol, lifespan="off", log_config=None))
+    serving = asyncio.create_task(server.serve([listener]))
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(
+        b"GET / HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    await until(lambda: server.server_state.tasks)
+    (protocol,) = server.server_state.connections
+    leave.set()
+    protocol.shutdown()  # as uvicorn does after the time for a drain
+    assert (await reader.read()).count(b"HTTP/1.1 500") == 1
+    writer.close()
+    server.should_exit = True
+    await serving
+    gc.collect()  # what a task raised is told when it is collected
+    assert [r.message for r in caplog.records if r.levelno >= logging.WARNING] == []

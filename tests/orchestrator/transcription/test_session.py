@@ -1144,6 +1144,20 @@ def test_what_the_vad_hears_again_is_no_part_of_any_final() -> None:
     assert asked == pytest.approx([0.96 + 0.2, 0.3 + 0.64 + 0.2, 0.3 + 0.32 + 0.2], abs=0.07)
 
 
+@pytest.mark.parametrize("message", [Flush(), Clear(), End()], ids=repr)
+def test_a_message_in_the_middle_of_what_is_heard_again_moves_nothing(
+    message: Flush | Clear | End,
+) -> None:
+    whole = audio([1, 2, 3], 5.0, [4, 5], 0.7)
+    snapshot = snapshots(session_after(whole).messages)[0]
+    again = whole[2 * snapshot.replay_from :]
+    continued = Driver(Session("s", snapshot.config, "fast", languages={"en"}, snapshot=snapshot))
+    continued.run([again[:3200], message])
+    assert continued.session.decided == snapshot.position
+    continued.run([again[3200:]] if message == End() else [again[3200:], End()])
+    assert finals(continued) == ([] if message == End() else ["we wf"])
+
+
 def test_a_snapshot_that_names_no_floor_is_one_of_before_there_was_one() -> None:
     driver = session_after(audio([1, 2, 3], 0.7))
     (snapshot,) = snapshots(driver.messages)

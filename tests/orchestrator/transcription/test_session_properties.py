@@ -7,12 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.scenes import SIZES, Scene, scenes, told, utterances
-from support.speech import WORDS, Driver, chunks, pcm, say, silence, snapshots
+from support.speech import RATE, WORDS, Driver, chunks, pcm, say, silence, snapshots
 
 from dalston.orchestrator.protocol.messages import (
+    SAMPLE_BYTES,
+    Clear,
     Eager,
     End,
     Final,
+    Flush,
+    Flushed,
     Partial,
     SessionBegin,
     SessionConfig,
@@ -74,6 +78,33 @@ def test_a_session_continued_from_any_snapshot_equals_the_undisturbed_one(
     continued = Driver(scene.session(stated[number]))
     messages = continued.run(scene.steps(sizes, scene.rest(stated[number])))
     assert told([m for m in messages if not isinstance(m, SessionBegin)]) == expected
+
+
+@settings(max_examples=10, deadline=None)
+@given(scene=scenes(), sizes=SIZES, message=st.sampled_from([Flush(), Clear()]), data=st.data())
+def test_a_message_while_audio_is_heard_again_takes_nothing_back(
+    scene: Scene, sizes: list[int], message: Flush | Clear, data: st.DataObject
+) -> None:
+    """As a gateway says it for a client who is back, and stops in the middle of what it repeats."""
+    undisturbed = Driver(scene.session()).run(scene.steps([3200]))
+    stated = snapshots(undisturbed)
+    if not stated:
+        return
+    number = data.draw(st.integers(0, len(stated) - 1))
+    places = [at for at, m in enumerate(told(undisturbed)) if isinstance(m, Snapshot)]
+    expected = told(undisturbed)[places[number] + 1 :]
+    snapshot = stated[number]
+    first, *others = scene.rest(snapshot)
+    assert isinstance(first, bytes)
+    width = SAMPLE_BYTES[scene.config.encoding]
+    again = (snapshot.position - snapshot.replay_from) * scene.config.sample_rate // RATE
+    cut = width * data.draw(st.integers(0, min(again, len(first) // width)))
+    continued = Driver(scene.session(snapshot))
+    messages = continued.run(scene.steps(sizes, [first[:cut], message, first[cut:], *others]))
+    ours = (SessionBegin, Snapshot, Flushed)
+    assert [m for m in told(messages) if not isinstance(m, ours)] == [
+        m for m in expected if not isinstance(m, ours)
+    ]
 
 
 # 002-09
@@ -188,8 +219,8 @@ def test_no_word_is_lost_or_said_twice(words: list[list[int]], pause: float) -> 
 
 
 # C-05
-@pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_the_clock_does_not_drift_over_an_hour_of_silence_and_speech(rate: int) -> None:
+def test_the_clock_does_not_drift_over_an_hour_of_silence_and_speech() -> None:
+    rate = 44_100  # which is no multiple of ours
     driver = Driver(
         Session("s", SessionConfig(language="en", sample_rate=rate), "fast", languages={"en"})
     )
