@@ -72,6 +72,7 @@ async def _serve(gateway: Gateway, crowd: Crowd, transport: WyomingTransport) ->
             with suppress(Disconnected):
                 await caller.tell(refusal("rate_limit", str(error)))
                 await caller.close(CloseCode.TOO_MANY_SESSIONS)
+        await transport.gone()
     except Exception:
         logger.exception("a call of Wyoming")
     finally:

@@ -237,5 +237,12 @@ class WyomingTransport(asyncio.Protocol):
     async def until_disconnected(self) -> None:
         await self._over.wait()
 
+    async def gone(self) -> None:
+        """Wait until the client has closed after us, which it may take CLOSING_S for; drop one that
+        was not told of a close."""
+        if self._last is None:
+            self.abort()
+        await self._over.wait()
+
     def abort(self) -> None:
         self._transport.abort()

@@ -129,6 +129,7 @@ async def test_what_is_no_event_is_told_and_ends_the_connection(
         async with asyncio.timeout(10):
             assert b"not an event of Wyoming" in await reader.read()
         writer.close()
+        await writer.wait_closed()
 
 
 async def test_an_event_that_is_too_long_ends_the_connection(redis_url: str) -> None:
@@ -168,4 +169,6 @@ async def test_a_worker_that_dies_in_mid_utterance_costs_no_word(redis_url: str)
         async with FakeWorker(gateway.slots, "b", answer).running():
             await utterance(client, 2)
             said = Transcript.from_event(await until_event(client, "transcript"))
-        assert said.text == f"{3 * 2048} bytes"
+            assert said.text == f"{3 * 2048} bytes"
+            await client.disconnect()
+            await gateway.until_held(0)

@@ -3,6 +3,7 @@ Events as they come over TCP: however they are cut, too long, or none at all.
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
@@ -118,6 +119,9 @@ async def line() -> AsyncGenerator[Open]:
     yield Open(await made, reader, writer)
     writer.close()
     (await made).abort()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    await (await made).until_disconnected()
     server.close()
 
 
@@ -170,3 +174,17 @@ async def test_a_connection_that_breaks_has_no_answer(line: Open) -> None:
     await asyncio.wait_for(line.transport.until_disconnected(), 5)
     with pytest.raises(Disconnected):
         await line.transport.send("hello")
+
+
+async def test_what_a_client_has_not_read_yet_is_not_lost_with_the_close(line: Open) -> None:
+    line.listen()
+    line.writer.write(event("ping") * 2_000)  # which nobody reads any more
+    said = "x" * 3_000_000
+    sending = asyncio.create_task(line.transport.send(said))
+    await sending
+    await line.transport.close(1000)
+    going = asyncio.create_task(line.transport.gone())
+    assert len(await line.reader.read()) == len(said)
+    assert not going.done()
+    line.writer.close()
+    await asyncio.wait_for(going, 4)
