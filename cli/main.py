@@ -117,13 +117,15 @@ def _keys(args: argparse.Namespace) -> int:
             return keys.rotate(place, args.at_once)
 
 
-def _gateway(_: argparse.Namespace) -> int:
+def _gateway(args: argparse.Namespace) -> int:
     try:
         from dalston.gateway import server
         from dalston.gateway.settings import GatewaySettings
         from dalston.orchestrator.process.environment import SettingsError, from_environment
     except ModuleNotFoundError as error:
         return _missing("gateway", error)
+    if args.wyoming:
+        os.environ["DALSTON_WYOMING_PORT"] = args.wyoming
     try:
         settings = from_environment(GatewaySettings)
     except SettingsError as error:

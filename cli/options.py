@@ -55,6 +55,8 @@ environment:
   DALSTON_PORT           port to listen at (8000)
   DALSTON_PUBLISHED      of a container: the address that its port is published at
   DALSTON_LISTENER       a file descriptor that listens already, instead of both
+  DALSTON_WYOMING_PORT   where Wyoming's clients come in, 10300 is usual (none)
+  DALSTON_WYOMING_KEY    the API key that all of them count as, where callers need keys
   DALSTON_API_KEYS       redis, or a file: where `dalston keys` keeps them; without it everybody may
   DALSTON_ALLOW_NO_KEYS  1: everybody may, from other machines as well
   DALSTON_ADMIN_KEY      bearer key for sessions and metrics, beside API keys with these scopes
@@ -179,7 +181,7 @@ def parser() -> argparse.ArgumentParser:
     _stream(_add(commands, "stream", "stream audio to a server and show the text as it comes"))
     _models(_add(commands, "models", "what the models are made of"))
     _keys(_add(commands, "keys", "API keys for callers"))
-    _add(commands, "gateway", "run a gateway", _GATEWAY_HELP)
+    _gateway(_add(commands, "gateway", "run a gateway", _GATEWAY_HELP))
     _add(commands, "worker", "run a worker", _WORKER_HELP)
     _triton(_add(commands, "triton", "run Triton and keep it running", _TRITON_HELP))
     return parser
@@ -240,6 +242,12 @@ def _up(command: argparse.ArgumentParser) -> None:
     command.add_argument("--port", type=int, default=8000, help="port of the gateway (8000)")
     command.add_argument("--workers", type=int, default=1, help="how many workers (1)")
     command.add_argument("--tritons", type=int, default=1, help="how many Tritons (1)")
+
+
+def _gateway(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--wyoming", metavar="PORT", help="serve Wyoming's clients there too (DALSTON_WYOMING_PORT)"
+    )
 
 
 def _demo(command: argparse.ArgumentParser) -> None:

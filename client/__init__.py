@@ -48,6 +48,7 @@ UNREAD = 10_000
 # Closed so, a session is kept: going away, no code, broken off, failed, restarting, full, proxies.
 _KEPT_CODES = (1001, 1005, 1006, 1011, 1012, 1013, 1014)
 _ABNORMAL = 1006
+_MADE_UP = ("transcript.withdrawn", "vad.speech_end")  # by Heard, at times
 _CANNOT = "the connection broke, and the session cannot go on"
 
 
@@ -69,7 +70,7 @@ class Session:
         gateways: Gateways,
         connection: ClientConnection,
         sent: Sent,
-        heard: Heard,
+        heard: Sequence[Heard],
         *,
         resume: bool,
         acks: bool,
@@ -78,7 +79,8 @@ class Session:
         self._gateways, self._connection = gateways, connection
         self._sent, self._heard = sent, heard
         self._resumes, self._acks = resume, acks
-        self._id: str | None = None  # once it has begun
+        self._ids: list[str | None] = [None for _ in heard]  # of each channel, once it has begun
+        self._ended = set[int]()  # channels
         self._error: Event | None = None  # the last
         self._terminated: Event | None = None  # session.terminated of this connection
         self._failure: SessionFailed | None = None
@@ -239,8 +241,12 @@ class Session:
                     if quiet > self._patience() and len(self._unread) < UNREAD:
                         return connection.transport.abort()
 
+    @property
+    def _begun(self) -> bool:
+        return None not in self._ids
+
     def _patience(self) -> float:
-        if self._id is None:
+        if not self._begun:
             return BEGIN_S
         return SILENT_S if self._resumes or self._acks else UNACKNOWLEDGED_S
 
@@ -253,32 +259,48 @@ class Session:
 
     def _hear(self, event: Event) -> list[Event]:
         """What the application is told of it."""
+        channel: int = event.get("channel", 0)
         match event["type"]:
             case "session.begin":
-                self._id = event.get("session_id", "")
+                if self._ids[channel] and event.get("resumed_from") == self._ids[channel]:
+                    return []  # the other channel's was told, as connection.resumed
+                self._ids[channel] = event.get("session_id", "")
                 self._sent.begin(event.get("config", {}), event.get("resume_offset_ms", 0.0))
             case "session.end":
-                self.ended = event
+                if channel in self._ended:
+                    return []
+                self._ended.add(channel)
+                if len(self._ended) == len(self._ids):
+                    self.ended = event
             case "session.terminated":
                 self._terminated = event
                 if self._may_resume():
                     return []
             case "ack":
-                self._acknowledged(event)
-                return self._heard.hear(event) if self._acks else []
+                self._acknowledged(event, channel)
+                if not self._acks:
+                    return []
             case "pong":
                 self._sent.ponged()
             case "error" | "config.updated":
                 if event["type"] == "error":
                     self._error = event
-                if answers_config(event) and not self._sent.answered():
+                if answers_config(event) and not self._sent.answered(channel):
                     return []
             case _:
                 pass
-        return self._heard.hear(event)
+        return self._of(channel, self._heard[channel].hear(event))
 
-    def _acknowledged(self, ack: Event) -> None:
-        self._sent.acknowledged(ack)
+    def _of(self, channel: int, events: list[Event]) -> list[Event]:
+        """What was heard of a channel; where there are several, what was made up says its own."""
+        if len(self._ids) == 1:
+            return events
+        return [
+            {"channel": channel} | event if event["type"] in _MADE_UP else event for event in events
+        ]
+
+    def _acknowledged(self, ack: Event, channel: int) -> None:
+        self._sent.acknowledged(ack, channel)
         if ack["processed"] > self._processed:
             self._processed, self._trouble = ack["processed"], None
         self._room.set()
@@ -287,11 +309,11 @@ class Session:
 
     def _may_resume(self) -> bool:
         """Whether the server keeps the session for us, or never began one and did not say why."""
-        if not self._resumes or self._id == "":
+        if not self._resumes or "" in self._ids:
             return False
         if self._terminated:
             return bool(self._terminated.get("recoverable"))
-        if self._error and not (self._id and self._error.get("recoverable")):
+        if self._error and not (self._begun and self._error.get("recoverable")):
             return False
         return (self._connection.close_code or _ABNORMAL) in _KEPT_CODES
 
@@ -329,25 +351,29 @@ class Session:
                 continue
             after_s = round(loop.time() - lost, 3)
             offset_ms = begin.get("resume_offset_ms", 0.0)
-            told = {"type": "connection.resumed", "session_id": self._id}
+            told = {"type": "connection.resumed", "session_id": ",".join(filter(None, self._ids))}
             told |= {"resume_offset_ms": offset_ms, "attempts": attempts, "after_seconds": after_s}
             return await self._tell(told)
 
     async def _begin_again(self) -> Event:
         """session.begin, or an error that does not last. Raises SessionFailed, and what opening
         and closing a connection raises."""
-        query, began = dict[str, str](), self._id is not None
-        if self._id:
-            query["resume_session_id"] = self._id
-            if self._heard.last_segment:
-                query["last_segment_id"] = self._heard.last_segment
+        query, began = dict[str, str](), self._begun
+        if not began:
+            self._ids = [None for _ in self._ids]
+        if began:
+            query["resume_session_id"] = ",".join(filter(None, self._ids))
+            if any(heard.last_segment for heard in self._heard):
+                query["last_segment_id"] = ",".join(heard.last_segment for heard in self._heard)
         connection = await self._gateways.open(**query)
         try:
             event = await first_word(connection)
-            is_ours = not began or event.get("resumed_from") == self._id
+            channel: int = event.get("channel", 0)
+            known = self._ids[channel]
+            is_ours = not began or event.get("resumed_from") == known
             if event["type"] == "session.begin" and is_ours:
                 offset_ms = event.get("resume_offset_ms", 0.0)
-                for news in self._heard.resumed(offset_ms) if began else self._hear(event):
+                for news in self._resumed(offset_ms) if began else self._hear(event):
                     await self._tell(news)
                 self._sent.go_back(offset_ms)
                 self._connection = connection
@@ -364,6 +390,13 @@ class Session:
         finally:
             if connection is not self._connection:
                 connection.transport.abort()
+
+    def _resumed(self, offset_ms: float) -> list[Event]:
+        return [
+            news
+            for channel, heard in enumerate(self._heard)
+            for news in self._of(channel, heard.resumed(offset_ms))
+        ]
 
 
 def _written(value: Any) -> Any:
@@ -390,7 +423,8 @@ async def connect(
     that one which is replaced has a new one. Without it $DALSTON_API_KEY is shown, if there is one.
     resume: a connection that breaks in mid-session is replaced, see docs/clients.md.
     parameters: those of the stream, such as language, model, word_timestamps, sample_rate; lists
-    for keywords and languages.
+    for keywords and languages. With channels=2 and multichannel=True each event says its channel,
+    and the last is the later session.end of the two.
     Raises OSError when nobody listens there.
     """
     acks = bool(parameters.get("ack"))
@@ -399,11 +433,15 @@ async def connect(
     written = {name: _written(value) for name, value in parameters.items()}
     key = os.environ.get("DALSTON_API_KEY", "") if api_key is None else api_key
     gateways = Gateways([url] if isinstance(url, str) else url, written, key)
+    channels = int(parameters.get("channels", 1)) if written.get("multichannel") == "true" else 1
+    last = str(parameters.get("last_segment_id", ""))
     session = Session(
         gateways,
         await gateways.open_first(),
-        Sent(keep=resume),
-        Heard(parameters.get("last_segment_id", "")),
+        Sent(keep=resume, channels=channels),
+        [Heard(segment) for segment in last.split(",")]
+        if last
+        else [Heard() for _ in range(channels)],
         resume=resume,
         acks=acks,
     )

@@ -8,9 +8,9 @@ says again what is behind the offset, and nobody has to hear that twice.
 
 import json
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Event = dict[str, Any]
@@ -37,8 +37,8 @@ class Held:
     frame: bytes | str
     start: int  # bytes of audio before it
     end: int
-    configures: bool = False
-    answered: bool = False
+    configures: frozenset[int] = frozenset()  # channels that answer it
+    answered: set[int] = field(default_factory=set[int])  # those that have
 
 
 class Sent:
@@ -46,11 +46,12 @@ class Sent:
     application itself asked for that. What is held goes out in order by `take`; `go_back` begins
     again further in front.
 
-    keep: without it nothing is held that was taken.
+    keep: without it nothing is held that was taken. channels: that have a session each.
     """
 
-    def __init__(self, keep: bool = True):
-        self._keep = keep
+    def __init__(self, keep: bool = True, channels: int = 1):
+        self._keep, self._channels = keep, channels
+        self._acks = dict[int, Event]()  # the last of each channel
         self._held = deque[Held]()
         self._taken = 0  # of them
         self._position = 0  # end of the audio that was taken
@@ -58,7 +59,8 @@ class Sent:
         self._first, self._end = 0, 0  # of the audio that is held
         self._base = 0  # bytes of the session before the first of ours
         self._processed: int | None = None  # by the server; None without an ack
-        self._repeated = 0  # configs that go out again and were answered before
+        # Configs that go out again and were answered before, by channel.
+        self._repeated = Counter[int]()
         self._pings = 0  # that were not answered
         self._pings_due = 0  # to be sent; they have no place among the audio
         self._rate, self._frame_bytes = 16_000, 2  # Hertz; of one sample of every channel
@@ -67,7 +69,7 @@ class Sent:
         """What the audio is, and where the application's first byte belongs."""
         self._rate = int(config.get("sample_rate", 16_000))
         width = _WIDTHS.get(str(config.get("encoding")), 2)
-        self._frame_bytes = width * int(config.get("channels", 1))
+        self._frame_bytes = width * int(config.get("channels", 1)) * self._channels
         self._base = self._bytes(offset_ms)
 
     def hold(self, frame: bytes | str) -> None:
@@ -76,12 +78,16 @@ class Sent:
             end += len(frame)
             self._held.append(Held(frame, self._end, end))
         else:
-            kind = json.loads(frame)["type"]
-            if kind == "ping":
+            message = json.loads(frame)
+            if message["type"] == "ping":
                 self._pings += 1
                 self._pings_due += 1
                 return
-            self._held.append(Held(frame, end, end, configures=kind == "config"))
+            answering = frozenset[int]()
+            if message["type"] == "config":
+                channel = message.get("channel")
+                answering = frozenset(range(self._channels) if channel is None else [channel])
+            self._held.append(Held(frame, end, end, answering))
         self._end = end
 
     def take(self) -> bytes | str | None:
@@ -110,9 +116,12 @@ class Sent:
         reached = self._position if self._processed is None else self._processed
         return self._end - reached > AHEAD_S * self._rate * self._frame_bytes
 
-    def acknowledged(self, ack: Event) -> None:
-        self._processed = self._bytes(ack["processed"] * 1000)
-        self._need(self._bytes(ack["finalised"] * 1000))
+    def acknowledged(self, ack: Event, channel: int = 0) -> None:
+        self._acks[channel] = ack
+        acks = self._acks.values()
+        if len(acks) == self._channels:
+            self._processed = self._bytes(min(ack["processed"] for ack in acks) * 1000)
+            self._need(self._bytes(min(ack["finalised"] for ack in acks) * 1000))
 
     def go_back(self, offset_ms: float) -> None:
         """Everything from there on goes out again. Raises Gone."""
@@ -124,20 +133,20 @@ class Sent:
         if self._processed is not None:
             self._processed = offset
         behind = [held for held in self._held if held.start >= offset]
-        self._repeated = sum(held.answered for held in behind)
+        self._repeated = Counter(channel for held in behind for channel in held.answered)
         self._pings_due = self._pings
 
     def ponged(self) -> None:
         self._pings = max(0, self._pings - 1)
 
-    def answered(self) -> bool:
+    def answered(self, channel: int = 0) -> bool:
         """A config was; whether the application has not heard that before."""
-        if self._repeated:
-            self._repeated -= 1
+        if self._repeated[channel]:
+            self._repeated[channel] -= 1
             return False
         for held in self._held:
-            if held.configures and not held.answered:
-                held.answered = True
+            if channel in held.configures - held.answered:
+                held.answered.add(channel)
                 break
         return True
 

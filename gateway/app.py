@@ -25,8 +25,9 @@ from dalston.gateway.access.access import Access, AccessDenied
 from dalston.gateway.access.keys import DEFAULT_SCOPES, Scope
 from dalston.gateway.access.tokens import TokenRefused
 from dalston.gateway.calls.caller import Caller
-from dalston.gateway.calls.connections import Calls
+from dalston.gateway.calls.connections import DENIED, Calls
 from dalston.gateway.calls.ending import end_session
+from dalston.gateway.listeners import Heard, listen
 from dalston.gateway.protocols import PROTOCOLS, Native
 from dalston.gateway.protocols.protocol import ClientProtocol, Opening
 from dalston.gateway.settings import GatewaySettings
@@ -38,7 +39,7 @@ from dalston.orchestrator.capacity.slots import Slots
 from dalston.orchestrator.capacity.workers import WorkerRecord
 from dalston.orchestrator.process.request_ids import request_id
 from dalston.orchestrator.protocol.close_codes import CloseCode
-from dalston.orchestrator.protocol.messages import Error
+from dalston.orchestrator.protocol.messages import Error, Frame, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def create_app(gateway: Gateway, lifespan: Any = None, protocols: Protocols = PR
     app.add_exception_handler(RedisError, _redis_is_away)
     for path, protocol in protocols.items():
         app.add_api_websocket_route(path, _stream(protocol))
+    app.add_api_websocket_route("/v1/realtime/heard/{name}", _listen)
     app.add_api_websocket_route("/{path:path}", _nowhere)
     app.include_router(pages)
     return app
@@ -83,13 +85,42 @@ def create_app(gateway: Gateway, lifespan: Any = None, protocols: Protocols = PR
 def _stream(protocol: Callable[[Opening], ClientProtocol]) -> Callable[[WebSocket], Any]:
     async def stream(websocket: WebSocket) -> None:
         gateway: Gateway = websocket.app.state.gateway
-        await gateway.calls.serve(_caller(websocket, protocol, gateway))
+        opening = _opening(websocket)
+        speaks = protocol(opening)
+        if speaks.topic is None:
+            return await gateway.calls.serve(_caller(websocket, speaks, opening, gateway))
+        heard = Heard(gateway.redis)
+
+        def tell(frame: Frame) -> None:
+            if speaks.topic and isinstance(frame, str):
+                heard.say(speaks.topic, frame)
+
+        try:
+            await gateway.calls.serve(_caller(websocket, speaks, opening, gateway, tell))
+        finally:
+            await heard.end(speaks.topic or "")
 
     return stream
 
 
+async def _listen(websocket: WebSocket, name: str) -> None:
+    """Tell what is heard of a call that has this name."""
+    gateway: Gateway = websocket.app.state.gateway
+    opening = _opening(websocket)
+    caller = _caller(websocket, Native(opening), opening, gateway)
+    with suppress(Disconnected):
+        try:
+            await gateway.access.holder(opening.headers, dict(opening.query), "stream", "read")
+            await listen(gateway.redis, name, caller, gateway.settings.reader_seconds)
+        except AccessDenied as denied:
+            await caller.open()
+            await caller.tell(refusal(denied.code, str(denied)))
+            await caller.close(DENIED[denied.code])
+
+
 async def _nowhere(websocket: WebSocket) -> None:
-    caller = _caller(websocket, Native, websocket.app.state.gateway)
+    opening = _opening(websocket)
+    caller = _caller(websocket, Native(opening), opening, websocket.app.state.gateway)
     sentence = "no such path; live audio goes to /v1/audio/transcriptions/stream"
     with suppress(Disconnected):
         await caller.open()
@@ -97,12 +128,19 @@ async def _nowhere(websocket: WebSocket) -> None:
         await caller.close(CloseCode.INVALID_PATH, "Invalid path")
 
 
+def _opening(websocket: WebSocket) -> Opening:
+    return Opening(websocket.query_params.multi_items(), websocket.headers, time.time)
+
+
 def _caller(
-    websocket: WebSocket, protocol: Callable[[Opening], ClientProtocol], gateway: Gateway
+    websocket: WebSocket,
+    protocol: ClientProtocol,
+    opening: Opening,
+    gateway: Gateway,
+    told: Callable[[Frame], None] | None = None,
 ) -> Caller:
-    opening = Opening(websocket.query_params.multi_items(), websocket.headers, time.time)
-    transport = WebSocketTransport(websocket, gateway.rounds)
-    return Caller(transport, protocol(opening), opening, gateway.settings.frame_bytes)
+    transport = WebSocketTransport(websocket, gateway.rounds, told)
+    return Caller(transport, protocol, opening, gateway.settings.frame_bytes)
 
 
 async def _refuse(_: Request, error: AnyHTTPException) -> JSONResponse:

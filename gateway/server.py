@@ -22,12 +22,13 @@ from dalston.gateway.access.secret_file import KeysError
 from dalston.gateway.access.sites import Sites, for_sites, is_loopback
 from dalston.gateway.app import Gateway, Protocols, create_app
 from dalston.gateway.calls.connections import Calls
-from dalston.gateway.crowds import with_limits
+from dalston.gateway.crowds import Crowd, with_limits
 from dalston.gateway.protocols import PROTOCOLS
 from dalston.gateway.settings import GatewaySettings
 from dalston.gateway.transport.handshake import handshake_within
 from dalston.gateway.transport.request_ids import with_request_ids
 from dalston.gateway.transport.uvicorn_protocol import DirectProtocol
+from dalston.gateway.wyoming import wyoming_port
 from dalston.orchestrator.capacity.redis_client import UnsupportedRedis, look_at
 from dalston.orchestrator.capacity.slots import LEASE_S, Slots
 from dalston.orchestrator.process import heap, logs, traces
@@ -66,20 +67,37 @@ async def serve(
     except RedisError:
         pass  # it may come later than we
     sites = Sites(settings, gateway.access.open)
-    config = _configured(for_sites(create_app(gateway, _lifespan, protocols), sites), settings)
+    crowd = Crowd(settings.connections, settings.connections_per_address)
+    app = for_sites(create_app(gateway, _lifespan, protocols), sites)
+    config = _configured(with_limits(metrics.with_metrics(app), crowd), settings)
     server = _Server(config)
     leaving = asyncio.create_task(_leave(server, gateway, stop, listening))
     try:
-        listener = _listener(config, settings)
-        # Inherited by every connection: one whose client takes nothing, or is gone without a word,
-        # ends by itself, and what was meant for it is dropped.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAF_MS)
-        # As much as a client may have on the way to us, whose pings wait after it.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
-        await server.serve([listener])
+        listener = _inherited(_listener(config, settings))
+        async with wyoming_port(gateway, crowd, lambda port: _inherited(_bound(settings, port))):
+            await server.serve([listener])
     finally:
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
+
+
+def _inherited(listener: socket.socket) -> socket.socket:
+    """With what every connection inherits."""
+    # One whose client takes nothing, or is gone without a word, ends by itself, and what was meant
+    # for it is dropped.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAF_MS)
+    # As much as a client may have on the way to us, whose pings wait after it.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    return listener
+
+
+def _bound(settings: GatewaySettings, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, port), family=family)
+    except OSError as error:
+        logger.error("DALSTON_WYOMING_PORT: %s:%d: %s", settings.host, port, error)
+        raise SystemExit(1) from None
 
 
 def _listener(config: uvicorn.Config, settings: GatewaySettings) -> socket.socket:
@@ -94,11 +112,7 @@ def _listener(config: uvicorn.Config, settings: GatewaySettings) -> socket.socke
 
 def _configured(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
     return uvicorn.Config(
-        with_request_ids(
-            with_limits(
-                metrics.with_metrics(app), settings.connections, settings.connections_per_address
-            )
-        ),
+        with_request_ids(app),
         host=settings.host,
         port=settings.port,
         log_config=None,

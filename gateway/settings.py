@@ -74,6 +74,10 @@ class GatewaySettings(BaseSettings):
     published: str | None = Field(None, alias="DALSTON_PUBLISHED", min_length=1)
     # A file descriptor that listens already, inherited; it is used instead of host and port.
     listener: int | None = Field(None, alias="DALSTON_LISTENER", ge=3)
+    # Where Wyoming's clients come in (10300 is usual), at the same address, and the key or token
+    # that all of them count as: their protocol has none.
+    wyoming_port: int | None = Field(None, alias="DALSTON_WYOMING_PORT", ge=1, le=65_535)
+    wyoming_key: HeaderSecret | None = Field(None, alias="DALSTON_WYOMING_KEY")
     # How long a session waits for another worker when its own is lost, and how long a worker may
     # say nothing, pings included, until it counts as lost.
     outage_seconds: float = Field(30.0, alias="OUTAGE_SECONDS", gt=0)
@@ -158,6 +162,11 @@ class GatewaySettings(BaseSettings):
             raise ValueError(
                 f"whoever reaches {self.reached_at} would be let in: set DALSTON_API_KEYS "
                 "(`dalston keys`), or DALSTON_ALLOW_NO_KEYS=1 if that is meant"
+            )
+        if self.wyoming_port and self.api_keys and not self.wyoming_key:
+            raise ValueError(
+                "callers need keys (DALSTON_API_KEYS), and Wyoming's clients show none: set "
+                "DALSTON_WYOMING_KEY to the key that they count as"
             )
         return self
 

@@ -28,6 +28,7 @@ const SAME_S = 0.04; // times of what is said again differ by less
 const KEPT_CODES = [1001, 1005, 1006, 1011, 1012, 1013, 1014];
 const ABNORMAL = 1006;
 const PARTIAL = "transcript.partial";
+const MADE_UP = ["transcript.withdrawn", "vad.speech_end"]; // by Heard, at times
 const CANNOT = "the connection broke, and the session cannot go on";
 
 /** The session is over before its end. `code` is the close code, `error` the server's last. */
@@ -42,17 +43,18 @@ export class SessionFailed extends Error {
 
 /** One transcription. */
 export class Session {
-  /** The session.end message, once it came. */
+  /** The session.end message, once it came; the later one, where two channels have one each. */
   ended = null;
 
   #urls;
   #turn = 0;
   #parameters;
   #credential;
-  #id = null; // once it has begun
+  #ids; // of each channel's session, once it has begun; else null
+  #ended = new Set(); // channels
   #line = null; // the connection that has been sent all there is
-  #sent = new Sent();
-  #heard = new Heard();
+  #sent;
+  #heard; // of each channel
   #error = null;
   #terminated = null;
   #events = new Waiting();
@@ -65,7 +67,7 @@ export class Session {
 
   /**
    * urls: of a gateway, or of any of several; parameters: those of the stream, keywords and
-   * languages as arrays.
+   * languages as arrays. With { channels: 2, multichannel: true } each event says its channel.
    *
    * token: for pages, which must hold no API key. A function that is called before each connection,
    * and fetches a short-lived token from your own backend, or promises one. apiKey: for programs;
@@ -75,6 +77,10 @@ export class Session {
   constructor(urls, parameters = {}, { token, apiKey } = {}) {
     this.#urls = [urls].flat();
     this.#parameters = { ...parameters, ack: true };
+    const channels = String(parameters.multichannel) === "true" ? Number(parameters.channels) : 1;
+    this.#ids = Array(channels).fill(null);
+    this.#heard = this.#ids.map(() => new Heard());
+    this.#sent = new Sent(channels);
     const key = apiKey ?? globalThis.process?.env?.DALSTON_API_KEY;
     this.#credential = token ?? (() => key);
     this.#run()
@@ -200,34 +206,49 @@ export class Session {
 
   /** What the application is told of it. */
   #hear(event, line) {
+    const channel = event.channel ?? 0, known = this.#ids[channel];
     switch (event.type) {
       case "session.begin":
-        this.#id = event.session_id ?? "";
+        if (known && event.resumed_from === known) return []; // told as connection.resumed
+        this.#ids[channel] = event.session_id ?? "";
+        if (!this.#begun) break;
         this.#sent.begin(event.config);
         this.#say(line);
         break;
       case "session.end":
-        this.ended = event;
+        if (this.#ended.has(channel)) return [];
+        this.#ended.add(channel);
+        if (this.#ended.size === this.#ids.length) this.ended = event;
         break;
       case "session.terminated":
         this.#terminated = event;
         if (this.#mayResume(ABNORMAL)) return [];
         break;
       case "ack":
-        if (this.#sent.acknowledged(event)) this.#trouble = null;
+        if (this.#sent.acknowledged(event, channel)) this.#trouble = null;
         this.#room.wake();
         return [];
       case "pong":
         return []; // we asked, not the application
       case "error":
         this.#error = event;
-        if (answersConfig(event) && !this.#sent.answered()) return [];
+        if (answersConfig(event) && !this.#sent.answered(channel)) return [];
         break;
       case "config.updated":
-        if (!this.#sent.answered()) return [];
+        if (!this.#sent.answered(channel)) return [];
         break;
     }
-    return this.#heard.hear(event);
+    return this.#of(channel, this.#heard[channel].hear(event));
+  }
+
+  get #begun() {
+    return !this.#ids.includes(null);
+  }
+
+  /** What was heard of a channel; where there are several, what was made up says its own. */
+  #of(channel, events) {
+    if (this.#ids.length === 1) return events;
+    return events.map((event) => (MADE_UP.includes(event.type) ? { channel, ...event } : event));
   }
 
   #say(line) {
@@ -237,9 +258,9 @@ export class Session {
 
   /** Whether the server keeps the session for us, or never began one and did not say why. */
   #mayResume(code) {
-    if (this.#id === "") return false;
+    if (this.#ids.includes("")) return false;
     if (this.#terminated) return Boolean(this.#terminated.recoverable);
-    if (this.#error && !(this.#id && this.#error.recoverable)) return false;
+    if (this.#error && !(this.#begun && this.#error.recoverable)) return false;
     return KEPT_CODES.includes(code);
   }
 
@@ -271,9 +292,10 @@ export class Session {
       this.#turn = (this.#turn + 1) % this.#urls.length;
       let line;
       try {
+        const last = this.#heard.map((heard) => heard.lastSegment);
         line = await this.#connect({
-          ...(this.#id && { resume_session_id: this.#id }),
-          ...(this.#heard.lastSegment && { last_segment_id: this.#heard.lastSegment }),
+          ...(this.#begun && { resume_session_id: this.#ids.join() }),
+          ...(this.#begun && last.some(Boolean) && { last_segment_id: last.join() }),
         });
       } catch (error) {
         why = `no token could be had: ${error.message}`;
@@ -284,7 +306,7 @@ export class Session {
         this.#resume(event, line);
         const after = Math.round(performance.now() - lost) / 1000;
         this.#tell({
-          type: "connection.resumed", session_id: this.#id, attempts, after_seconds: after,
+          type: "connection.resumed", session_id: this.#ids.join(), attempts, after_seconds: after,
           resume_offset_ms: event.resume_offset_ms ?? 0,
         });
         return line;
@@ -299,20 +321,22 @@ export class Session {
   }
 
   #resume(begin, line) {
-    if (!this.#id) {
+    if (!this.#begun) {
+      this.#ids.fill(null);
       for (const news of this.#hear(begin, line)) this.#tell(news);
       return;
     }
     const offset = begin.resume_offset_ms;
     let sentence = null;
-    if (begin.resumed_from !== this.#id) sentence = "the server began another";
+    if (begin.resumed_from !== this.#ids[begin.channel ?? 0]) sentence = "the server began another";
     else if (!this.#sent.goBack(offset))
       sentence = `the audio from ${offset / 1000} s on is not held any more`;
     if (sentence) {
       line.end(ABNORMAL);
       throw new SessionFailed(ABNORMAL, null, `${CANNOT}: ${sentence}`);
     }
-    for (const news of this.#heard.resumed(offset)) this.#tell(news);
+    for (const [channel, heard] of this.#heard.entries())
+      for (const news of this.#of(channel, heard.resumed(offset))) this.#tell(news);
     this.#say(line);
   }
 }
@@ -388,25 +412,38 @@ class Line {
  * that stood among it. Audio is counted in bytes since the session began.
  */
 class Sent {
-  #held = []; // { frame, start, end, answered }
+  #channels; // that have a session each
+  #acks = new Map(); // the last, by channel
+  #held = []; // { frame, start, end, due: channels that are to answer a config, answered: that have }
   #first = 0;
   #end = 0;
   #from = 0; // audio before it is not sent again
   #processed = 0; // by the server
   #furthest = 0;
-  #repeated = 0; // configs that are sent again and were answered before
+  #repeated; // by channel: configs that are sent again and were answered before
   #rate = 16_000;
   #frameBytes = 2; // one sample of every channel
 
+  constructor(channels) {
+    this.#channels = [...Array(channels).keys()];
+    this.#repeated = this.#channels.map(() => 0);
+  }
+
   begin({ sample_rate, encoding, channels }) {
+    const width = { pcm_f32le: 4, mulaw: 1, alaw: 1 }[encoding] ?? 2;
     this.#rate = sample_rate;
-    this.#frameBytes = ({ pcm_f32le: 4, mulaw: 1, alaw: 1 }[encoding] ?? 2) * channels;
+    this.#frameBytes = width * channels * this.#channels.length;
   }
 
   hold(frame) {
     const start = this.#end;
+    let due = [];
     if (typeof frame !== "string") this.#end += frame.length;
-    this.#held.push({ frame, start, end: this.#end, answered: false });
+    else {
+      const { type, channel } = JSON.parse(frame);
+      if (type === "config") due = channel === undefined ? this.#channels : [channel];
+    }
+    this.#held.push({ frame, start, end: this.#end, due, answered: [] });
     while (this.#end - this.#first > this.#seconds(HELD_S)) this.#forget();
   }
 
@@ -415,9 +452,13 @@ class Sent {
   }
 
   /** Whether the server is further than it ever was. */
-  acknowledged({ processed, finalised }) {
-    this.#processed = this.#bytes(processed * 1000);
-    const needed = this.#bytes(finalised * 1000);
+  acknowledged(ack, channel) {
+    this.#acks.set(channel, ack);
+    const acks = [...this.#acks.values()];
+    if (acks.length < this.#channels.length) return false;
+    const least = (name) => this.#bytes(1000 * Math.min(...acks.map((one) => one[name])));
+    this.#processed = least("processed");
+    const needed = least("finalised");
     while (this.#held.length && this.#held[0].start < needed && this.#held[0].end <= needed)
       this.#forget();
     const further = this.#processed > this.#furthest;
@@ -430,7 +471,10 @@ class Sent {
     const offset = this.#bytes(offsetMs);
     if (offset < this.#first) return false;
     this.#from = this.#processed = offset;
-    this.#repeated = this.#held.filter((held) => held.start >= offset && held.answered).length;
+    const again = this.#held.filter(({ start }) => start >= offset);
+    this.#repeated = this.#channels.map(
+      (channel) => again.filter(({ answered }) => answered.includes(channel)).length,
+    );
     return true;
   }
 
@@ -444,16 +488,13 @@ class Sent {
   }
 
   /** A config was; whether the application has not heard that before. */
-  answered() {
-    if (this.#repeated) {
-      this.#repeated--;
+  answered(channel) {
+    if (this.#repeated[channel]) {
+      this.#repeated[channel]--;
       return false;
     }
-    const held = this.#held.find(
-      ({ frame, answered }) =>
-        typeof frame === "string" && JSON.parse(frame).type === "config" && !answered,
-    );
-    if (held) held.answered = true;
+    const waits = ({ due, answered }) => due.includes(channel) && !answered.includes(channel);
+    this.#held.find(waits)?.answered.push(channel);
     return true;
   }
 

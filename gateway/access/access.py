@@ -167,6 +167,7 @@ def _shown(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
         shown.strip() if scheme.lower() in SCHEMES else "",
         headers.get("x-api-key", ""),
         headers.get("xi-api-key", ""),
+        headers.get("x-vapi-secret", ""),
         query.get("api_key", ""),
         query.get("token", ""),
         *_after(SUBPROTOCOL_KEYS, offered),

@@ -36,6 +36,7 @@ class Admission:
     address_limit: int = 0
     strategy: Overflow = "reject"
     timeout_s: float = 30.0  # in line
+    partner: str = ""  # another session that gets a slot with it, or neither does
 
 
 async def admit(
@@ -53,8 +54,19 @@ async def admit(
     except BaseException:
         # Shielded: a caller that vanishes cancels us, and the next must not wait for it.
         with contextlib.suppress(RedisError):
-            await asyncio.shield(slots.leave(request.session_id))
+            await asyncio.shield(_leave(slots, request))
         raise
+
+
+async def _leave(slots: Slots, request: Admission) -> None:
+    for session_id in filter(None, (request.session_id, request.partner)):
+        await slots.leave(session_id)
+
+
+async def give_back(slots: Slots, slot: Slot) -> None:
+    """Release a slot that nobody will use, and its partner. Raises RedisError."""
+    for given in filter(None, (slot, slot.partner)):
+        await slots.release(given.session_id, given.epoch, "error")
 
 
 async def _wait(
@@ -94,6 +106,7 @@ async def _acquire(slots: Slots, request: Admission, ticket: bool | str) -> Slot
             address_limit=request.address_limit,
             ticket=ticket,
             degrade=request.strategy == "degrade",
+            partner=request.partner,
         )
     )
     try:
@@ -101,6 +114,5 @@ async def _acquire(slots: Slots, request: Admission, ticket: bool | str) -> Slot
     except asyncio.CancelledError:
         # The caller vanished while Redis was deciding: its slot is not kept for a whole lease.
         with contextlib.suppress(NoCapacity, TooMany, RedisError):
-            slot = await asking
-            await slots.release(slot.session_id, slot.epoch, "error")
+            await give_back(slots, await asking)
         raise

@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from dalston.gateway import metrics
 from dalston.gateway.calls.caller import Caller
+from dalston.gateway.calls.channels import Channel
 from dalston.gateway.calls.intake import Intake
 from dalston.gateway.calls.record import Record
 from dalston.gateway.calls.relay import Relay
@@ -73,7 +74,7 @@ class TakenOver(Exception):
 class Call:
     def __init__(
         self,
-        caller: Caller,
+        caller: Caller | Channel,
         relay: Relay,
         slots: Slots,
         slot: Slot,
@@ -92,8 +93,9 @@ class Call:
         self._link: Peer | None = None  # that is being listened to
         self._begun = asyncio.Event()  # and the client was told
         self._telling = False  # the client has not taken the last message yet
-        self._kept = Record(relay, slots, settings.resume)
-        self._keeps = settings.resume
+        # Of a session that its client cannot go on with nothing is kept.
+        self.keeps = settings.resume and caller.resumes
+        self._kept = Record(relay, slots, self.keeps)
         self._released = self._end_told = False
         self._intake = intake
         self._reader_s = settings.reader_seconds
@@ -147,6 +149,8 @@ class Call:
         """Object to what the caller sends, once the session has begun: no error comes before."""
         objection = await self._intake.refused
         await self._begun.wait()
+        if self._relay.end:
+            return
         message = Error(code=objection.code, message=objection.sentence, recoverable=False)
         if objection.at_once:
             return self._end_with(message, objection.close_code)
@@ -215,7 +219,12 @@ class Call:
     @property
     def resumes(self) -> bool:
         """Whether its client can go on at another gateway."""
-        return self._keeps and self._caller.resumes and self._relay.config.ack
+        return self.keeps and self._relay.config.ack
+
+    @property
+    def ended(self) -> bool:
+        """Whether its client was told the end: another channel may go on."""
+        return self._relay.end is not None
 
     def save_everything(self) -> None:
         self._kept.everything()
@@ -306,8 +315,8 @@ class Call:
         message = SessionTerminated(
             session_id=self._relay.session_id,
             reason="worker_lost",
-            recoverable=self._keeps,
-            recovery_hint="connect again with resume_session_id" if self._keeps else None,
+            recoverable=self.keeps,
+            recovery_hint="connect again with resume_session_id" if self.keeps else None,
         )
         self._status = "error"
         await self._write()

@@ -81,6 +81,11 @@ class Caller:
         return self._protocol.opens_at_once
 
     @property
+    def shows_key_later(self) -> bool:
+        """Whether they show their key only with what they ask for."""
+        return self._protocol.shows_key_later
+
+    @property
     def resumes(self) -> bool:
         """Whether they can go on with a session at another gateway, if it has acks."""
         return self._protocol.resumes
@@ -122,6 +127,9 @@ class Caller:
                 self._early += self._meaning(frame)
                 if known.done():
                     return
+                if self._unsent_bytes > _UNSENT:
+                    sentence = "what is sent is not read"
+                    raise CallRefused("slow_reader", sentence, CloseCode.SLOW_READER)
                 if (asked := self._protocol.asked()) is not None:
                     known.set_result(asked)
                     self.pause()

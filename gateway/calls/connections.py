@@ -6,7 +6,7 @@ The calls of this gateway: what each caller asks for is checked, a slot taken, a
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -16,9 +16,10 @@ from redis.exceptions import RedisError
 from dalston.gateway import metrics
 from dalston.gateway.access.access import Access, AccessDenied, KeyHolder, check_resume
 from dalston.gateway.access.addresses import address_group
-from dalston.gateway.calls.admission import Admission, admit
+from dalston.gateway.calls.admission import Admission, admit, give_back
 from dalston.gateway.calls.call import ANSWERED_S, Call, Unreachable
 from dalston.gateway.calls.caller import Caller, CallRefused, Objection
+from dalston.gateway.calls.channels import Channel, Channels, begin_together
 from dalston.gateway.calls.intake import Intake, IntakeLimits
 from dalston.gateway.calls.memory import HeldMemory
 from dalston.gateway.calls.pace import Pace, PaceLimits
@@ -52,7 +53,7 @@ _WHY_NOT = {
     "draining": "All realtime workers are being restarted. Try again later.",
     "full": "All realtime workers are busy. Try again later.",
 }
-_DENIED = {
+DENIED = {
     "unauthorized": CloseCode.UNAUTHORIZED,
     "forbidden": CloseCode.FORBIDDEN,
     "no_capacity": CloseCode.NO_CAPACITY,
@@ -94,7 +95,7 @@ class Calls:
     async def renew(self) -> None:
         """Renew the leases of all calls. To be called well within every lease."""
         self._away.forget()
-        calls = list(self._calls.values())
+        calls = [call for call in self._calls.values() if not call.ended]
         for session_id in await self.slots.renew([call.slot for call in calls]):
             if call := self._calls.get(session_id):
                 about = {"session_id": session_id}
@@ -156,7 +157,7 @@ class Calls:
             await self._serve(caller)
         except AccessDenied as denied:
             error = refusal(denied.code, str(denied))
-            await _refuse(caller, error, _DENIED[denied.code])
+            await _refuse(caller, error, DENIED[denied.code])
         except CallRefused as refused:
             await _refuse(caller, refusal(refused.code, str(refused)), refused.close_code)
         except Disconnected as gone:
@@ -166,37 +167,91 @@ class Calls:
             self._count -= 1
 
     async def _serve(self, caller: Caller) -> None:
-        opening = caller.opening
-        holder = await self._access.holder(opening.headers, dict(opening.query), "stream")
-        asked = await self._asked(caller)
+        if caller.shows_key_later:
+            asked = await self._asked(caller)
+            holder = await self._holder(caller, asked.key)
+        else:
+            holder = await self._holder(caller)
+            asked = await self._asked(caller)
         if self.draining:
             metrics.ALLOCATION_FAILURES.labels("draining").inc()
             raise _no_capacity(_WHY_NOT["draining"])
-        if asked.resume:
-            relay = await self._resumed(asked, asked.resume, holder)
-            if relay.end:
-                return await self._tell_the_end(caller, relay)
-        else:
-            relay = Relay(f"sess_{secrets.token_hex(12)}", asked.config, asked.warnings)
-        request_ids.session_id.set(relay.session_id)
-        admission = self._admission(caller, relay, asked, holder)
-        mute = Mute(self._settings.mute_seconds, relay.config)
-        intake = Intake(caller, relay, self._pace(relay), self._limits, self._memory, mute)
-        self._intakes.add(intake)
+        relays = [await self._relay(asked, number, holder) for number in range(asked.channels)]
+        if asked.channels == 1:
+            return await self._serve_as([caller], relays, caller, asked, holder)
+        channels = Channels(caller, begin_together(relays), relays[0].config.encoding)
         try:
-            intake.begin()
-            slot = await self._admit(caller, intake, admission)
-            await self._check_again(holder, slot)
-            if slot.variant == SMALLER != relay.config.model:
-                relay.degrade(SMALLER)
-            call = Call(caller, relay, self.slots, slot, admission.record, intake, self._settings)
-            intake.admitted()
-            await self._run(call, relay, caller)
+            await self._serve_as(channels.all, relays, caller, asked, holder)
         finally:
-            self._intakes.discard(intake)
-            intake.end()
+            channels.leave()
 
-    async def _run(self, call: Call, relay: Relay, caller: Caller) -> None:
+    async def _holder(self, caller: Caller, key: str = "") -> KeyHolder:
+        """Whose key it is. Raises AccessDenied."""
+        opening = caller.opening
+        shown = dict(opening.query) | ({"api_key": key} if key else {})
+        return await self._access.holder(opening.headers, shown, "stream")
+
+    async def _relay(self, asked: Asked, number: int, holder: KeyHolder) -> Relay:
+        """A session, of the channel with this number."""
+        if asked.resume:
+            return await self._resumed(asked, asked.resume[number], holder)
+        return Relay(f"sess_{secrets.token_hex(12)}", asked.config, asked.warnings)
+
+    async def _serve_as(
+        self,
+        parties: Sequence[Caller | Channel],
+        relays: Sequence[Relay],
+        caller: Caller,
+        asked: Asked,
+        holder: KeyHolder,
+    ) -> None:
+        """Serve a caller as these parties, who have a session each."""
+        over = [pair for pair in zip(parties, relays, strict=True) if pair[1].end]
+        live = [pair for pair in zip(parties, relays, strict=True) if not pair[1].end]
+        for party, _ in over:
+            party.ignore()
+        if not live:
+            return await _together([self._tell_the_end(*pair) for pair in over])
+        request_ids.session_id.set(live[0][1].session_id)
+        admission = self._admission(caller, [relay for _, relay in live], asked, holder)
+        intakes = list[Intake]()
+        try:
+            for party, relay in live:
+                mute = Mute(self._settings.mute_seconds, relay.config)
+                pace = self._pace(relay)
+                intakes.append(Intake(party, relay, pace, self._limits, self._memory, mute))
+            self._intakes.update(intakes)
+            for intake in intakes:
+                intake.begin()
+            slot = await self._admit(caller, intakes, admission)
+            await self._check_again(holder, slot)
+            slots = filter(None, (slot, slot.partner))
+            calls = [
+                self._call(party, relay, slot, admission, intake)
+                for (party, relay), slot, intake in zip(live, slots, intakes, strict=True)
+            ]
+            await _together([*calls, *(self._tell_the_end(*pair) for pair in over)])
+        finally:
+            self._intakes.difference_update(intakes)
+            for intake in intakes:
+                intake.end()
+
+    async def _call(
+        self,
+        party: Caller | Channel,
+        relay: Relay,
+        slot: Slot,
+        admission: Admission,
+        intake: Intake,
+    ) -> None:
+        request_ids.session_id.set(relay.session_id)
+        if slot.variant == SMALLER != relay.config.model:
+            relay.degrade(SMALLER)
+        call = Call(party, relay, self.slots, slot, admission.record, intake, self._settings)
+        intake.admitted()
+        await self._run(call, relay, party)
+
+    async def _run(self, call: Call, relay: Relay, caller: Caller | Channel) -> None:
         """Run a call that has a slot, until its slot is given back."""
         if before := self._calls.get(relay.session_id):
             before.send_away("taken_over", None)
@@ -216,7 +271,7 @@ class Calls:
         finally:
             if self._calls.get(relay.session_id) is call:
                 del self._calls[relay.session_id]
-            if self._settings.resume and not relay.end:
+            if call.keeps and not relay.end:
                 self._away.leave(call.slot, relay)
 
     async def _asked(self, caller: Caller) -> Asked:
@@ -237,13 +292,13 @@ class Calls:
             raise CallRefused("session_timeout", sentence, CloseCode.TIMEOUT) from None
 
     def _admission(
-        self, caller: Caller, relay: Relay, asked: Asked, holder: KeyHolder
+        self, caller: Caller, relays: Sequence[Relay], asked: Asked, holder: KeyHolder
     ) -> Admission:
-        config, strategy = relay.config, self._overflow(asked)
+        config, strategy = relays[0].config, self._overflow(asked)
         if asked.resume and strategy == "degrade":
             strategy = "reject"  # a session goes on as it was
         return Admission(
-            relay.session_id,
+            relays[0].session_id,
             config.model,
             {
                 "language": config.language,
@@ -258,6 +313,7 @@ class Calls:
             address_limit=self._settings.sessions_per_address,
             strategy=strategy,
             timeout_s=self._settings.queue_seconds,
+            partner=relays[1].session_id if len(relays) > 1 else "",
         )
 
     def _overflow(self, asked: Asked) -> Overflow:
@@ -283,11 +339,11 @@ class Calls:
             pace.exempt(HELD_S)
         return pace
 
-    async def _admit(self, caller: Caller, intake: Intake, admission: Admission) -> Slot:
+    async def _admit(self, caller: Caller, intakes: Sequence[Intake], admission: Admission) -> Slot:
         """A slot, perhaps after a wait in line, which ends when the caller vanishes or we have to
         go. What they say meanwhile is held."""
         asking = asyncio.create_task(self._ask(caller, admission))
-        return await self._unless_left(caller, asking, intake.refused)
+        return await self._unless_left(caller, asking, [intake.refused for intake in intakes])
 
     async def _check_again(self, holder: KeyHolder, slot: Slot) -> None:
         """Give the slot back if the key was revoked while its caller waited. Raises
@@ -296,23 +352,23 @@ class Calls:
             await self._access.check_again(holder)
         except BaseException:
             with suppress(RedisError):
-                await asyncio.shield(self.slots.release(slot.session_id, slot.epoch, "error"))
+                await asyncio.shield(give_back(self.slots, slot))
             raise
 
     async def _unless_left(
         self,
         caller: Caller,
         asking: asyncio.Task[T],
-        refused: asyncio.Future[Objection] | None = None,
+        refused: Sequence[asyncio.Future[Objection]] = (),
     ) -> T:
         """The result of a task, unless the caller vanishes, or is objected to, or we have to go."""
         leaving = asyncio.create_task(caller.until_disconnected())
         self._asking.add(asking)
         try:
-            over = [asking, leaving, refused] if refused else [asking, leaving]
+            over = [asking, leaving, *refused]
             await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
-            if refused and refused.done():
-                objection = refused.result()
+            if objections := [future.result() for future in refused if future.done()]:
+                objection = objections[0]
                 if objection.at_once:
                     raise CallRefused(objection.code, objection.sentence, objection.close_code)
                 await asyncio.wait([asking, leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -376,7 +432,7 @@ class Calls:
         self._away.is_back(session_id)
         return relay
 
-    async def _tell_the_end(self, caller: Caller, relay: Relay) -> None:
+    async def _tell_the_end(self, caller: Caller | Channel, relay: Relay) -> None:
         """Tell a client that resumes how its session ended."""
         begin = SessionBegin(
             session_id=relay.session_id,
@@ -391,6 +447,22 @@ class Calls:
         await caller.close(CloseCode.NORMAL)
         if await caller.answered(ANSWERED_S):
             await forget(self.slots, relay.session_id)
+
+
+async def _together(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Do these until all are done, or one fails: then the others end too. Raises what that
+    raised."""
+    if len(works) == 1:
+        return await works[0]
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _lacks(kept: Mapping[str, str] | None, last_segment: int) -> bool:

@@ -16,6 +16,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from dalston.gateway.calls.caller import Caller, Objection
+from dalston.gateway.calls.channels import Channel
 from dalston.gateway.calls.memory import FRAME_COSTS, HeldMemory
 from dalston.gateway.calls.pace import Pace, TooFast
 from dalston.gateway.calls.relay import Relay
@@ -43,7 +44,7 @@ class Intake:
 
     def __init__(
         self,
-        caller: Caller,
+        caller: Caller | Channel,
         relay: Relay,
         pace: Pace,
         limits: IntakeLimits,

@@ -206,6 +206,12 @@ class Relay:
             self._held_text += costs
 
     @property
+    def received(self) -> int:
+        """Bytes of the session's audio so far: of one that is gone on with, those before the audio
+        that its client sends again."""
+        return self._received
+
+    @property
     def audio_s(self) -> float:
         """What the client has sent of its session, in seconds."""
         return self._received / self.config.bytes_per_second

@@ -11,6 +11,8 @@ from dalston.gateway.protocols.native import Native
 from dalston.gateway.protocols.openai_realtime import OpenAIRealtime
 from dalston.gateway.protocols.protocol import ClientProtocol, Opening
 from dalston.gateway.protocols.recordings import Recordings
+from dalston.gateway.protocols.twilio import Twilio
+from dalston.gateway.protocols.vapi import Vapi
 from dalston.gateway.protocols.vosk import Vosk
 
 PROTOCOLS: Mapping[str, Callable[[Opening], ClientProtocol]] = {
@@ -19,6 +21,8 @@ PROTOCOLS: Mapping[str, Callable[[Opening], ClientProtocol]] = {
     "/v1/realtime": OpenAIRealtime,
     "/v1/speech-to-text/realtime": ElevenLabs,
     "/v2/listen": Flux,
+    "/twilio": Twilio,
+    "/vapi": Vapi,
     "/vosk": Vosk,
     "/ws/transcribe": Recordings,
 }

@@ -8,6 +8,7 @@ docs/compatibility.md. Source: https://developers.deepgram.com/reference/speech-
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import msgspec
@@ -22,6 +23,7 @@ from dalston.gateway.protocols.protocol import (
 )
 from dalston.gateway.protocols.vendors import (
     STATUS,
+    apart,
     flag,
     number,
     one_of,
@@ -163,6 +165,14 @@ def denial(error: Error, request_id: str) -> HttpAnswer:
     return HttpAnswer(STATUS[error.code], _encoder.encode(body), {**sane, **retry_headers(error)})
 
 
+@dataclass
+class _Heard:
+    """How far a channel was told."""
+
+    last_word: float = -1.0  # end of the last one, until its UtteranceEnd was told
+    told_until: float = 0.0  # the audio that the finals cover
+
+
 class Deepgram(ClientProtocol):
     opens_at_once = False
     subprotocols = ("token", "bearer")
@@ -177,8 +187,9 @@ class Deepgram(ClientProtocol):
         self._multilingual = opening.one("language") == "multi"
         # Silence after the last word of which the client is told, in seconds; 0: it is not.
         self._utterance_end_s = 0.0
-        self._last_word = -1.0  # end of the last one, until its UtteranceEnd was told
-        self._told_until = 0.0  # the audio that the finals cover
+        self._channels = 1  # that are told apart
+        self._heard = [_Heard()]  # by channel
+        self._ended = 0  # of them
 
     # What is asked.
 
@@ -217,7 +228,14 @@ class Deepgram(ClientProtocol):
             },
             terms,
         )
-        return Asked(config)
+        config, self._channels = apart(config, self._apart())
+        self._heard = [_Heard() for _ in range(self._channels)]
+        return Asked(config, channels=self._channels)
+
+    def _apart(self) -> bool:
+        one = self._opening.one
+        # Of one channel it is allowed, and says nothing.
+        return flag("multichannel", one("multichannel")) and one("channels") not in ("", "1")
 
     def denial(self, error: Error, request_id: str) -> HttpAnswer:
         return denial(error, request_id)
@@ -269,26 +287,33 @@ class Deepgram(ClientProtocol):
 
     def _say(self, message: str) -> Sequence[_Said]:
         known = parse_server(message)
+        channel = known.channel or 0
+        heard, index = self._heard[channel], (channel, self._channels)
         match known:
+            case SessionBegin() if channel:
+                return ()
             case SessionBegin():
                 self._request_id = known.session_id
                 about = _ModelInfo(self._model, known.protocol_version)
                 self._about = _About(known.session_id, about, known.config.model_id)
                 return ()
             case SpeechStart():
-                self._last_word = -1.0
-                return (_SpeechStarted((0, 1), known.timestamp),) if self._speech_events else ()
+                heard.last_word = -1.0
+                return (_SpeechStarted(index, known.timestamp),) if self._speech_events else ()
             case Partial():
-                return (self._results(known.start, known.end, known.text),)
+                return (self._results(index, known.start, known.end, known.text),)
             case Final():
-                return self._final(known)
+                return self._final(index, heard, known)
             case Flushed():
-                start = max(self._told_until, 0.0)
-                return (self._results(start, known.at, "", is_final=True, from_finalize=True),)
+                start = max(heard.told_until, 0.0)
+                finalized = self._results(index, start, known.at, "", is_final=True)
+                finalized.from_finalize = True
+                return (finalized,)
             case Ack():
-                return self._utterance_end(known.processed)
+                return self._utterance_end(index, heard, known.processed)
             case SessionEnd():
-                return (self._metadata(known),)
+                self._ended += 1
+                return (self._metadata(known),) if self._ended == self._channels else ()
             case Error() if not known.recoverable:
                 return (_Error(known.code.upper(), known.message, known.message),)
             case SessionTerminated():
@@ -297,12 +322,11 @@ class Deepgram(ClientProtocol):
             case _:
                 return ()
 
-    def _final(self, final: Final) -> Sequence[_Said]:
+    def _final(self, index: tuple[int, int], heard: _Heard, final: Final) -> Sequence[_Said]:
         words = [_word(word, self._formatted) for word in final.words or ()]
-        self._told_until = final.end
-        self._last_word = final.end
+        heard.told_until = heard.last_word = final.end
         results = self._results(
-            final.start, final.end, final.text, final.confidence, words, is_final=True
+            index, final.start, final.end, final.text, final.confidence, words, is_final=True
         )
         results.speech_final = self._endpoints
         if self._multilingual:
@@ -311,6 +335,7 @@ class Deepgram(ClientProtocol):
 
     def _results(
         self,
+        index: tuple[int, int],
         start: float,
         end: float,
         text: str,
@@ -318,26 +343,27 @@ class Deepgram(ClientProtocol):
         words: Sequence[_Word] = (),
         *,
         is_final: bool = False,
-        from_finalize: bool = False,
     ) -> _Results:
         shown = text if self._formatted else _bare(text)
         channel = _Channel([_Alternative(shown, confidence, list(words), [])])
         duration = round(max(0.0, end - start), 3)
-        return _Results(
-            (0, 1), duration, start, is_final, False, from_finalize, channel, self._about
-        )
+        return _Results(index, duration, start, is_final, False, False, channel, self._about)
 
-    def _utterance_end(self, processed: float) -> Sequence[_Said]:
+    def _utterance_end(
+        self, index: tuple[int, int], heard: _Heard, processed: float
+    ) -> Sequence[_Said]:
         """Whether there was as much silence since the last word as the client wants to know of."""
-        last = self._last_word
+        last = heard.last_word
         if not self._utterance_end_s or last < 0 or processed - last < self._utterance_end_s:
             return ()
-        self._last_word = -1.0
-        return (_UtteranceEnd((0, 1), last),)
+        heard.last_word = -1.0
+        return (_UtteranceEnd(index, last),)
 
     def _metadata(self, end: SessionEnd) -> _Metadata:
         created = datetime.fromtimestamp(self._opening.clock(), UTC).isoformat()
-        return _Metadata("deprecated", self._request_id, "", created, end.total_audio_seconds, 1)
+        return _Metadata(
+            "deprecated", self._request_id, "", created, end.total_audio_seconds, self._channels
+        )
 
     def close_code(self, reason: int) -> int:
         return CLOSE_CODES.get(reason, 1011)

@@ -8,11 +8,19 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from dalston.gateway.protocols.protocol import Asked, ClientProtocol, Opening, Overflow, Resume
+from dalston.gateway.protocols.vendors import apart, flag
 from dalston.orchestrator.protocol.messages import Frame, segment_number
 from dalston.orchestrator.protocol.parameters import ParameterError, session_config
 
 # Parameters that say who calls and how, not how the session listens.
-_OF_THE_CALL = {"api_key", "last_segment_id", "overflow", "resume_session_id", "token"}
+_OF_THE_CALL = {
+    "api_key",
+    "last_segment_id",
+    "multichannel",
+    "overflow",
+    "resume_session_id",
+    "token",
+}
 _SESSION = re.compile(r"sess_[0-9a-f]{24}")
 
 
@@ -27,7 +35,8 @@ class Native(ClientProtocol):
         query = self._query
         of_session = {name: query[name] for name in query if name not in _OF_THE_CALL}
         config, warnings = session_config(of_session)
-        return Asked(config, warnings, _overflow(query), _resume(query))
+        config, channels = apart(config, flag("multichannel", query.get("multichannel", "")))
+        return Asked(config, warnings, _overflow(query), _resume(query, channels), channels)
 
     def receive(self, frame: Frame) -> Sequence[Frame]:
         return (frame,)
@@ -52,10 +61,23 @@ def _overflow(query: Mapping[str, str]) -> Overflow | None:
     )
 
 
-def _resume(query: Mapping[str, str]) -> Resume | None:
+def _resume(query: Mapping[str, str], channels: int) -> Sequence[Resume]:
     if "resume_session_id" not in query:
-        return None
-    session_id, last = query["resume_session_id"], query.get("last_segment_id", "")
+        return ()
+    ids = query["resume_session_id"].split(",")
+    last = query.get("last_segment_id", "").split(",")
+    if len(ids) != channels or len(set(ids)) != channels:
+        sentence = f"resume_session_id names {len(ids)} sessions; {channels} are to be gone on with"
+        raise ParameterError("resume_session_id", ",".join(ids), sentence)
+    if last != [""] and len(last) != channels:
+        sentence = f"last_segment_id names {len(last)} segments, of {channels} sessions"
+        raise ParameterError("last_segment_id", ",".join(last), sentence)
+    return [
+        _resumed(*pair) for pair in zip(ids, last if last != [""] else [""] * channels, strict=True)
+    ]
+
+
+def _resumed(session_id: str, last: str) -> Resume:
     if not _SESSION.fullmatch(session_id):  # it becomes part of a key
         sentence = f"resume_session_id={session_id!r} is no session"
         raise ParameterError("resume_session_id", session_id, sentence)

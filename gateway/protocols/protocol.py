@@ -53,7 +53,11 @@ class Asked:
     config: SessionConfig
     warnings: Sequence[Notice] = ()  # told in session.begin
     overflow: Overflow | None = None  # None: as the gateway is set
-    resume: Resume | None = None
+    resume: Sequence[Resume] = ()  # one for each channel
+    # Channels that have a session each: audio is the samples of all in turn, `config` is that of
+    # one channel, and messages say their channel's number.
+    channels: int = 1
+    key: str = ""  # where the client shows it with what it asks for
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,11 @@ class ClientProtocol(ABC):
     patience_s: ClassVar[float | None] = None
     # Whether a client can go on with its session at another gateway, if it asks for acks.
     resumes: ClassVar[bool] = False
+    # Whether a client shows its key only with what it asks for (Asked.key).
+    shows_key_later: ClassVar[bool] = False
+    # The name by which others listen to what is said, "" until it is known: then the client itself
+    # is told nothing. None: the client is told.
+    topic: str | None = None
 
     def greeting(self) -> Sequence[Frame]:
         """What the client is told before it says anything."""

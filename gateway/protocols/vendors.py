@@ -7,6 +7,7 @@ import binascii
 from collections.abc import Mapping, Sequence
 from typing import TypeVar, get_args
 
+import msgspec
 from langcodes import Language
 
 from dalston.gateway.protocols.protocol import ClientError
@@ -79,6 +80,16 @@ def _text(value: str | float | bool) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
+
+
+def apart(config: SessionConfig, wanted: bool) -> tuple[SessionConfig, int]:
+    """The settings of one channel, and how many there are, if each is to have its own session.
+    Raises ParameterError."""
+    if not wanted:
+        return config, 1
+    if config.channels == 1:
+        raise ParameterError("multichannel", "true", "multichannel=true needs channels=2")
+    return msgspec.structs.replace(config, channels=1), config.channels
 
 
 def number(name: str, text: str, lowest: float, highest: float) -> float:

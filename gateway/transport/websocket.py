@@ -14,9 +14,14 @@ from dalston.orchestrator.protocol.messages import Frame
 
 
 class WebSocketTransport:
-    def __init__(self, websocket: WebSocket, rounds: Rounds):
-        """rounds: in which it is read."""
-        self._websocket, self._rounds = websocket, rounds
+    def __init__(
+        self,
+        websocket: WebSocket,
+        rounds: Rounds,
+        told: Callable[[Frame], None] | None = None,
+    ):
+        """rounds: in which it is read. told: called with what would be sent, instead."""
+        self._websocket, self._rounds, self._told = websocket, rounds, told
         self._direct = DirectProtocol.of(websocket.scope)
         self.address = websocket.client.host if websocket.client else ""
         self._listened = False
@@ -55,6 +60,9 @@ class WebSocketTransport:
         self._direct.resume()
 
     def send_now(self, frame: Frame) -> bool:
+        if self._told:
+            self._told(frame)
+            return True
         return self._direct.send_now(frame)
 
     def ping(self) -> float:

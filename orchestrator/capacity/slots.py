@@ -51,6 +51,7 @@ class Slot:
     key_id: str = ""
     address: str = ""
     variant: str = ""  # that it is given for: the smaller one, if the session was degraded
+    partner: "Slot | None" = None  # that was given with it, for the other channel of a connection
 
 
 class NoCapacity(Exception):
@@ -172,6 +173,7 @@ class Slots:
         ticket: bool | str = False,
         degrade: bool = False,
         epoch: int = 0,
+        partner: str = "",
     ) -> Slot:
         """A slot of a worker with the variant; `record` is kept with the session.
 
@@ -181,37 +183,35 @@ class Slots:
         smaller variant will do; without, another is used only if no worker has this one.
 
         For a session that has a slot already it is a takeover, which neither waits nor counts. One
-        that knows its `epoch` says so, should Redis have lost its data.
+        that knows its `epoch` says so, should Redis have lost its data. A `partner` is another
+        session that is given a slot at the same moment, or neither is.
         """
         since = ticket if isinstance(ticket, str) else "new" if ticket else ""
         limits = [key_id, key_limit, address, address_limit]
         fields = [item for pair in record.items() for item in pair]
         args = [session_id, lease_s, variant, avoid, *limits, since, int(degrade), epoch]
-        kind, *answer = await self._answer_in_time(args, fields)
+        kind, *answer = await self._answer_in_time(args, partner, fields)
         if _text(kind) == "limit":
             raise TooMany("key" if _text(answer[0]) == "key" else "address")
         if _text(kind) == "none":
             reason, position, came = answer
             raise NoCapacity(_text(reason), int(position), _text(came))
-        worker, endpoint, epoch, granted = answer
-        return Slot(
-            session_id,
-            _text(worker),
-            _text(endpoint),
-            int(epoch),
-            key_id,
-            address,
-            _text(granted),
-        )
+        granted = _text(answer[0])
 
-    async def _answer_in_time(self, args: list[Any], fields: list[Any]) -> list[Any]:
+        def slot(session: str, given: list[Any], partner: Slot | None = None) -> Slot:
+            worker, endpoint, epoch = _text(given[0]), _text(given[1]), int(given[2])
+            return Slot(session, worker, endpoint, epoch, key_id, address, granted, partner)
+
+        return slot(session_id, answer[1:4], slot(partner, answer[4:]) if partner else None)
+
+    async def _answer_in_time(self, args: list[Any], partner: str, fields: list[Any]) -> list[Any]:
         """What acquire.lua answers. A Redis that hung works off what it was asked, and nobody would
         use the slots: it is told until when somebody waits."""
         for _ in range(2):
             until = time.monotonic() + ACQUIRE_S + self._clock if self._clock is not None else 0
             try:
                 async with asyncio.timeout(ACQUIRE_S):
-                    asked = [*args, until, self._strategy, *fields]
+                    asked = [*args, until, self._strategy, partner, *fields]
                     now, *answer = await self._acquire(args=asked)
             except TimeoutError:
                 self.errors += 1

@@ -70,6 +70,7 @@ class WorkerRecord:
     asleep: Sequence[str] = ()  # of the models
     used: float = 0.0  # slots: a session of `fast` may take less than one
     gpu: bool = False  # its models have one
+    languages: Sequence[str] = ()  # "auto" among them
 
     @property
     def available(self) -> int:
@@ -96,6 +97,7 @@ def record(worker_id: str, fields: Mapping[str, str]) -> WorkerRecord | None:
             asleep,
             float(fields.get("used", active)),
             "gpu_memory_total" in fields,
+            _names(fields.get("languages_supported", "[]")),
         )
     except (KeyError, ValueError, OverflowError, RecursionError):
         return None

@@ -39,6 +39,7 @@ SAMPLE_BYTES: dict[Encoding, int] = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1,
 # What settings may be; everything outside is refused with a sentence.
 SampleRate = Annotated[int, Meta(ge=8_000, le=48_000)]  # Hertz
 Channels = Annotated[int, Meta(ge=1, le=2)]  # 2 are mixed down
+Channel = Annotated[int, Meta(ge=0, le=1)]  # the first is 0
 Threshold = Annotated[float, Meta(ge=0.0, le=1.0)]  # speech probability
 Milliseconds = Annotated[int, Meta(ge=50, le=2_000)]
 # A turn cannot be judged before a final is speculated: PAUSE in transcription/endpointer.py.
@@ -66,13 +67,22 @@ Redactions = Annotated[
 LanguageDetection = Literal["session", "utterance"]
 
 
-class Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
+class Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", kw_only=True):
     """The base of all messages: frozen structs whose tag is their `type`."""
+
+    # Where each channel has a session of its own, told by the gateway: which of them says this.
+    # What a client says with it is for that one only, else for all. A session knows of one channel.
+    channel: Channel | None = None
 
 
 def prefix(kind: type[Message]) -> str:
     """How a message of this kind begins on the wire: most need not be read any further."""
     return f'{{"type":"{kind.__struct_config__.tag}"'
+
+
+def of_channel(message: str, channel: int) -> str:
+    """A message of a session, as it is told of this channel."""
+    return f'{message[:-1]},"channel":{channel}}}'
 
 
 # --- from the client -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@ The command line as people type it.
 """
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -207,3 +208,18 @@ def test_the_environment_says_after_how_long_models_are_unloaded(monkeypatch: py
     monkeypatch.setenv("DALSTON_UNLOAD_AFTER_SECONDS", "90")
     assert after() == 90.0
     assert after("--unload-after", "5") == 5.0
+
+
+def test_the_port_for_wyoming_is_checked_as_the_setting_is() -> None:
+    done = dalston("gateway", "--wyoming", "home", REDIS_URL="redis://x")
+    assert done.returncode == 2
+    assert done.stderr.startswith("DALSTON_WYOMING_PORT: ")
+
+
+def test_a_port_for_wyoming_that_is_taken_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        environment = {"REDIS_URL": "redis://127.0.0.1:1", "DALSTON_PORT": "0"}
+        done = dalston("gateway", "--wyoming", port, **environment)
+    assert done.returncode == 1
+    assert f"DALSTON_WYOMING_PORT: 127.0.0.1:{port}" in done.stderr + done.stdout

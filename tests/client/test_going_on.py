@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from support.scripted import RATE, Line, Part, server
+from support.scripted import APART_TOLD, RATE, Line, Part, apart_broken, apart_resumed, server
 
 from dalston import client
 
@@ -483,3 +483,11 @@ async def test_each_connection_has_a_token_of_its_own() -> None:
     events, lines = await called(broken_after_a_final, resumed, api_key=token)
     assert events[-1]["type"] == "session.end"
     assert [line.headers["Authorization"] for line in lines] == ["Bearer token-1", "Bearer token-3"]
+
+
+async def test_two_channels_of_a_connection_go_on_together() -> None:
+    events, (_, again) = await called(apart_broken, apart_resumed, channels=2, multichannel=True)
+    assert again.query["resume_session_id"] == "sess_0,sess_1"
+    assert again.query["last_segment_id"] == "seg_0000,"
+    assert again.audio == AUDIO[4 * 3200 :]
+    assert [(event["type"], event.get("channel")) for event in events] == APART_TOLD

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.javascript import running, speaking, told
-from support.scripted import RATE, Line, Part, server
+from support.scripted import APART_TOLD, RATE, Line, Part, apart_broken, apart_resumed, server
 
 AUDIO = b"".join(n.to_bytes(2, "little") for n in range(2 * RATE))
 LATE = Path(__file__).parent / "late.mjs"
@@ -273,3 +273,12 @@ async def test_each_connection_of_a_page_has_a_token_of_its_own(tmp_path: Path) 
     assert events[-1]["type"] == "session.end"
     offered = [line.headers["Sec-WebSocket-Protocol"] for line in lines]
     assert offered == ["dalston, dalston.api-key.first", "dalston, dalston.api-key.second"]
+
+
+async def test_two_channels_of_a_connection_go_on_together(tmp_path: Path) -> None:
+    apart: dict[str, Any] = {"channels": 2, "multichannel": True}
+    events, (_, again) = await called(tmp_path, apart_broken, apart_resumed, **apart)
+    assert again.query["resume_session_id"] == "sess_0,sess_1"
+    assert again.query["last_segment_id"] == "seg_0000,"
+    assert again.audio == AUDIO[4 * 3200 :]
+    assert [(event["type"], event.get("channel")) for event in events] == APART_TOLD

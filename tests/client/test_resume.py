@@ -369,3 +369,22 @@ def test_however_often_it_breaks_every_start_has_one_end_and_every_final_comes_o
     times = [event["timestamp"] for event in got if event["type"].startswith("vad.")]
     assert times == sorted(times)
     assert [event["type"] for event in got].count("session.end") == 1
+
+
+def test_of_two_channels_the_slower_says_what_is_needed() -> None:
+    said = Sent(channels=2)
+    said.begin(CONFIG)
+    for frame in (*seconds(4), CONFIGURE, '{"type": "config", "channel": 1}'):
+        said.hold(frame)  # half a second each
+        said.take()
+    said.acknowledged(ack(1.5, 1.0), 0)
+    said.go_back(0)
+    assert len(taken(said)) == 6  # the other channel may need it all
+    said.acknowledged(ack(1.2, 0.5), 1)
+    with pytest.raises(Gone):
+        said.go_back(0)
+    assert [said.answered(0), said.answered(1), said.answered(1)] == [True] * 3
+    said.go_back(500)
+    assert taken(said)[:1] == [b"\1" * SECOND]
+    assert [said.answered(0), said.answered(0)] == [False, True]
+    assert [said.answered(1) for _ in range(3)] == [False, False, True]

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from support.stack import Stack, start_stack
 
+from dalston.triton.process import free_port
+
 
 @pytest.fixture(scope="session")
 def data_dir(model_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -19,8 +21,16 @@ def data_dir(model_repository: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def stack(data_dir: Path) -> Generator[Stack]:
-    stack = start_stack(data_dir, 2, MAX_SESSIONS="2", DALSTON_IDLE_SECONDS="20")
+def wyoming_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def stack(data_dir: Path, wyoming_port: int) -> Generator[Stack]:
+    port = str(wyoming_port)
+    stack = start_stack(
+        data_dir, 2, MAX_SESSIONS="2", DALSTON_IDLE_SECONDS="20", DALSTON_WYOMING_PORT=port
+    )
     yield stack
     stack.process.send_signal(signal.SIGTERM)
     assert stack.process.wait(45) == 0

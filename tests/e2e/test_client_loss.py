@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 from deployment import Deployment, Size, deployed
@@ -62,24 +63,29 @@ async def wire(deployment: Deployment) -> AsyncGenerator[tuple[list[Proxy], list
 
 
 async def transcribed(
-    urls: list[str], moments: list[float], disturb: Callable[[], Any] = lambda: None
+    urls: list[str],
+    moments: list[float],
+    disturb: Callable[[], Any] = lambda: None,
+    audio: bytes = AUDIO,
+    **parameters: Any,
 ) -> list[client.Event]:
     """All events of a caller who speaks in real time and is disturbed at these moments, but not
     before the session has begun: until then there is none to go on with, only one to begin anew."""
     moments = list(moments)
     begun = asyncio.Event()
-    async with client.connect(urls, language="en") as session:
+    chunk = CHUNK * int(parameters.get("channels", 1))
+    async with client.connect(urls, language="en", **parameters) as session:
 
         async def send() -> None:
             began = asyncio.get_running_loop().time()
-            for at in range(0, len(AUDIO), CHUNK):
-                spoken = at / CHUNK * CHUNK_S
+            for at in range(0, len(audio), chunk):
+                spoken = at / chunk * CHUNK_S
                 await asyncio.sleep(began + spoken - asyncio.get_running_loop().time())
                 if moments and spoken >= moments[0]:
                     moments.pop(0)
                     await begun.wait()
                     disturb()
-                await session.send(AUDIO[at : at + CHUNK])
+                await session.send(audio[at : at + chunk])
             await session.end()
             if moments:
                 disturb()
@@ -252,4 +258,36 @@ async def test_in_javascript_too(
     for events in await asyncio.gather(cut(), killed()):
         same(events, undisturbed)
         assert resumed(events) >= 1
+    await gateways.until_ready()
+
+
+# 003-11, 004-22
+async def test_two_channels_whose_connection_is_cut_and_whose_worker_is_killed(
+    gateways: Deployment, undisturbed: list[client.Event]
+) -> None:
+    """Each channel says what it says alone, once."""
+    left = RECORDING.audio
+    right = np.resize(recordings()[1].audio, len(left))
+    both = np.column_stack([left, right]).tobytes()
+    worker = gateways.members["worker-1"].part.process
+    assert worker
+    async with wire(gateways) as (proxies, urls):
+        disturbances = [worker.kill, lambda: [proxy.reset() for proxy in proxies]]
+        alone, events = await asyncio.gather(
+            transcribed(gateways.urls[1:], [], audio=right.tobytes()),
+            transcribed(
+                urls,
+                [SPOKEN[0], SPOKEN[1]],
+                lambda: disturbances.pop(0)(),
+                both,
+                channels=2,
+                multichannel=True,
+            ),
+        )
+    assert resumed(events) == 1
+    for channel, expected in enumerate((undisturbed, alone)):
+        told = [event for event in events if event.get("channel") == channel]
+        assert finals(told) == finals(expected)
+        (end,) = (event for event in told if event["type"] == "session.end")
+        assert end["transcript"] == expected[-1]["transcript"]
     await gateways.until_ready()

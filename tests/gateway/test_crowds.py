@@ -9,14 +9,14 @@ import pytest
 from support.fronted import gateway_over
 from websockets.exceptions import InvalidStatus
 
-from dalston.gateway.crowds import with_limits
+from dalston.gateway.crowds import Crowd, with_limits
 
 
-class Crowd:
+class Callers:
     """Callers by address, each of whom stays."""
 
     def __init__(self, most: int, most_of_address: int):
-        self._app: Any = with_limits(self._stay, most, most_of_address)
+        self._app: Any = with_limits(self._stay, Crowd(most, most_of_address))
         self._leave = asyncio.Event()
         self._staying = list[asyncio.Task[Any]]()
 
@@ -49,7 +49,7 @@ class Crowd:
 
 
 async def test_one_address_has_so_many_and_others_do_not_notice() -> None:
-    crowd = Crowd(100, 2)
+    crowd = Callers(100, 2)
     first, second = ["192.0.2.7"] * 2, ["2001:db8:1:2::1", "2001:db8:1:2:ffff::"]
     assert [await crowd.comes(host) for host in (*first, *second)] == [0] * 4
     assert await crowd.comes("192.0.2.7") == 429
@@ -63,14 +63,14 @@ async def test_one_address_has_so_many_and_others_do_not_notice() -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", None])
 async def test_this_machine_is_no_address(address: str | None) -> None:
-    crowd = Crowd(5, 1)
+    crowd = Callers(5, 1)
     assert [await crowd.comes(address) for _ in range(5)] == [0] * 5
     assert await crowd.comes(address) == 503
     await crowd.leave()
 
 
 async def test_without_limits_everybody_comes() -> None:
-    crowd = Crowd(0, 0)
+    crowd = Callers(0, 0)
     assert [await crowd.comes("192.0.2.7") for _ in range(9)] == [0] * 9
     await crowd.leave()
 

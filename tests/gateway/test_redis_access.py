@@ -20,6 +20,7 @@ from support.registered import register, served, worker
 
 from dalston.gateway.access.keys import RedisKeys, make
 from dalston.gateway.app import Gateway
+from dalston.gateway.listeners import CHANNEL
 from dalston.gateway.settings import GatewaySettings
 from dalston.orchestrator.capacity.redis_client import UnsupportedRedis, redis_client
 from dalston.orchestrator.capacity.slots import Slots
@@ -156,6 +157,7 @@ async def all_there_is(client: Any) -> None:
         assert await slots.renew([slot]) == set()
         await slots.heartbeat(worker("a"), served(s1=slot.epoch))
         await slots.expire()
+        await client.publish(f"{CHANNEL}CA1", "")
         for ask in (slots.workers, slots.sessions, slots.waiting, slots.server.may_come_back):
             await ask()
         await slots.is_active("s1")

@@ -37,6 +37,19 @@ class Line:
     async def begin(self, **fields: Any) -> None:
         await self.say("session.begin", session_id="sess_1", config=CONFIG, warnings=[], **fields)
 
+    async def begin_apart(self, **fields: Any) -> None:
+        """A session for each of two channels; one that is resumed by its own id."""
+        for channel, id in enumerate(("sess_0", "sess_1")):
+            told = fields | ({"resumed_from": id} if "resume_offset_ms" in fields else {})
+            begin = {"session_id": id, "config": CONFIG, "warnings": [], "channel": channel}
+            await self.say("session.begin", **begin, **told)
+
+    async def end_apart(self) -> None:
+        for channel in (1, 0):
+            end = {"reason": "client_end", "total_duration": 1.0, "channel": channel}
+            await self.say("session.end", **end)
+        await self._connection.close()
+
     async def resume(self, offset_ms: float) -> None:
         await self.begin(resumed_from="sess_1", resume_offset_ms=offset_ms)
 
@@ -95,3 +108,47 @@ async def server(*parts: Part) -> AsyncGenerator[tuple[str, list[Line]]]:
     ) as listening:
         port = next(iter(listening.sockets)).getsockname()[1]
         yield f"ws://127.0.0.1:{port}", lines
+
+
+async def apart_broken(line: Line) -> None:
+    """Two channels, of which the first has a final and the second speaks, when it breaks."""
+    await line.begin_apart()
+    await line.say("vad.speech_start", timestamp=0.5, channel=1)
+    await line.say("transcript.eager", channel=1, **_final("seg_0000", "two", 0.5))
+    await line.hear(4 * 6000)
+    await line.say("transcript.final", channel=0, **_final("seg_0000", "one", 0.1))
+    for channel, finalised in ((0, 0.6), (1, 0.4)):
+        ack = {"received": 0.7, "processed": 0.7, "finalised": finalised, "channel": channel}
+        await line.say("ack", **ack)
+    await asyncio.sleep(0.1)
+    line.cut()
+
+
+async def apart_resumed(line: Line) -> None:
+    await line.begin_apart(resume_offset_ms=400.0)
+    await line.say("transcript.final", channel=0, **_final("seg_0000", "one", 0.1))
+    await line.say("vad.speech_start", timestamp=0.5, channel=1)
+    await line.hear()
+    await line.say("transcript.final", channel=1, **_final("seg_0000", "two", 0.5))
+    await line.end_apart()
+
+
+def _final(segment: str, text: str, start: float) -> dict[str, Any]:
+    return {"segment_id": segment, "text": text, "start": start, "end": start + 0.3}
+
+
+# What an application is told of both, and of which channel.
+APART_TOLD = [
+    ("session.begin", 0),
+    ("session.begin", 1),
+    ("vad.speech_start", 1),
+    ("transcript.eager", 1),
+    ("transcript.final", 0),
+    ("connection.lost", None),
+    ("transcript.withdrawn", 1),
+    ("connection.resumed", None),
+    ("vad.speech_end", 1),
+    ("transcript.final", 1),
+    ("session.end", 1),
+    ("session.end", 0),
+]

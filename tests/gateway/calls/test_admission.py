@@ -311,3 +311,86 @@ async def test_two_hundred_that_wait_are_all_served_in_order(
     assert max(abs(place - n) for place, n in enumerate(served)) < 5 * room
     assert most <= room
     assert overtakers == 0
+
+
+# Two channels of one connection.
+
+
+async def pair(slots: Slots, name: str, **given: Any) -> list[str]:
+    """The workers of two sessions that are admitted together."""
+    slot = await admit(slots, asks(f"{name}0", partner=f"{name}1", **given), deaf)
+    assert slot.partner
+    assert (slot.session_id, slot.partner.session_id) == (f"{name}0", f"{name}1")
+    return [slot.worker_id, slot.partner.worker_id]
+
+
+async def test_partners_are_spread_as_others_are(slots: Slots) -> None:
+    await register(slots, worker("a", 3), worker("b", 1))
+    assert sorted(await pair(slots, "s")) == ["a", "b"]
+    assert await pair(slots, "t") == ["a", "a"]
+    with pytest.raises(NoCapacity):
+        await admit(slots, asks("u", "reject"), deaf)
+
+
+async def test_partners_are_given_slots_together_or_not_at_all(slots: Slots, client: Any) -> None:
+    await register(slots, worker("a", 1), worker("b", 2))
+    await pair(slots, "s")
+    with pytest.raises(NoCapacity):
+        await pair(slots, "t", strategy="reject")
+    assert await active(slots) == {"a": 1, "b": 1}
+    with pytest.raises(TooMany):
+        await pair(slots, "t", key_id="k", key_limit=1)
+    assert await waiters(client) == 0
+
+
+async def test_partners_in_line_take_two_places_and_nobody_after_them_takes_one(
+    slots: Slots, client: Any, gateways: list[Slots]
+) -> None:
+    await register(slots, worker("a", 2))
+    running = [await admit(slots, asks(f"running{n}"), deaf) for n in range(2)]
+    first = asyncio.create_task(pair(gateways[0], "s"))
+    await until_waiting(client, 2)
+    told = list[int]()
+
+    async def tell(queued: Queued) -> None:
+        told.append(queued.position)
+
+    second = asyncio.create_task(admit(gateways[1], asks("t"), tell))
+    await until_waiting(client, 3)
+    await end(slots, running[0])
+    await asyncio.sleep(0.5)  # both ask several times
+    assert not first.done()
+    assert not second.done()
+    await end(slots, running[1])
+    assert await asyncio.wait_for(first, 2) == ["a", "a"]
+    assert told[0] == 3
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    assert await waiters(client) == 0
+
+
+async def test_many_partners_in_line_all_get_their_turn(
+    slots: Slots, gateways: list[Slots]
+) -> None:
+    await register(slots, worker("a", 3))
+
+    async def call(n: int) -> None:
+        slot = await admit(gateways[n % 4], asks(f"s{n}", partner=f"p{n}"), deaf)
+        await asyncio.sleep(0.01)
+        for given in (slot, slot.partner):
+            assert given
+            await end(slots, given)
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*map(call, range(8)))
+    assert await active(slots) == {"a": 0}
+
+
+async def test_partners_that_vanish_leave_no_slot_and_no_place(slots: Slots, client: Any) -> None:
+    await register(slots, worker("a", 1))
+    waiting = asyncio.create_task(pair(slots, "s"))
+    await until_waiting(client, 2)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert await waiters(client) == 0
+    assert await active(slots) == {"a": 0}

@@ -10,6 +10,7 @@ import pytest
 from support.fronted import FakeWorker, Gateway, drained, gateway_over
 from support.registered import BEGIN, PREFIX, final, snapshot
 from support.waiting import until
+from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection
 
 from dalston.gateway.settings import GatewaySettings
@@ -262,3 +263,14 @@ async def test_a_degraded_session_is_told_so_and_served_by_the_smaller_variant(
     assert [notice["code"] for notice in begin["warnings"]] == ["model_fallback"]
     assert "no slot is free for 'accurate'" in begin["warnings"][0]["message"]
     assert json.loads(a.requests[1]["config"])["model"] == "fast"
+
+
+async def test_nothing_is_kept_of_a_session_that_its_client_cannot_go_on_with(
+    gateway: Gateway,
+) -> None:
+    async with FakeWorker(gateway.slots, "a", speak).running():
+        query = "model=nova-3&encoding=linear16"
+        async with connect(f"ws://{gateway.url}/v1/listen?{query}") as stream:
+            assert "sentence 0" in str(await stream.recv())
+        await gateway.until_held(0)  # the last thing that is done
+        assert await said(gateway.client) == []

@@ -5,6 +5,7 @@ Deepgram's live protocol as a mapping.
 import json
 
 import pytest
+from msgspec.structs import replace
 from support.dialects import END, Dialect, final, partial
 
 from dalston.gateway.protocols.deepgram import Deepgram
@@ -187,3 +188,43 @@ def test_a_wrong_key_is_refused_before_the_connection_opens() -> None:
     assert answer.status == 401
     assert answer.headers["dg-request-id"] == "req_1"
     assert json.loads(answer.body)["err_msg"] == "the API key is not known here"
+
+
+def test_channels_apart_are_told_with_their_index() -> None:
+    dialect = Dialect(Deepgram, f"{USUAL}&channels=2&multichannel=true&vad_events=true")
+    asked = dialect.protocol.asked()
+    assert asked
+    assert (asked.channels, asked.config.channels) == (2, 1)
+    assert [dialect.say(replace(BEGIN, channel=n)) for n in (0, 1)] == [[], []]
+    told = dialect.say(
+        replace(SpeechStart(0.4), channel=1),
+        replace(partial(0, "hello", "", 0.4, 1.0), channel=1),
+        replace(final(0, "Good morning.", 0.1, 1.2), channel=0),
+        replace(Flushed(2.0), channel=1),
+    )
+    assert [m.get("channel_index", m.get("channel")) for m in told] == [
+        [1, 2],
+        [1, 2],
+        [0, 2],
+        [1, 2],
+    ]
+    assert told[-1]["start"] == 0.0  # nothing of this channel was final
+    assert dialect.say(replace(END, channel=1)) == []
+    (metadata,) = dialect.say(replace(END, channel=0))
+    assert (metadata["type"], metadata["channels"]) == ("Metadata", 2)
+
+
+def test_each_channel_has_its_own_end_of_an_utterance() -> None:
+    query = f"{USUAL}&channels=2&multichannel=true&utterance_end_ms=1000"
+    dialect = Dialect(Deepgram, query)
+    dialect.config()
+    dialect.say(replace(final(0, "Good morning.", 0.1, 1.2), channel=0))
+    assert dialect.say(replace(Ack(3.0, 3.0, 0.0), channel=1)) == []
+    (end,) = dialect.say(replace(Ack(3.0, 3.0, 0.0), channel=0))
+    assert (end["type"], end["channel"], end["last_word_end"]) == ("UtteranceEnd", [0, 2], 1.2)
+
+
+def test_one_channel_apart_is_one_channel() -> None:
+    asked = Dialect(Deepgram, f"{USUAL}&multichannel=true").protocol.asked()
+    assert asked
+    assert asked.channels == 1

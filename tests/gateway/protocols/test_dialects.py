@@ -60,6 +60,12 @@ QUERIES = {
     "/v1/realtime": "intent=transcription&model=gpt-4o-transcribe",
     "/v1/speech-to-text/realtime": "model_id=scribe_v2_realtime&commit_strategy=vad",
 }
+# What their clients say before they send audio.
+BEGINNINGS = {
+    "/twilio": '{"event":"start","start":{"callSid":"CA1","tracks":["inbound"]}}',
+    "/vapi": '{"type":"start","encoding":"linear16","container":"raw","channels":2}',
+    "/ws/transcribe": '{"type":"start_recording"}',
+}
 WORDS = [Word("Hello", 0.4, 0.8, 0.9), Word("there.", 0.9, 1.3, 0.8)]
 FINAL = Final(
     segment_id="seg_0000",
@@ -135,11 +141,13 @@ def events() -> st.SearchStrategy[Any]:
     kinds = st.sampled_from(
         "input_audio_chunk input_audio_buffer.append input_audio_buffer.commit session.update "
         "input_audio_buffer.clear transcription_session.update Finalize KeepAlive CloseStream "
-        "Configure ForceEndTurn start_recording stop_recording configure ping eof".split()
+        "Configure ForceEndTurn start_recording stop_recording configure ping eof start media stop "
+        "linear16 raw inbound".split()
     )
     names = st.sampled_from(
         "type message_type audio audio_base_64 commit session config keyterms thresholds eof "
-        "turn_detection transcription format input include event_id sample_rate language".split()
+        "turn_detection transcription format input include event_id sample_rate language event "
+        "start media payload track tracks timestamp callSid encoding channels".split()
     )
     leaves = kinds | st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
     return st.recursive(
@@ -192,7 +200,16 @@ def wrapped(path: str) -> Callable[[bytes], Frame]:
         audio = base64.b64encode(data).decode()
         return json.dumps({"message_type": "input_audio_chunk", "audio_base_64": audio})
 
-    return {"/v1/realtime": realtime, "/v1/speech-to-text/realtime": scribe}.get(path, bytes)
+    def twilio(data: bytes) -> str:
+        audio = base64.b64encode(data).decode()
+        return json.dumps({"event": "media", "media": {"track": "inbound", "payload": audio}})
+
+    speaking = {
+        "/twilio": twilio,
+        "/v1/realtime": realtime,
+        "/v1/speech-to-text/realtime": scribe,
+    }
+    return speaking.get(path, bytes)
 
 
 def pieces(audio: bytes, cuts: list[int]) -> Iterator[bytes]:
@@ -205,8 +222,8 @@ def pieces(audio: bytes, cuts: list[int]) -> Iterator[bytes]:
 def test_it_does_not_matter_how_audio_is_cut(path: str, audio: bytes, cuts: list[int]) -> None:
     protocol, wrap = opened(path), wrapped(path)
     protocol.asked()
-    if path == "/ws/transcribe":
-        protocol.receive('{"type":"start_recording"}')
+    if path in BEGINNINGS:
+        protocol.receive(BEGINNINGS[path])
     meaning = [part for piece in pieces(audio, cuts) for part in protocol.receive(wrap(piece))]
     assert b"".join(part for part in meaning if isinstance(part, bytes)) == audio
 
@@ -233,8 +250,8 @@ def test_what_a_client_asks_for_is_what_a_session_can_do(path: str) -> None:
     protocol = opened(path)
     asked = protocol.asked()
     if asked is None:
-        if path == "/ws/transcribe":
-            protocol.receive('{"type":"start_recording"}')
+        if path in BEGINNINGS:
+            protocol.receive(BEGINNINGS[path])
         else:
             protocol.receive(wrapped(path)(bytes(24_000)))
         asked = protocol.asked()

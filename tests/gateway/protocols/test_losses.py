@@ -36,6 +36,13 @@ NAME = re.compile(r"`([^`]+)`")
 _FLUX = "model=flux-general-en&eager_eot_threshold=0.4"
 _SCRIBE = "model_id=scribe_v2_realtime&include_timestamps=true&commit_strategy="
 _MANUAL = {"type": "transcription", "audio": {"input": {"turn_detection": None}}}
+_VAPI = {
+    "type": "start",
+    "encoding": "linear16",
+    "container": "raw",
+    "sampleRate": 16000,
+    "channels": 1,
+}
 COLUMNS: dict[str, tuple[str, list[tuple[str, list[Any]]]]] = {
     "OpenAI": (
         "/v1/realtime",
@@ -52,6 +59,7 @@ COLUMNS: dict[str, tuple[str, list[tuple[str, list[Any]]]]] = {
     "Flux": ("/v2/listen", [(_FLUX, [])]),
     "recordings": ("/ws/transcribe", [("", [{"type": "start_recording"}])]),
     "vosk": ("/vosk", [("", [])]),
+    "Vapi": ("/vapi", [("", [_VAPI])]),
 }
 # A session in which everything is said.
 SAID: dict[str, ServerMessage] = {

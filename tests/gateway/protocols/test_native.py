@@ -19,7 +19,7 @@ def native(**query: str) -> Native:
 
 
 def test_without_a_query_everything_is_as_usual() -> None:
-    assert native().asked() == Asked(SessionConfig(), [], None, None)
+    assert native().asked() == Asked(SessionConfig(), [])
 
 
 def test_what_is_said_of_the_call_is_no_setting_and_not_warned_of() -> None:
@@ -30,7 +30,7 @@ def test_what_is_said_of_the_call_is_no_setting_and_not_warned_of() -> None:
         last_segment_id="seg_0007",
         language="de",
     ).asked()
-    assert asked == Asked(SessionConfig(language="de"), [], "queue", Resume(SESSION, 7))
+    assert asked == Asked(SessionConfig(language="de"), [], "queue", [Resume(SESSION, 7)])
 
 
 def test_a_parameter_that_nobody_knows_is_warned_of() -> None:
