@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -87,3 +88,89 @@ async def test_a_turn_that_nobody_wants_any_more_goes_to_the_next(comes_first: b
     assert gone.cancelled()
     turns.release()
     await asyncio.wait_for(turns.acquire(), 1)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def last(turns: Turns, number: int) -> list["asyncio.Task[None]"]:
+    return [asyncio.create_task(turns.acquire_last()) for _ in range(number)]
+
+
+def gone(tasks: list["asyncio.Task[None]"]) -> int:
+    return sum(task.done() for task in tasks)
+
+
+async def test_who_goes_last_has_all_places_while_nobody_else_asks():
+    turns = Turns(6, places=2, clock=Clock())
+    tasks = last(turns, 4)
+    await settled()
+    assert gone(tasks) == 2
+    turns.release_last()
+    await settled()
+    assert gone(tasks) == 3
+    for _ in range(3):
+        turns.release_last()
+    await asyncio.gather(*tasks)
+
+
+async def test_who_goes_last_leaves_a_place_to_those_who_ask_now_and_then():
+    clock = Clock()
+    turns = Turns(6, places=2, clock=clock)
+    turns.acquire_now()
+    tasks = last(turns, 2)
+    await settled()
+    assert gone(tasks) == 0  # of two places one is taken
+    turns.release()
+    await settled()
+    assert gone(tasks) == 1
+    turns.acquire_now()  # which finds a place
+    turns.release_last()
+    await settled()
+    assert gone(tasks) == 1
+    turns.release()
+    await settled()
+    assert gone(tasks) == 2
+    clock.now += 3.0
+    more = last(turns, 1)
+    await settled()
+    assert gone(more) == 1
+
+
+async def test_who_goes_last_goes_after_all_who_wait():
+    turns, went = Turns(1, places=1, clock=Clock()), list[str]()
+
+    async def one(name: str, acquire: Callable[[], Awaitable[None]]) -> None:
+        await acquire()
+        went.append(name)
+
+    turns.acquire_now()
+    tasks = [
+        asyncio.create_task(one("last", turns.acquire_last)),
+        asyncio.create_task(one("first", turns.acquire)),
+        asyncio.create_task(one("second", turns.acquire)),
+    ]
+    await settled()
+    assert went == []
+    for expected in (["first"], ["first", "second"], ["first", "second", "last"]):
+        turns.release()
+        await settled()
+        assert went == expected
+    await asyncio.gather(*tasks)
+
+
+async def test_who_goes_last_and_is_no_longer_wanted_takes_no_place():
+    turns = Turns(2, places=1, clock=Clock())
+    await turns.acquire_last()
+    tasks = last(turns, 2)
+    await settled()
+    tasks[0].cancel()
+    turns.release_last()
+    tasks[1].cancel()  # it has just come
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.wait_for(turns.acquire_last(), 1)
