@@ -1,5 +1,6 @@
 """
-The routes of the gateway: WebSockets for live audio, and pages for whoever watches.
+The routes of the gateway: WebSockets for live audio, and pages for whoever watches. Those for
+recorded audio are in files/, one file a service.
 """
 
 import hmac
@@ -27,6 +28,9 @@ from dalston.gateway.access.tokens import TokenRefused
 from dalston.gateway.calls.caller import Caller
 from dalston.gateway.calls.connections import Calls
 from dalston.gateway.calls.ending import end_session
+from dalston.gateway.files import deepgram, elevenlabs, openai
+from dalston.gateway.files.kept import Transcripts
+from dalston.gateway.files.transcriber import Transcriber
 from dalston.gateway.protocols import PROTOCOLS, Native
 from dalston.gateway.protocols.protocol import ClientProtocol, Opening
 from dalston.gateway.settings import GatewaySettings
@@ -56,6 +60,8 @@ class Gateway:
     access: Access
     calls: Calls
     rounds: Rounds  # in which callers are read
+    transcriber: Transcriber
+    transcripts: Transcripts
 
     @classmethod
     def of(cls, settings: GatewaySettings) -> "Gateway":
@@ -63,7 +69,11 @@ class Gateway:
         client = redis_client(settings.redis_url)
         slots = Slots(client, settings.strategy, settings.resume_seconds)
         access = Access(settings, client)
-        return cls(settings, client, slots, access, Calls(slots, access, settings), Rounds())
+        calls = Calls(slots, access, settings)
+        transcriber = Transcriber(calls, access, settings)
+        # Who wants nothing that is said kept in Redis wants no transcript there either.
+        transcripts = Transcripts(client, settings.transcript_seconds if settings.resume else 0)
+        return cls(settings, client, slots, access, calls, Rounds(), transcriber, transcripts)
 
 
 def create_app(gateway: Gateway, lifespan: Any = None, protocols: Protocols = PROTOCOLS) -> FastAPI:
@@ -76,6 +86,8 @@ def create_app(gateway: Gateway, lifespan: Any = None, protocols: Protocols = PR
     for path, protocol in protocols.items():
         app.add_api_websocket_route(path, _stream(protocol))
     app.add_api_websocket_route("/{path:path}", _nowhere)
+    for service in (deepgram, elevenlabs, openai):
+        app.include_router(service.routes)
     app.include_router(pages)
     return app
 

@@ -92,8 +92,9 @@ class Call:
         self._link: Peer | None = None  # that is being listened to
         self._begun = asyncio.Event()  # and the client was told
         self._telling = False  # the client has not taken the last message yet
-        self._kept = Record(relay, slots, settings.resume)
-        self._keeps = settings.resume
+        # Nobody else has a recording, so that nobody could go on with it elsewhere.
+        self._keeps = settings.resume and not relay.config.recorded
+        self._kept = Record(relay, slots, self._keeps)
         self._released = self._end_told = False
         self._intake = intake
         self._reader_s = settings.reader_seconds

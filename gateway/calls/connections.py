@@ -5,6 +5,7 @@ The calls of this gateway: what each caller asks for is checked, a slot taken, a
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +17,7 @@ from redis.exceptions import RedisError
 from dalston.gateway import metrics
 from dalston.gateway.access.access import Access, AccessDenied, KeyHolder, check_resume
 from dalston.gateway.access.addresses import address_group
+from dalston.gateway.access.keys import Scope
 from dalston.gateway.calls.admission import Admission, admit
 from dalston.gateway.calls.call import ANSWERED_S, Call, Unreachable
 from dalston.gateway.calls.caller import Caller, CallRefused, Objection
@@ -147,13 +149,13 @@ class Calls:
             else:
                 await self.end(session_id, End("server_drain"))
 
-    async def serve(self, caller: Caller) -> None:
-        """Serve one caller, from its first frame to the last."""
+    async def serve(self, caller: Caller, scope: Scope = "stream") -> None:
+        """Serve one caller, from its first frame to the last. scope: what its key must have."""
         self._count += 1
         try:
             if caller.opens_at_once:
                 await caller.open()
-            await self._serve(caller)
+            await self._serve(caller, scope)
         except AccessDenied as denied:
             error = refusal(denied.code, str(denied))
             await _refuse(caller, error, _DENIED[denied.code])
@@ -165,9 +167,9 @@ class Calls:
             caller.ignore()
             self._count -= 1
 
-    async def _serve(self, caller: Caller) -> None:
+    async def _serve(self, caller: Caller, scope: Scope) -> None:
         opening = caller.opening
-        holder = await self._access.holder(opening.headers, dict(opening.query), "stream")
+        holder = await self._access.holder(opening.headers, dict(opening.query), scope)
         asked = await self._asked(caller)
         if self.draining:
             metrics.ALLOCATION_FAILURES.labels("draining").inc()
@@ -180,7 +182,9 @@ class Calls:
             relay = Relay(f"sess_{secrets.token_hex(12)}", asked.config, asked.warnings)
         request_ids.session_id.set(relay.session_id)
         admission = self._admission(caller, relay, asked, holder)
-        mute = Mute(self._settings.mute_seconds, relay.config)
+        # Of a recording nothing is missing: what does not come yet is not read yet.
+        mute_s = 0.0 if relay.config.recorded else self._settings.mute_seconds
+        mute = Mute(mute_s, relay.config)
         intake = Intake(caller, relay, self._pace(relay), self._limits, self._memory, mute)
         self._intakes.add(intake)
         try:
@@ -216,7 +220,7 @@ class Calls:
         finally:
             if self._calls.get(relay.session_id) is call:
                 del self._calls[relay.session_id]
-            if self._settings.resume and not relay.end:
+            if self._settings.resume and not relay.end and not relay.config.recorded:
                 self._away.leave(call.slot, relay)
 
     async def _asked(self, caller: Caller) -> Asked:
@@ -257,12 +261,16 @@ class Calls:
             address=address_group(caller.address),
             address_limit=self._settings.sessions_per_address,
             strategy=strategy,
-            timeout_s=self._settings.queue_seconds,
+            timeout_s=self._settings.file_queue_seconds
+            if config.recorded
+            else self._settings.queue_seconds,
         )
 
     def _overflow(self, asked: Asked) -> Overflow:
         """What the caller gets when no slot is free. Raises CallRefused."""
         allowed = self._settings.overflow_allowed
+        if asked.config.recorded:
+            return "queue"  # nobody waits for each word of it
         if asked.overflow is None or asked.overflow in (self._settings.overflow, *allowed):
             return asked.overflow or self._settings.overflow
         sentence = (
@@ -275,6 +283,8 @@ class Calls:
         audio = PaceLimits(
             settings.audio_rate, settings.audio_burst_seconds, settings.audio_held_seconds
         )
+        if relay.config.recorded:  # read as fast as its session takes it
+            audio = PaceLimits(math.inf, math.inf, math.inf)
         messages = PaceLimits(
             settings.message_rate, settings.message_burst, settings.message_held_seconds
         )

@@ -19,6 +19,8 @@ from dalston.orchestrator.protocol.messages import Error, Frame, Notice, Session
 # What a caller gets when no slot is free: an answer at once, a place in line, or a slot of a worker
 # that has another variant only.
 Overflow = Literal["reject", "queue", "degrade"]
+# What live audio may come in, as browsers record it; auto: whichever of them it is.
+Container = Literal["webm", "ogg", "mp4", "auto"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class Asked:
     warnings: Sequence[Notice] = ()  # told in session.begin
     overflow: Overflow | None = None  # None: as the gateway is set
     resume: Resume | None = None
+    # What the audio comes in, if its samples have to be got out of it; then `config` says what they
+    # are afterwards.
+    container: Container | None = None
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,16 @@ class Stack:
             time.sleep(0.02)
 
 
-def start_stack(data_dir: Path, workers: int, tritons: int = 1, **environment: str) -> Stack:
+def start_stack(
+    data_dir: Path, workers: int, tritons: int = 1, profile: str = "demo", **environment: str
+) -> Stack:
     """`dalston up` in a process of its own, ready. data_dir: a folder with the models; the stack
     has one of its own below it."""
     own = Path(tempfile.mkdtemp(dir=data_dir))
     (own / "model_repository").symlink_to(data_dir / "model_repository")
     port = free_port()
     command = [sys.executable, "-m", "dalston.cli.main", "up", "--port", str(port)]
-    command += ["--data-dir", str(own), "--profile", "demo"]
+    command += ["--data-dir", str(own), "--profile", profile]
     command += ["--workers", str(workers), "--tritons", str(tritons)]
     process = subprocess.Popen(
         dies_with_us(command), env=os.environ | environment, start_new_session=True
