@@ -171,6 +171,7 @@ class Calls:
         opening = caller.opening
         holder = await self._access.holder(opening.headers, dict(opening.query), scope)
         asked = await self._asked(caller)
+        caller.unpack(asked.container)
         if self.draining:
             metrics.ALLOCATION_FAILURES.labels("draining").inc()
             raise _no_capacity(_WHY_NOT["draining"])
