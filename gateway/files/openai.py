@@ -235,8 +235,14 @@ class _Stream(StreamingResponse):
         self._events, self._source = events, source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Not as Starlette does, which cancels again and again what has to be closed when the client
+        # leaves. The events end then by themselves.
+        head = {"status": self.status_code, "headers": self.raw_headers}
         try:
-            await super().__call__(scope, receive, send)
+            await send({"type": "http.response.start", **head})
+            async for event in self._events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
         finally:
             await self._events.aclose()
             await self._source.aclose()

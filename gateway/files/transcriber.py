@@ -50,6 +50,7 @@ class Transcriber:
         self._calls, self._access, self._settings = calls, access, settings
         self._turns = asyncio.Semaphore(settings.files_at_once)
         self._threads = ThreadPoolExecutor(settings.files_at_once + 1, "decoding")
+        self._serving = set[asyncio.Task[None]]()
         self._here = 0  # that are uploaded, wait or are transcribed
 
     async def holder(self, request: Request, *scopes: Scope) -> KeyHolder:
@@ -130,6 +131,8 @@ class Transcriber:
         caller = Caller(feed, Recorded(config), opening, self._settings.frame_bytes)
         serving = asyncio.create_task(self._calls.serve(caller, "files"))
         serving.add_done_callback(lambda _: feed.leave())
+        self._serving.add(serving)
+        serving.add_done_callback(self._on_served)
         saying = asyncio.create_task(feed.say(_again(first, audio)))
         try:
             while (message := await feed.told()) is not None:
@@ -151,9 +154,13 @@ class Transcriber:
         finally:
             saying.cancel()
             feed.leave()
-            for ended in await asyncio.gather(serving, saying, return_exceptions=True):
-                if isinstance(ended, Exception):
-                    logger.error("a file: %r", ended)
+            # Not gathered: whoever cancels us must not cancel the call, which gives its slot back.
+            await asyncio.wait([serving, saying])
+
+    def _on_served(self, serving: asyncio.Task[None]) -> None:
+        self._serving.discard(serving)
+        if not serving.cancelled() and (error := serving.exception()):
+            logger.error("a file: %r", error)
 
     async def _decoded(self, audio: Generator[bytes]) -> AsyncGenerator[bytes]:
         """The same, decoded in a thread. Raises NotAudio and TooLong."""

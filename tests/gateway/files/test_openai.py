@@ -256,12 +256,36 @@ async def test_a_key_has_no_more_files_at_once_than_sessions(redis_url: str) -> 
             first.cancel()
 
 
-async def test_who_leaves_gives_the_slot_back_and_nothing_is_kept(gateway: Gateway) -> None:
+async def test_silence_is_an_empty_transcript(gateway: Gateway) -> None:
+    async def hears_nothing(connection: ServerConnection) -> None:
+        await connection.send(BEGIN)
+        await connection.send(end(2.0))
+        await connection.close(1000)
+
+    async with FakeWorker(gateway.slots, "a", hears_nothing).running():
+        told = {
+            name: await ask(gateway, ("response_format", name))
+            for name in ("json", "text", "srt", "verbose_json", "vtt")
+        }
+        streamed = await ask(gateway, ("stream", "true"))
+    assert told["json"].json["text"] == told["verbose_json"].json["text"] == ""
+    assert told["verbose_json"].json["segments"] == []
+    assert (told["text"].body, told["srt"].body) == (b"\n", b"")
+    assert told["vtt"].body == b"WEBVTT\n\n"
+    assert [(event["type"], event["text"]) for event in streamed.events] == [
+        ("transcript.text.done", "")
+    ]
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+async def test_who_leaves_gives_the_slot_back_and_nothing_is_kept(
+    gateway: Gateway, stream: str
+) -> None:
     async def silent(connection: ServerConnection) -> None:
         await connection.send(BEGIN)
         await connection.wait_closed()
 
-    body = form([("model", "m")], recorded("wav"))
+    body = form([("model", "m"), ("stream", stream)], recorded("wav"))
     head = (
         f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
         f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n"
