@@ -12,6 +12,11 @@ from collections.abc import Callable
 # When nobody has asked for so long but who goes last, they may have all places: who comes then has
 # said no word yet.
 QUIET_S = 2.0
+# Where there are few places, each takes a core from all that live sessions need: then who goes last
+# goes in the pauses of speech, for while somebody speaks they ask every half second. Who never
+# pauses keeps them waiting for so long.
+PAUSE_S, PATIENCE_S = 0.6, 5.0
+LOOK_S = 0.1  # how often it is looked whether there is a pause
 
 
 class Turns:
@@ -25,6 +30,8 @@ class Turns:
         self._asked_at = -math.inf  # when somebody asked who does not go last
         self._last = 0  # of those that have gone, who go last
         self._waiting_last = deque[asyncio.Future[None]]()
+        self._last_went = -math.inf  # when one of them did, or the first began to wait
+        self._looking: asyncio.TimerHandle | None = None
 
     def acquire_now(self) -> None:
         """Take a turn without waiting; it has to be released."""
@@ -52,36 +59,57 @@ class Turns:
             if not turn.done():
                 self._free -= 1
                 turn.set_result(None)
-        while self._waiting_last and self._last_may_go:
-            turn = self._waiting_last.popleft()
-            if not turn.done():
-                self._go_last()
-                turn.set_result(None)
+        self._let_last_go()
 
     async def acquire_last(self) -> None:
         """Wait until nobody else needs the place; it has to be released with release_last."""
-        if not self._waiting_last and self._last_may_go:
-            return self._go_last()
+        if not self._waiting_last:
+            self._last_went = self._clock()
+            if self._last_may_go:
+                return self._go_last()
+        if self._looking is None:
+            self._look()
         await self._wait(self._waiting_last, self.release_last)
 
     def release_last(self) -> None:
         self._last -= 1
         self.release()
 
+    def _look(self) -> None:
+        self._let_last_go()
+        loop = asyncio.get_running_loop()
+        self._looking = loop.call_later(LOOK_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looking = None
+        if self._waiting_last:
+            self._look()
+
+    def _let_last_go(self) -> None:
+        while self._waiting_last and self._last_may_go:
+            turn = self._waiting_last.popleft()
+            if not turn.done():
+                self._go_last()
+                turn.set_result(None)
+
     def _go_last(self) -> None:
         self._last += 1
         self._free -= 1
+        self._last_went = self._clock()
 
     @property
     def _last_may_go(self) -> bool:
-        """While others ask, half of the places at most, and never the last free one: whoever comes
-        next does not wait. (Where there is one place, they may have to.)"""
+        """While others ask, so that half of the places stay free; where those are few, one at a
+        time, in a pause."""
         if self._waiting:
             return False
-        gone = self._at_once - self._free
-        if self._clock() - self._asked_at >= QUIET_S:
+        gone, now = self._at_once - self._free, self._clock()
+        if now - self._asked_at >= QUIET_S:
             return gone < self._places
-        return gone == 0 or (gone + 1 < self._places and self._last < self._places // 2)
+        if gone + 1 < self._places // 2:
+            return True
+        paused = now - self._asked_at >= PAUSE_S
+        return gone == 0 and (paused or now - self._last_went >= PATIENCE_S)
 
     async def _wait(self, line: deque[asyncio.Future[None]], give_back: Callable[[], None]) -> None:
         turn = asyncio.get_running_loop().create_future()

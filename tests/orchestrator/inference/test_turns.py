@@ -2,8 +2,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from support.waiting import until
 
-from dalston.orchestrator.inference.turns import Turns
+from dalston.orchestrator.inference.turns import LOOK_S, PATIENCE_S, PAUSE_S, Turns
 
 
 async def settled() -> None:
@@ -119,31 +120,59 @@ async def test_who_goes_last_has_all_places_while_nobody_else_asks():
     await asyncio.gather(*tasks)
 
 
-async def test_who_goes_last_leaves_a_place_to_those_who_ask_now_and_then():
+async def test_where_places_are_few_who_goes_last_goes_in_the_pauses_of_others():
     clock = Clock()
     turns = Turns(6, places=2, clock=clock)
     turns.acquire_now()
     tasks = last(turns, 2)
-    await settled()
-    assert gone(tasks) == 0  # of two places one is taken
     turns.release()
     await settled()
-    assert gone(tasks) == 1
+    assert gone(tasks) == 0  # somebody speaks, and asks again in a moment
+    clock.now += PAUSE_S + 0.01
+    await until(lambda: gone(tasks) == 1)
     turns.acquire_now()  # which finds a place
     turns.release_last()
-    await settled()
-    assert gone(tasks) == 1
+    clock.now += PAUSE_S + 0.01
+    await asyncio.sleep(2 * LOOK_S)
+    assert gone(tasks) == 1  # it is not answered yet
     turns.release()
     await settled()
     assert gone(tasks) == 2
-    clock.now += 3.0
-    more = last(turns, 1)
+
+
+async def test_who_goes_last_goes_at_last_though_others_never_pause():
+    clock = Clock()
+    turns = Turns(6, places=2, clock=clock)
+    turns.acquire_now()
+    tasks = last(turns, 1)
+    while not gone(tasks):
+        turns.release()
+        await settled()
+        turns.acquire_now()
+        clock.now += 0.5
+        assert clock.now < 100 + 2 * PATIENCE_S
+    assert clock.now >= 100 + PATIENCE_S
+
+
+async def test_where_places_are_many_half_of_them_are_left_to_others():
+    turns = Turns(16, places=16, clock=Clock())
+    for _ in range(3):
+        turns.acquire_now()
+    tasks = last(turns, 8)
     await settled()
-    assert gone(more) == 1
+    assert gone(tasks) == 4  # with three others seven of sixteen
+    for _ in range(3):
+        turns.release()
+    await settled()
+    assert gone(tasks) == 7
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_who_goes_last_goes_after_all_who_wait():
-    turns, went = Turns(1, places=1, clock=Clock()), list[str]()
+    clock = Clock()
+    turns, went = Turns(1, places=1, clock=clock), list[str]()
 
     async def one(name: str, acquire: Callable[[], Awaitable[None]]) -> None:
         await acquire()
@@ -157,10 +186,12 @@ async def test_who_goes_last_goes_after_all_who_wait():
     ]
     await settled()
     assert went == []
-    for expected in (["first"], ["first", "second"], ["first", "second", "last"]):
+    for expected in (["first"], ["first", "second"], ["first", "second"]):
         turns.release()
         await settled()
         assert went == expected
+    clock.now += PAUSE_S + 0.01
+    await until(lambda: went == ["first", "second", "last"])
     await asyncio.gather(*tasks)
 
 
