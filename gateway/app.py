@@ -1,5 +1,6 @@
 """
-The routes of the gateway: WebSockets for live audio, and pages for whoever watches.
+The routes of the gateway: WebSockets for live audio, and pages for whoever watches. Those for
+recorded audio are in files/, one file a service.
 """
 
 import hmac
@@ -27,6 +28,9 @@ from dalston.gateway.access.tokens import TokenRefused
 from dalston.gateway.calls.caller import Caller
 from dalston.gateway.calls.connections import DENIED, Calls
 from dalston.gateway.calls.ending import end_session
+from dalston.gateway.files import deepgram, elevenlabs, openai
+from dalston.gateway.files.kept import Transcripts
+from dalston.gateway.files.transcriber import Transcriber
 from dalston.gateway.listeners import Heard, listen
 from dalston.gateway.protocols import PROTOCOLS, Native
 from dalston.gateway.protocols.protocol import ClientProtocol, Opening
@@ -57,6 +61,8 @@ class Gateway:
     access: Access
     calls: Calls
     rounds: Rounds  # in which callers are read
+    transcriber: Transcriber
+    transcripts: Transcripts
 
     @classmethod
     def of(cls, settings: GatewaySettings) -> "Gateway":
@@ -64,7 +70,11 @@ class Gateway:
         client = redis_client(settings.redis_url)
         slots = Slots(client, settings.strategy, settings.resume_seconds)
         access = Access(settings, client)
-        return cls(settings, client, slots, access, Calls(slots, access, settings), Rounds())
+        calls = Calls(slots, access, settings)
+        transcriber = Transcriber(calls, access, settings)
+        # Who wants nothing that is said kept in Redis wants no transcript there either.
+        transcripts = Transcripts(client, settings.transcript_seconds if settings.resume else 0)
+        return cls(settings, client, slots, access, calls, Rounds(), transcriber, transcripts)
 
 
 def create_app(gateway: Gateway, lifespan: Any = None, protocols: Protocols = PROTOCOLS) -> FastAPI:
@@ -78,6 +88,8 @@ def create_app(gateway: Gateway, lifespan: Any = None, protocols: Protocols = PR
         app.add_api_websocket_route(path, _stream(protocol))
     app.add_api_websocket_route("/v1/realtime/heard/{name}", _listen)
     app.add_api_websocket_route("/{path:path}", _nowhere)
+    for service in (deepgram, elevenlabs, openai):
+        app.include_router(service.routes)
     app.include_router(pages)
     return app
 

@@ -145,6 +145,17 @@ class GatewaySettings(BaseSettings):
     message_rate: float = Field(10.0, alias="DALSTON_MESSAGE_RATE", gt=0)
     message_burst: float = Field(100.0, alias="DALSTON_MESSAGE_BURST", ge=1)
     message_held_seconds: float = Field(60.0, alias="DALSTON_MESSAGE_HELD_SECONDS", ge=0)
+    # Recorded audio over HTTP: how many files are transcribed at a time (0: none at all), and how
+    # many may be here in all, those that are uploaded or wait included; what a body may have in
+    # bytes, how long it may take, how long its audio may be, and how long it may wait.
+    files_at_once: int = Field(2, alias="DALSTON_FILES_AT_ONCE", ge=0, le=64)
+    files_waiting: int = Field(16, alias="DALSTON_FILES_WAITING", ge=1)
+    file_bytes: int = Field(1 << 30, alias="DALSTON_FILE_BYTES", gt=0)
+    upload_seconds: float = Field(900.0, alias="DALSTON_UPLOAD_SECONDS", gt=0)
+    file_seconds: float = Field(14_400.0, alias="DALSTON_FILE_SECONDS", gt=0)
+    file_queue_seconds: float = Field(300.0, alias="DALSTON_FILE_QUEUE_SECONDS", ge=0)
+    # How long Redis keeps a transcript for a client that asks for it by its id; 0: not at all.
+    transcript_seconds: int = Field(3600, alias="DALSTON_TRANSCRIPT_SECONDS", ge=0)
     # Who collects traces, as for the worker.
     otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", alias="LOG_LEVEL")

@@ -12,7 +12,15 @@ import msgspec
 
 from dalston.gateway import metrics
 from dalston.gateway.calls.memory import FRAME_COSTS
-from dalston.gateway.protocols.protocol import Asked, ClientError, ClientProtocol, Opening, Reply
+from dalston.gateway.calls.unpacking import Unpacking
+from dalston.gateway.protocols.protocol import (
+    Asked,
+    ClientError,
+    ClientProtocol,
+    Container,
+    Opening,
+    Reply,
+)
 from dalston.gateway.transport.transport import Transport
 from dalston.orchestrator.process.request_ids import named, request_id
 from dalston.orchestrator.protocol.close_codes import CloseCode
@@ -62,6 +70,8 @@ class Caller:
         self._unsent = deque[Frame]()  # replies that the client did not take at once
         self._unsent_bytes = 0
         self._open = False
+        self._container: Container | None = None  # that their audio comes in
+        self._unpacking: Unpacking | None = None
         transport.when_writable(self._flush)
 
     @property
@@ -87,8 +97,9 @@ class Caller:
 
     @property
     def resumes(self) -> bool:
-        """Whether they can go on with a session at another gateway, if it has acks."""
-        return self._protocol.resumes
+        """Whether they can go on with a session at another gateway, if it has acks. From the middle
+        of a container nobody can."""
+        return self._protocol.resumes and self._container is None
 
     async def refuse(self, error: Error, close_code: int) -> None:
         """They get no session. Raises Disconnected."""
@@ -150,6 +161,10 @@ class Caller:
         async with asyncio.timeout(self._protocol.patience_s or usual_s):
             return await known
 
+    def unpack(self, container: Container | None) -> None:
+        """Their audio comes in this; to be said before listen()."""
+        self._container = container
+
     def listen(
         self,
         receive: Callable[[Frame], None],
@@ -158,6 +173,11 @@ class Caller:
     ) -> None:
         """From now on `receive` is called with each message, and with audio; `count` for each frame
         that is neither, with whether it is a fragment; `object_to` with what cannot be taken."""
+        if self._container:
+            self._unpacking = Unpacking(
+                self._container, receive, lambda sentence: object_to(_no_audio(sentence))
+            )
+            receive = self._unpacking.push
 
         def receive_frame(frame: Frame) -> None:
             try:
@@ -201,13 +221,19 @@ class Caller:
     def ignore(self) -> None:
         """Drop whatever comes from now on."""
         self._transport.ignore()
+        if self._unpacking:
+            self._unpacking.close()
 
     def pause(self) -> None:
         """Read no more, and hear nothing more."""
         self._transport.pause()
+        if self._unpacking:
+            self._unpacking.pause()
 
     def resume(self) -> None:
         self._transport.resume()
+        if self._unpacking:
+            self._unpacking.resume()
 
     def ping(self) -> float:
         """Ask whether the client lives, unless it was asked and has not answered: the seconds since
@@ -267,6 +293,10 @@ class Caller:
 
 class _Coded(msgspec.Struct):
     code: str
+
+
+def _no_audio(sentence: str) -> Objection:
+    return Objection("invalid_audio", sentence, CloseCode.INVALID_PARAMETER, at_once=False)
 
 
 def _no_sense(error: ClientError) -> Objection:

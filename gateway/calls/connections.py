@@ -5,6 +5,7 @@ The calls of this gateway: what each caller asks for is checked, a slot taken, a
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from redis.exceptions import RedisError
 from dalston.gateway import metrics
 from dalston.gateway.access.access import Access, AccessDenied, KeyHolder, check_resume
 from dalston.gateway.access.addresses import address_group
+from dalston.gateway.access.keys import Scope
 from dalston.gateway.calls.admission import Admission, admit, give_back
 from dalston.gateway.calls.call import ANSWERED_S, Call, Unreachable
 from dalston.gateway.calls.caller import Caller, CallRefused, Objection
@@ -148,13 +150,13 @@ class Calls:
             else:
                 await self.end(session_id, End("server_drain"))
 
-    async def serve(self, caller: Caller) -> None:
-        """Serve one caller, from its first frame to the last."""
+    async def serve(self, caller: Caller, scope: Scope = "stream") -> None:
+        """Serve one caller, from its first frame to the last. scope: what its key must have."""
         self._count += 1
         try:
             if caller.opens_at_once:
                 await caller.open()
-            await self._serve(caller)
+            await self._serve(caller, scope)
         except AccessDenied as denied:
             error = refusal(denied.code, str(denied))
             await _refuse(caller, error, DENIED[denied.code])
@@ -166,13 +168,14 @@ class Calls:
             caller.ignore()
             self._count -= 1
 
-    async def _serve(self, caller: Caller) -> None:
+    async def _serve(self, caller: Caller, scope: Scope) -> None:
         if caller.shows_key_later:
             asked = await self._asked(caller)
-            holder = await self._holder(caller, asked.key)
+            holder = await self._holder(caller, scope, asked.key)
         else:
-            holder = await self._holder(caller)
+            holder = await self._holder(caller, scope)
             asked = await self._asked(caller)
+        caller.unpack(asked.container)
         if self.draining:
             metrics.ALLOCATION_FAILURES.labels("draining").inc()
             raise _no_capacity(_WHY_NOT["draining"])
@@ -185,11 +188,11 @@ class Calls:
         finally:
             channels.leave()
 
-    async def _holder(self, caller: Caller, key: str = "") -> KeyHolder:
+    async def _holder(self, caller: Caller, scope: Scope, key: str = "") -> KeyHolder:
         """Whose key it is. Raises AccessDenied."""
         opening = caller.opening
         shown = dict(opening.query) | ({"api_key": key} if key else {})
-        return await self._access.holder(opening.headers, shown, "stream")
+        return await self._access.holder(opening.headers, shown, scope)
 
     async def _relay(self, asked: Asked, number: int, holder: KeyHolder) -> Relay:
         """A session, of the channel with this number."""
@@ -217,7 +220,9 @@ class Calls:
         intakes = list[Intake]()
         try:
             for party, relay in live:
-                mute = Mute(self._settings.mute_seconds, relay.config)
+                # Of a recording nothing is missing: what does not come yet is not read yet.
+                mute_s = 0.0 if relay.config.recorded else self._settings.mute_seconds
+                mute = Mute(mute_s, relay.config)
                 pace = self._pace(relay)
                 intakes.append(Intake(party, relay, pace, self._limits, self._memory, mute))
             self._intakes.update(intakes)
@@ -312,13 +317,17 @@ class Calls:
             address=address_group(caller.address),
             address_limit=self._settings.sessions_per_address,
             strategy=strategy,
-            timeout_s=self._settings.queue_seconds,
+            timeout_s=self._settings.file_queue_seconds
+            if config.recorded
+            else self._settings.queue_seconds,
             partner=relays[1].session_id if len(relays) > 1 else "",
         )
 
     def _overflow(self, asked: Asked) -> Overflow:
         """What the caller gets when no slot is free. Raises CallRefused."""
         allowed = self._settings.overflow_allowed
+        if asked.config.recorded:
+            return "queue"  # nobody waits for each word of it
         if asked.overflow is None or asked.overflow in (self._settings.overflow, *allowed):
             return asked.overflow or self._settings.overflow
         sentence = (
@@ -331,6 +340,8 @@ class Calls:
         audio = PaceLimits(
             settings.audio_rate, settings.audio_burst_seconds, settings.audio_held_seconds
         )
+        if relay.config.recorded:  # read as fast as its session takes it
+            audio = PaceLimits(math.inf, math.inf, math.inf)
         messages = PaceLimits(
             settings.message_rate, settings.message_burst, settings.message_held_seconds
         )

@@ -159,10 +159,28 @@ _control = msgspec.json.Decoder(_Control)
 
 def denial(error: Error, request_id: str) -> HttpAnswer:
     """How Deepgram refuses a connection."""
-    body = {"err_code": error.code.upper(), "err_msg": error.message, "request_id": request_id}
-    headers = {"dg-error": error.message, "dg-request-id": request_id}
+    body, headers = denied(error.code, error.message, request_id)
+    return HttpAnswer(STATUS[error.code], body, {**headers, **retry_headers(error)})
+
+
+def denied(code: str, sentence: str, request_id: str) -> tuple[bytes, dict[str, str]]:
+    """How Deepgram says no: body and headers."""
+    body = {"err_code": code.upper(), "err_msg": sentence, "request_id": request_id}
+    headers = {"dg-error": sentence, "dg-request-id": request_id}
     sane = {name: text for name, text in headers.items() if text.isascii() and text.isprintable()}
-    return HttpAnswer(STATUS[error.code], _encoder.encode(body), {**sane, **retry_headers(error)})
+    return _encoder.encode(body), sane
+
+
+def wanted_terms(opening: Opening) -> list[str]:
+    """Words that are to be expected."""
+    weighed = opening.all("keywords")
+    return opening.all("keyterm") + [term.rpartition(":")[0] or term for term in weighed]
+
+
+def hidden_by(opening: Opening) -> str | None:
+    """What is to be taken out of the text. Raises ParameterError."""
+    hidden = [one_of("redact", what.lower(), _REDACTED) for what in opening.all("redact")]
+    return ",".join(dict.fromkeys(hidden)) or None
 
 
 @dataclass
@@ -203,34 +221,33 @@ class Deepgram(ClientProtocol):
         self._speech_events = flag("vad_events", one("vad_events"))
         if text := one("utterance_end_ms"):
             self._utterance_end_s = number("utterance_end_ms", text, 1000, 5000) / 1000
-        encoding = one_of("encoding", one("encoding"), ENCODINGS)
+        # Who does not say how the audio is encoded sends it in a container, which says so itself.
+        container = None if one("encoding") else "auto"
+        encoding = one_of("encoding", one("encoding") or "linear16", ENCODINGS)
         language = one("language", "en")
         detects = self._multilingual or flag("detect_language", one("detect_language"))
-        terms = self._opening.all("keyterm") + [
-            term.rpartition(":")[0] or term for term in self._opening.all("keywords")
-        ]
-        hidden = [one_of("redact", what.lower(), _REDACTED) for what in self._opening.all("redact")]
+        terms, hidden = wanted_terms(self._opening), hidden_by(self._opening)
         config = settings(
             {
                 "model": variant(self._model),
                 "encoding": encoding,
-                "sample_rate": one("sample_rate")
+                "sample_rate": (not container and one("sample_rate"))
                 or ("8000" if encoding in ("mulaw", "alaw") else "16000"),
-                "channels": one("channels") or None,
+                "channels": (not container and one("channels")) or None,
                 "language": "auto" if detects else language,
                 "language_detection": "utterance" if self._multilingual else None,
                 "interim_results": flag("interim_results", one("interim_results")),
                 "word_timestamps": True,
                 "min_silence_duration_ms": _silence(one("endpointing")),
                 "flushed": True,
-                "redact": ",".join(dict.fromkeys(hidden)) or None,
+                "redact": hidden,
                 "ack": self._utterance_end_s > 0,
             },
             terms,
         )
-        config, self._channels = apart(config, self._apart())
+        config, self._channels = apart(config, self._apart(), container)
         self._heard = [_Heard() for _ in range(self._channels)]
-        return Asked(config, channels=self._channels)
+        return Asked(config, channels=self._channels, container=container)
 
     def _apart(self) -> bool:
         one = self._opening.one
@@ -323,7 +340,7 @@ class Deepgram(ClientProtocol):
                 return ()
 
     def _final(self, index: tuple[int, int], heard: _Heard, final: Final) -> Sequence[_Said]:
-        words = [_word(word, self._formatted) for word in final.words or ()]
+        words = [word_told(word, self._formatted) for word in final.words or ()]
         heard.told_until = heard.last_word = final.end
         results = self._results(
             index, final.start, final.end, final.text, final.confidence, words, is_final=True
@@ -344,7 +361,7 @@ class Deepgram(ClientProtocol):
         *,
         is_final: bool = False,
     ) -> _Results:
-        shown = text if self._formatted else _bare(text)
+        shown = text if self._formatted else bare(text)
         channel = _Channel([_Alternative(shown, confidence, list(words), [])])
         duration = round(max(0.0, end - start), 3)
         return _Results(index, duration, start, is_final, False, False, channel, self._about)
@@ -381,14 +398,12 @@ def _silence(text: str) -> int | None:
     return int(min(max(wanted, LEAST_SILENCE), MOST_SILENCE))
 
 
-def _word(word: Word, formatted: bool) -> _Word:
+def word_told(word: Word, formatted: bool) -> _Word:
     spoken = word.word.strip()
-    return _Word(
-        _bare(spoken), word.start, word.end, word.confidence, spoken if formatted else None
-    )
+    return _Word(bare(spoken), word.start, word.end, word.confidence, spoken if formatted else None)
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """Without capitals, and without punctuation but for what stands within words."""
     inside = f" {text} "
     kept = [

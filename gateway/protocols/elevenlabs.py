@@ -193,7 +193,7 @@ class ElevenLabs(ClientProtocol):
         text = join([final.text for final in finals], spoken or "")
         yield _told("committed_transcript", text=text)
         if self._timestamps or self._detection:
-            words = list(_items(text, finals)) if self._timestamps else None
+            words = list(items(text, finals)) if self._timestamps else None
             yield _told(
                 "committed_transcript_with_timestamps",
                 text=text,
@@ -209,7 +209,7 @@ def _told(message_type: str, **fields: Any) -> str:
     return msgspec.json.encode({"message_type": message_type, **fields}).decode()
 
 
-def _items(text: str, finals: Sequence[Final]) -> Iterator[dict[str, Any]]:
+def items(text: str, finals: Sequence[Final]) -> Iterator[dict[str, Any]]:
     """The words with their times, and what stands between them: together they are the text."""
     words = [word for final in finals for word in final.words or ()]
     at, end = 0, words[0].start if words else 0.0

@@ -7,7 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from dalston.gateway.protocols.protocol import Asked, ClientProtocol, Opening, Overflow, Resume
+from dalston.gateway.protocols.protocol import (
+    Asked,
+    ClientProtocol,
+    Container,
+    Opening,
+    Overflow,
+    Resume,
+)
 from dalston.gateway.protocols.vendors import apart, flag
 from dalston.orchestrator.protocol.messages import Frame, segment_number
 from dalston.orchestrator.protocol.parameters import ParameterError, session_config
@@ -21,6 +28,7 @@ _OF_THE_CALL = {
     "resume_session_id",
     "token",
 }
+_OF_SAMPLES = {"channels", "encoding", "sample_rate"}
 _SESSION = re.compile(r"sess_[0-9a-f]{24}")
 
 
@@ -33,10 +41,23 @@ class Native(ClientProtocol):
 
     def asked(self) -> Asked:
         query = self._query
-        of_session = {name: query[name] for name in query if name not in _OF_THE_CALL}
+        container = _container(query)
+        # What is in a container says itself how it is sampled; what comes out of it is as usual.
+        other = _OF_THE_CALL | _OF_SAMPLES if container else _OF_THE_CALL
+        of_session = {name: query[name] for name in query if name not in other}
         config, warnings = session_config(of_session)
-        config, channels = apart(config, flag("multichannel", query.get("multichannel", "")))
-        return Asked(config, warnings, _overflow(query), _resume(query, channels), channels)
+        config, channels = apart(
+            config, flag("multichannel", query.get("multichannel", "")), container
+        )
+        resume = _resume(query, channels)
+        if container and resume:
+            sentence = (
+                f"a session with encoding={container} cannot be gone on with; begin a new one"
+            )
+            raise ParameterError("resume_session_id", resume[0].session_id, sentence)
+        return Asked(
+            config, warnings, _overflow(query), resume, channels=channels, container=container
+        )
 
     def receive(self, frame: Frame) -> Sequence[Frame]:
         return (frame,)
@@ -46,6 +67,10 @@ class Native(ClientProtocol):
 
     def close_code(self, reason: int) -> int:
         return reason
+
+
+def _container(query: Mapping[str, str]) -> Container | None:
+    return next((known for known in get_args(Container) if query.get("encoding") == known), None)
 
 
 def _overflow(query: Mapping[str, str]) -> Overflow | None:

@@ -19,6 +19,8 @@ from dalston.orchestrator.protocol.messages import Error, Frame, Notice, Session
 # What a caller gets when no slot is free: an answer at once, a place in line, or a slot of a worker
 # that has another variant only.
 Overflow = Literal["reject", "queue", "degrade"]
+# What live audio may come in, as browsers record it; auto: whichever of them it is.
+Container = Literal["webm", "ogg", "mp4", "auto"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class Asked:
     # one channel, and messages say their channel's number.
     channels: int = 1
     key: str = ""  # where the client shows it with what it asks for
+    # What the audio comes in, if its samples have to be got out of it; then `config` says what they
+    # are afterwards.
+    container: Container | None = None
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Vapi(ClientProtocol):
             "interim_results": False,
             "enable_vad": False,
         }
-        config, channels = apart(settings(wanted, self._keywords()), start.channels == 2)
+        config, channels = apart(settings(wanted, self._keywords()), start.channels == 2, None)
         self._asked = Asked(config, channels=channels)
 
     def _keywords(self) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TypeVar, get_args
 import msgspec
 from langcodes import Language
 
-from dalston.gateway.protocols.protocol import ClientError
+from dalston.gateway.protocols.protocol import ClientError, Container
 from dalston.orchestrator.protocol.close_codes import CloseCode
 from dalston.orchestrator.protocol.messages import Error, ErrorCode, SessionConfig, quote
 from dalston.orchestrator.protocol.parameters import ParameterError, session_config
@@ -82,11 +82,16 @@ def _text(value: str | float | bool) -> str:
     return str(value)
 
 
-def apart(config: SessionConfig, wanted: bool) -> tuple[SessionConfig, int]:
+def apart(
+    config: SessionConfig, wanted: bool, container: Container | None
+) -> tuple[SessionConfig, int]:
     """The settings of one channel, and how many there are, if each is to have its own session.
     Raises ParameterError."""
     if not wanted:
         return config, 1
+    if container:
+        sentence = "the channels of a container are mixed: multichannel=true needs an encoding"
+        raise ParameterError("multichannel", "true", sentence)
     if config.channels == 1:
         raise ParameterError("multichannel", "true", "multichannel=true needs channels=2")
     return msgspec.structs.replace(config, channels=1), config.channels

@@ -4,7 +4,7 @@ Workers as Redis knows them: what they say of themselves, and what is on record.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Status = Literal["ready", "busy", "draining", "offline"]
@@ -28,6 +28,7 @@ class Registration:
     asleep: Sequence[str] = ()  # variants that are loaded when a session comes
     fast_share: float = 1.0  # of a slot, that a session of `fast` takes
     running_s: float = 0.0  # since its process began
+    checkpoints: Mapping[str, str] = field(default_factory=dict[str, str])  # of each variant
 
     def fields(self) -> dict[str, str | int | float]:
         """Of its hash in Redis, besides those that Redis itself counts."""
@@ -38,6 +39,7 @@ class Registration:
             "models": json.dumps(list(self.models)),
             "models_loaded": json.dumps(list(self.models_loaded)),
             "models_asleep": json.dumps(list(self.asleep)),
+            "checkpoints": json.dumps(dict(self.checkpoints)),
             "languages_supported": json.dumps(list(self.languages)),
             "version": self.version,
         }
@@ -71,6 +73,7 @@ class WorkerRecord:
     used: float = 0.0  # slots: a session of `fast` may take less than one
     gpu: bool = False  # its models have one
     languages: Sequence[str] = ()  # "auto" among them
+    checkpoints: Mapping[str, str] = field(default_factory=dict[str, str])  # of each model
 
     @property
     def available(self) -> int:
@@ -98,9 +101,18 @@ def record(worker_id: str, fields: Mapping[str, str]) -> WorkerRecord | None:
             float(fields.get("used", active)),
             "gpu_memory_total" in fields,
             _names(fields.get("languages_supported", "[]")),
+            _checkpoints(fields.get("checkpoints", "{}")),
         )
     except (KeyError, ValueError, OverflowError, RecursionError):
         return None
+
+
+def _checkpoints(text: str) -> dict[str, str]:
+    """Raises ValueError."""
+    checkpoints = json.loads(text)
+    if not isinstance(checkpoints, dict):
+        raise ValueError("no object")
+    return {str(name): str(id) for name, id in checkpoints.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
 
 
 def _names(text: str) -> list[str]:

@@ -162,6 +162,13 @@ class ModelConfig(msgspec.Struct):
         rows = self.max_batch_size if group.kind == "KIND_GPU" else 3
         return rows * group.count
 
+    @property
+    def places(self) -> int:
+        """Rows that are decoded side by side: all of a batch on a GPU, one of each process on a
+        CPU."""
+        (group,) = self.instance_group
+        return (self.max_batch_size if group.kind == "KIND_GPU" else 1) * group.count
+
 
 class Indexed(msgspec.Struct):
     """A model of the repository.

@@ -4,7 +4,7 @@ The models of one Triton, as coroutines. fleet.py makes one of several.
 Finals are asked for at once, and so is the first partial of an utterance while finals leave room
 for it. Other partials wait here while as much is under way as keeps the models busy, so that what
 is waited for finds little before it; Triton's own priorities would do some of this too, but stall
-its batcher (docs/log.md).
+its batcher (docs/log.md). Finals of recordings wait here until live sessions leave room for them.
 """
 
 import asyncio
@@ -113,6 +113,7 @@ class LoadedVariant:
     languages: tuple[str, ...]
     translates: bool
     partials_in_flight: int  # at most, of one worker
+    places: int = 1  # rows that are decoded side by side
 
 
 def _ignore(_: SequenceLost) -> None:
@@ -133,7 +134,7 @@ class Triton:
         self._speech_left = -math.inf  # loop time, the last
         self._speech_leaves: asyncio.TimerHandle | None = None
         self.judges_turns = False  # whether it had the model for that when `variants` was asked
-        self._waiting = 0  # partials, for their turn
+        self._waiting = 0  # for their turn
         # Of transcripts, by variant; as large as the variant was when it was first seen.
         self._turns: dict[str, Turns] = {}
         self._seen: dict[str, LoadedVariant] = {}
@@ -184,9 +185,11 @@ class Triton:
                     tuple(config.parameter("languages").split()),
                     config.parameter("translates") == "yes",
                     config.partials_in_flight,
+                    config.places,
                 )
                 self._seen[variant] = loaded[variant]
-                self._turns.setdefault(variant, Turns(loaded[variant].partials_in_flight))
+                one = loaded[variant]
+                self._turns.setdefault(variant, Turns(one.partials_in_flight, one.places))
         except CallFailed as error:
             raise _failed(error) from None
         if not loaded:
@@ -385,9 +388,18 @@ class Triton:
     async def _final(self, request: TranscriptRequest, full_window: bool = False) -> dict[str, Any]:
         about = {"dalston.triton": self.url, "dalston.full_window": full_window}
         turns = self._turns[request.variant]
-        turns.acquire_now()
+        if request.recorded:
+            self._waiting += 1
+            try:
+                await turns.acquire_last()
+            finally:
+                self._waiting -= 1
+            over = turns.release_last
+        else:
+            turns.acquire_now()
+            over = turns.release
         with traces.span(whisper_model(request.variant), about, kind="client"):
-            return await self._whisper(request, FINAL_DEADLINE_S, full_window, turns.release)
+            return await self._whisper(request, FINAL_DEADLINE_S, full_window, over)
 
     async def _whisper(
         self,

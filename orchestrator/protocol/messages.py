@@ -178,6 +178,10 @@ class SessionConfig(msgspec.Struct, frozen=True):
     prefix_padding_ms: Padding = 300
     max_utterance_duration: UtteranceSeconds = 30.0
     redact: Redactions = ()  # taken out of all text
+    # Audio that is there already: it comes as fast as it is taken, nobody waits for each word, and
+    # what live sessions ask of the models goes first. Gateways say so, clients cannot; of live
+    # audio nothing is told of it.
+    recorded: Literal[True] | msgspec.UnsetType = msgspec.UNSET
     model_id: str = ""  # which checkpoint that is
 
     @property

@@ -27,7 +27,7 @@ from dalston.triton.contract import LANGUAGES, VARIANTS, Task
 
 ALLOWED = {
     "model": ", ".join(VARIANTS),
-    "encoding": ", ".join(get_args(Encoding)),
+    "encoding": ", ".join(get_args(Encoding)) + "; from gateways also webm, ogg, mp4, auto",
     "sample_rate": "8000 to 48000 (Hertz)",
     "channels": "1 or 2",
     "language": "auto, or an ISO 639-1 code that Whisper knows, such as en",
@@ -51,7 +51,8 @@ ALLOWED = {
 }
 # So small a threshold is one of loudness elsewhere.
 LOUDNESS = 0.05
-_FIELDS = [name for name in SessionConfig.__struct_fields__ if name != "model_id"]
+# What is not said by clients is found out, or said by gateways alone.
+_FIELDS = [name for name in SessionConfig.__struct_fields__ if name not in ("model_id", "recorded")]
 _LISTS = ("languages", "keywords", "redact")
 _PRIVATE = ("prompt", "keywords")
 _OF_LANGUAGE = ("language", "languages")
@@ -64,6 +65,7 @@ class ParameterError(ValueError):
         allowed = ALLOWED.get(name, "true or false")
         shown = name if name in _PRIVATE else f"{name}={quote(value)!r}"
         super().__init__(why or f"{shown} is not allowed; it may be {allowed}")
+        self.name = name
         self.code: ErrorCode = (
             "language_unsupported" if name in _OF_LANGUAGE and not why else "invalid_parameter"
         )

@@ -259,8 +259,9 @@ class Decoding:
         """The speaker pauses: ask for the final that is due if this turns out to be the end, which
         then was at `end`."""
         # While an earlier final is due the models are late: this one would hardly come earlier,
-        # and where speech goes on its decode is lost.
-        if self._ended:
+        # and where speech goes on its decode is lost. A recording is heard ahead of its finals: it
+        # is known in a moment whether speech goes on.
+        if self._ended or config.recorded:
             return
         language = self._language(config, self.generation, end - utterance.onset)
         words = config.word_timestamps or utterance.continues
@@ -406,6 +407,7 @@ class Decoding:
                 prompt=config.prompt,
                 keywords=config.keywords,
                 segment_id=utterance.segment_id,
+                recorded=bool(config.recorded),
             )
         )
         return decode

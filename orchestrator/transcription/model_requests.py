@@ -43,6 +43,7 @@ class TranscriptRequest:
     # Of a partial: nothing of its utterance was shown yet, so it waits for no turn. Of others the
     # session is told when their turn has come, and asks with the audio that came meanwhile.
     urgent: bool = False
+    recorded: bool = False  # of a final: nobody waits for it as long as live sessions ask
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ class Watch:
 
     def _measure(self, now: float) -> Verdict:
         session, lag = self._session, self._lag
+        if session.config.recorded:
+            return Verdict.FINE  # it waits as long as live sessions keep the models busy
         loading = self._models.loading()
         if loading and not self._was_loading:
             self._outgoing.tell(MODEL_LOADING)
@@ -127,12 +129,15 @@ class Watch:
     async def until_due(self) -> None:
         """End the session when nothing comes any more, or for too long, or on a drain."""
         session, limits = self._session, self._limits
-        # What it lasted in another worker counts.
-        last_moment = self._loop.time() + limits.session_s - session.decided / SAMPLE_RATE
+        recorded = bool(session.config.recorded)
+        # What it lasted in another worker counts. Of a recording nobody knows that by its audio.
+        lasted_s = 0.0 if recorded else session.decided / SAMPLE_RATE
+        last_moment = self._loop.time() + limits.session_s - lasted_s
         while session.state is State.LISTENING:
             now = self._loop.time()
-            # While reading is stopped the client cannot be blamed for silence.
-            idle_from = self.last_frame if self.caught_up else now
+            # While reading is stopped the client cannot be blamed for silence, nor can a gateway
+            # that holds a recording back until there are finals.
+            idle_from = now if recorded or not self.caught_up else self.last_frame
             if self._draining.is_set():
                 self._end("server_drain", CloseCode.GOING_AWAY, None)
             elif now >= last_moment:

@@ -225,6 +225,7 @@ class Worker:
             asleep=asleep,
             fast_share=self._settings.fast_share,
             running_s=time.monotonic() - _BEGAN,
+            checkpoints={name: loaded.model_id for name, loaded in variants.items()},
         )
         served = {id: here.served() for id, here in running.items()}
         try:

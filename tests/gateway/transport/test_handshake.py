@@ -178,3 +178,46 @@ async def test_a_request_that_comes_byte_by_byte_is_read_in_rounds() -> None:
     protocol.data_received(b"P")
     assert not line.reads
     protocol.connection_lost(None)
+
+
+async def _answer(body: bytes, pieces: int, every_s: float, patience_s: float) -> bytes:
+    """Of an app that reads all of a body, which comes in pieces."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        read, more = 0, True
+        while more:
+            part = await receive()
+            if part["type"] == "http.disconnect":
+                return
+            read, more = read + len(part["body"]), part["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": f"read {read}".encode()})
+
+    config = uvicorn.Config(app, log_config=None, lifespan="off")
+    config.load()
+    kind = handshake.handshake_within(patience_s)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: kind(config, ServerState(), {}), "127.0.0.1", 0)
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n")
+        writer.write(f"Content-Length: {len(body)}\r\n\r\n".encode())
+        each, answer = len(body) // pieces, b""
+        with contextlib.suppress(ConnectionError):
+            for at in range(0, len(body), each):
+                writer.write(body[at : at + each])
+                await asyncio.sleep(every_s)
+            async with asyncio.timeout(10):
+                answer = await reader.read()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+    return answer
+
+
+async def test_a_body_that_comes_steadily_has_as_long_as_it_takes() -> None:
+    assert b"read 200000" in await _answer(bytes(200_000), 10, 0.1, patience_s=0.3)
+
+
+async def test_a_body_that_comes_in_crumbs_is_not_waited_for() -> None:
+    assert b"read" not in await _answer(bytes(100), 20, 0.1, patience_s=0.3)

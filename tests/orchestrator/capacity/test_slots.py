@@ -289,7 +289,8 @@ async def test_what_an_older_epoch_says_is_ignored(slots: Slots) -> None:
 
 # 000-11, 002-25, 002-26, 003-13, C-12
 async def test_a_worker_record_has_the_documented_fields(slots: Slots, client: Any) -> None:
-    await slots.heartbeat(worker("a", gpu_memory_used="4.2GB", gpu_memory_total="24.0GB"), {})
+    gpu = {"gpu_memory_used": "4.2GB", "gpu_memory_total": "24.0GB"}
+    await slots.heartbeat(worker("a", checkpoints={"fast": "demo"}, **gpu), {})
     record = await client.hgetall(f"{PREFIX}worker:a")
     assert await client.smembers(f"{PREFIX}workers") == {"a"}
     assert record["endpoint"] == "ws://a:9000"
@@ -298,6 +299,8 @@ async def test_a_worker_record_has_the_documented_fields(slots: Slots, client: A
     assert json.loads(record["models"]) == ["fast", "accurate"]
     assert json.loads(record["models_loaded"]) == ["demo"]
     assert json.loads(record["models_asleep"]) == []
+    assert json.loads(record["checkpoints"]) == {"fast": "demo"}
+    assert [known.checkpoints for known in await slots.workers()] == [{"fast": "demo"}]
     assert json.loads(record["languages_supported"]) == ["en", "auto"]
     server_seconds = (await client.time())[0]
     written = datetime.datetime.fromisoformat(record["last_heartbeat"])

@@ -172,6 +172,12 @@ def test_the_model_id_is_not_for_clients_to_say() -> None:
     assert len(warnings) == 1
 
 
+def test_a_client_cannot_say_that_its_audio_is_recorded() -> None:
+    config, warnings = session_config({"recorded": "true"})
+    assert not config.recorded
+    assert len(warnings) == 1
+
+
 def test_regions_are_dropped() -> None:
     assert [normal_language(code) for code in ("en-US", "ZH_tw", " de ", "auto")] == [
         "en",

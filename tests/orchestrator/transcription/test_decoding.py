@@ -109,3 +109,16 @@ def test_a_final_that_cannot_be_had_is_said_so_and_the_next_is_told(
     assert isinstance(error, Error)
     assert (error.recoverable, "seg_0000" in error.message) == (True, True)
     assert isinstance(final, Final)
+
+
+def test_of_a_recording_nothing_is_speculated_and_its_finals_say_that_they_can_wait(
+    decoding: Decoding,
+) -> None:
+    recorded = SessionConfig(language="en", recorded=True)
+    utterance = spoken(0)
+    over = ended(utterance, recorded)
+    decoding.speculate(utterance, AUDIO, over.end, over.last, recorded)
+    assert decoding.requests() == []
+    decoding.close(over)
+    decoding.close(ended(spoken(1), ENGLISH))
+    assert [request.recorded for request in asked(decoding)] == [True, False]

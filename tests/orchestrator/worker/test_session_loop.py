@@ -707,6 +707,29 @@ async def test_a_vad_that_is_too_slow_is_warned_of_and_ends_the_session(rate: in
     }
 
 
+async def test_a_recording_has_no_lag_and_is_not_idle_however_long_its_finals_wait() -> None:
+    limits = Limits(idle_s=0.3, outage_s=2.0)
+    config = SessionConfig(language="en", recorded=True, interim_results=False)
+    peer = Peer(lag_limits=LAG, limits=limits, config=config)
+    goes_on = asyncio.Event()
+
+    async def slow(request: TranscriptRequest) -> Hypothesis:
+        assert (request.kind, request.recorded) == ("final", True)
+        await goes_on.wait()
+        return recognise(request.audio)
+
+    peer.transcribe = slow
+    task = peer.start()
+    peer.speaks(*chunks(SPOKEN + SPOKEN, [16_000]))
+    await asyncio.sleep(2.0)  # more than lag and silence may last
+    assert not task.done()
+    goes_on.set()
+    peer.speaks(END)
+    assert await ended(task) == 1000
+    assert peer.finals() == ["wb wc wd", "wb wc wd"]
+    assert not peer.of("warning")
+
+
 async def test_finals_that_are_overdue_are_lag_though_everything_is_heard() -> None:
     peer = Peer(lag_limits=LAG)
     finals = 0

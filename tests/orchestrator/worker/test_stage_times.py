@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from dalston.orchestrator.protocol.messages import Final, Partial
+from dalston.orchestrator.protocol.messages import Final, Partial, SessionConfig
 from dalston.orchestrator.worker import metrics
 from dalston.orchestrator.worker.stage_times import StageTimes
 
@@ -30,6 +30,7 @@ class Position:
     processed: int = 0
     received: int = 0
     dues: list[int] = field(default_factory=list[int])
+    config: SessionConfig = field(default_factory=SessionConfig)
 
     def final_due(self) -> int:
         return self.dues.pop(0)
@@ -84,3 +85,10 @@ def test_only_the_first_partial_of_a_segment_is_one() -> None:
     for segment in ("seg_0000", "seg_0000", "seg_0001"):
         times.told(Partial(segment, "so", 0, 0.25, 1.0), 0.0)
     assert value("dalston_worker_first_partial_seconds_count") - before == 2
+
+
+def test_for_a_recording_nobody_waits_so_that_it_is_not_measured() -> None:
+    times, session = timed(Position(config=SessionConfig(recorded=True), dues=[16_000]))
+    session.received = session.searched = 16_000
+    times.searched(10.0)
+    assert waited(times, 25.0) == 0.0
