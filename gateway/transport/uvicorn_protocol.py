@@ -256,7 +256,10 @@ class DirectProtocol(WebSocketsSansIOProtocol):
                 raise ClientDisconnected  # else uvicorn answers once more, which fails
 
         self.app = unless_left
-        await super().run_asgi()
+        try:
+            await super().run_asgi()
+        finally:
+            self.app = served  # or they would hold each other in memory
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave_rounds()
