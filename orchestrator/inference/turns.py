@@ -9,8 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-# When nobody has asked for so long but who goes last, they may have all places: who comes then has
-# said no word yet.
+# When nobody has asked for so long but who goes last, they may have all places but one: who comes
+# then must not wait until one is free.
 QUIET_S = 2.0
 # Where there are few places, each takes a core from all that live sessions need: then who goes last
 # goes in the pauses of speech, for while somebody speaks they ask every half second. Who never
@@ -105,7 +105,7 @@ class Turns:
             return False
         gone, now = self._at_once - self._free, self._clock()
         if now - self._asked_at >= QUIET_S:
-            return gone < self._places
+            return gone < max(1, self._places - 1)
         if gone + 1 < self._places // 2:
             return True
         paused = now - self._asked_at >= PAUSE_S

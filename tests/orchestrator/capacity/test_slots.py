@@ -289,7 +289,7 @@ async def test_what_an_older_epoch_says_is_ignored(slots: Slots) -> None:
 
 # 000-11, 002-25, 002-26, 003-13, C-12
 async def test_a_worker_record_has_the_documented_fields(slots: Slots, client: Any) -> None:
-    gpu = {"gpu_memory_used": "4.2GB", "gpu_memory_total": "24.0GB"}
+    gpu: dict[str, Any] = {"gpu_memory_used": "4.2GB", "gpu_memory_total": "24.0GB"}
     await slots.heartbeat(worker("a", checkpoints={"fast": "demo"}, **gpu), {})
     record = await client.hgetall(f"{PREFIX}worker:a")
     assert await client.smembers(f"{PREFIX}workers") == {"a"}

@@ -107,8 +107,8 @@ def gone(tasks: list["asyncio.Task[None]"]) -> int:
     return sum(task.done() for task in tasks)
 
 
-async def test_who_goes_last_has_all_places_while_nobody_else_asks():
-    turns = Turns(6, places=2, clock=Clock())
+async def test_who_goes_last_has_all_places_but_one_while_nobody_else_asks():
+    turns = Turns(9, places=3, clock=Clock())
     tasks = last(turns, 4)
     await settled()
     assert gone(tasks) == 2
