@@ -26,6 +26,7 @@ class Record:
         self._relay, self._slots, self._is_kept = relay, slots, kept
         self._more = asyncio.Event()
         self._over = asyncio.Event()
+        self._fields = set[str]()  # that the register has, as far as we know
 
     def more(self) -> None:
         """Say that there may be something to write."""
@@ -60,9 +61,11 @@ class Record:
             if not self._is_kept:
                 relay.saved(fields)
                 break
+            whole = "config" in fields
+            before = 0 if whole else len(self._fields)
             try:
                 answer = await self._slots.keep(
-                    slot.session_id, slot.epoch, fields, slot.key_id, whole="config" in fields
+                    slot.session_id, slot.epoch, fields, slot.key_id, whole, before
                 )
             except RedisError as error:
                 relay.not_saved(fields)
@@ -73,6 +76,7 @@ class Record:
                 continue
             if answer != "kept":
                 return "taken over"
+            self._fields = fields.keys() | (set() if whole else self._fields)
             relay.saved(fields)
             break
         return "kept"

@@ -274,18 +274,20 @@ class Slots:
         fields: Mapping[str, str],
         key_id: str = "",
         whole: bool = False,
+        before: int = 0,
     ) -> Literal["kept", "taken_over", "lost"]:
         """Keep for a while what the session is continued from, should its client come back.
 
-        Fields add to those kept before, unless they are the `whole` of it: then there is a `config`
-        among them, after every final. Nothing is written if another epoch has the session
-        ("taken_over"), or if what they add to is not there ("lost").
+        Fields add to those kept before, of which there are so many at least, unless they are the
+        `whole` of it: then there is a `config` among them, after every final. Nothing is written if
+        another epoch has the session ("taken_over"), or if what they add to is not all there
+        ("lost").
         """
         rows, answer = list(fields.items()), "kept"
         for first in range(0, max(1, len(rows)), PART):
-            begins = whole and not first
             part = [item for pair in rows[first : first + PART] for item in pair]
-            args = [session_id, epoch, key_id, int(begins), self._kept_s, *part]
+            adds_to = "" if whole and not first else before + (first if whole else 0)
+            args = [session_id, epoch, key_id, adds_to, self._kept_s, *part]
             answer = _text(await self._keep(args=args))
             if answer != "kept":
                 break

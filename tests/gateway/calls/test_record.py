@@ -26,15 +26,23 @@ class Register:
     forgotten: list[str] = field(default_factory=list[str])
     kept: list[tuple[set[str], bool]] = field(default_factory=list[tuple[set[str], bool]])
     missing: list[str] = field(default_factory=list[str])
+    before: list[int] = field(default_factory=list[int])
 
     async def forget(self, id: str) -> None:
         self.forgotten.append(id)
 
     async def keep(
-        self, id: str, epoch: int, fields: Mapping[str, str], key_id: str, whole: bool
+        self,
+        id: str,
+        epoch: int,
+        fields: Mapping[str, str],
+        key_id: str,
+        whole: bool,
+        before: int = 0,
     ) -> str:
         assert (id, epoch, key_id) == ("s", 3, "kiosk")
         self.kept.append((set(fields), whole))
+        self.before.append(before)
         answer = self.answers.pop(0) if self.answers else "kept"
         if isinstance(answer, Exception):
             raise answer
@@ -62,6 +70,22 @@ async def test_a_register_that_has_lost_the_session_is_told_everything() -> None
     record, _, register = recorded("lost")
     assert await record.write(SLOT) == "kept"
     assert register.kept == [({"seg_0000"}, False), ({"config", "seg_0000"}, True)]
+
+
+async def test_the_register_is_told_how_much_it_has_of_what_is_added_to() -> None:
+    record, relay, register = recorded()
+    relay.nothing_is_saved()
+    for number in (1, 2):
+        assert await record.write(SLOT) == "kept"
+        relay.pass_on(final(number))
+        relay.pass_on(snapshot(number))
+    assert await record.write(SLOT) == "kept"
+    assert register.kept == [
+        ({"config", "seg_0000"}, True),
+        ({"seg_0001", "snapshot"}, False),
+        ({"seg_0002", "snapshot"}, False),
+    ]
+    assert register.before == [0, 2, 4]
 
 
 async def test_what_could_not_be_written_is_written_later() -> None:

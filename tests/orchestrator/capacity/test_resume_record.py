@@ -89,6 +89,23 @@ async def test_a_part_is_not_kept_without_the_rest(slots: Slots, client: Any) ->
     assert await slots.kept("s1") is None
 
 
+async def test_a_part_is_not_kept_where_some_of_the_rest_is_missing(
+    slots: Slots, client: Any
+) -> None:
+    """As on a replica that lacks the last write when it is promoted."""
+    fields = {"seg_0000": "a", "snapshot": "{}", "config": "{}"}
+    assert await slots.keep("s1", 1, fields, whole=True) == "kept"
+    behind = await client.dump(KEY)
+    assert await slots.keep("s1", 1, {"seg_0001": "b"}, before=3) == "kept"
+    await client.restore(KEY, 120_000, behind, replace=True)
+    then = {"seg_0002": "c", "snapshot": '{"x":1}'}
+    assert await slots.keep("s1", 1, then, before=4) == "lost"
+    assert await slots.kept("s1") == fields | {"key_id": ""}
+    everything = fields | then | {"seg_0001": "b"}
+    assert await slots.keep("s1", 1, everything, whole=True) == "kept"
+    assert await slots.kept("s1") == everything | {"key_id": ""}
+
+
 async def test_an_older_epoch_on_record_is_no_owner(slots: Slots) -> None:
     await register(slots, worker("a"))
     await slots.acquire("s1", "fast", {})
