@@ -223,6 +223,8 @@ async def session(
     except ConnectionRefusedError as refused:
         return _note_refusal(str(refused), address, tongue, result)
     try:
+        if tongue.first and rng.random() < 0.9:
+            await line.send(wire.frame(wire.TEXT, rng.choice(tongue.first).encode()))
         for _ in range(frames):
             if line.ended or not fuzz.whole:
                 break

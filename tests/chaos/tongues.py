@@ -21,6 +21,7 @@ class Tongue:
     queries: tuple[str, ...]
     tag: str = "type"
     wrap: Callable[[bytes], str] | None = None  # None: audio goes in binary frames
+    first: tuple[str, ...] = ()  # one of these begins a session, mostly
     end: str = ""  # the message after which the server closes; "": the client closes
     last: tuple[str, ...] = ()  # what a session says last that has ended in order; (): anything
     weight: int = 1  # sessions, of all that are made
@@ -37,7 +38,18 @@ def _chunk(audio: bytes) -> str:
     return json.dumps({"message_type": "input_audio_chunk", "audio_base_64": text, **about})
 
 
-def _native(path: str) -> Tongue:
+def _media(audio: bytes) -> str:
+    payload = base64.b64encode(audio[:8000]).decode()
+    about = {"track": ("inbound", "outbound")[len(audio) % 2], "timestamp": str(len(audio))}
+    return json.dumps({"event": "media", "media": about | {"payload": payload}})
+
+
+def _started(*tracks: str) -> str:
+    start = {"callSid": f"CA{'0' * 32}", "tracks": tracks, "customParameters": {"language": "en"}}
+    return json.dumps({"event": "start", "start": start})
+
+
+def _native(path: str, more: tuple[str, ...] = ()) -> Tongue:
     kinds = ("config", "flush", "commit", "clear", "ping", "end", "stop", "session.begin")
     return Tongue(
         path,
@@ -56,7 +68,8 @@ def _native(path: str) -> Tongue:
             for encoding in ("pcm_s16le", "pcm_f32le", "mulaw")
             for rate in (8_000, 16_000, 44_100, 48_000)
             for channels in (1, 2)
-        ),
+        )
+        + more,
         end='{"type":"end"}',
         last=("session.end", "error", "session.terminated"),
         weight=3,
@@ -66,7 +79,8 @@ def _native(path: str) -> Tongue:
 _LISTEN = "model=nova-3&encoding=linear16&sample_rate=16000"
 _SCRIBE = "model_id=scribe_v2_realtime&audio_format="
 _TURNS = '{"type":"session.update","session":{"type":"transcription","audio":{"input":{%s}}}}'
-NATIVE = _native(STREAM)
+_APART = "channels=2&multichannel=true&language=en"
+NATIVE = _native(STREAM, (_APART, f"{_APART}&encoding=mulaw", "encoding=auto", "encoding=webm"))
 TONGUES = (
     NATIVE,
     _native(SESSION),
@@ -122,6 +136,8 @@ TONGUES = (
             _LISTEN,
             f"{_LISTEN}&interim_results=true&utterance_end_ms=1000&vad_events=true&punctuate=true",
             f"{_LISTEN}&endpointing=false&language=multi&channels=2",
+            f"{_LISTEN}&channels=2&multichannel=true",
+            "model=nova-3",  # in a container
             "encoding=mulaw",
             "encoding=opus",
             f"{_LISTEN}&language=tlh&keyterm=%00",
@@ -160,5 +176,32 @@ TONGUES = (
         ('{"config":{"sample_rate":16000}}', '{"config":{"phrase_list":["x","[unk]"]}}'),
         ("", "language=de", "language=tlh"),
         end='{"eof":1}',
+    ),
+    Tongue(
+        "/vapi",
+        ("start", "conversation", "end"),
+        ("encoding", "container", "sampleRate", "channels", "x"),
+        ('{"type":"conversation","x":[]}',),
+        ("", "language=en", "language=tlh", "keywords=a,,b&redact=numbers"),
+        first=(
+            '{"type":"start","encoding":"linear16","container":"raw","sampleRate":16000,"channels":2}',
+            '{"type":"start"}',
+            '{"type":"start","sampleRate":8000,"channels":1}',
+        ),
+    ),
+    Tongue(
+        "/twilio",
+        ("connected", "start", "media", "mark", "dtmf", "stop"),
+        ("start", "media", "payload", "track", "timestamp", "callSid", "tracks"),
+        (
+            '{"event":"mark","mark":{"name":"x"}}',
+            '{"event":"media","media":{"payload":"////","track":"outbound","timestamp":"1000"}}',
+            '{"event":"media","media":{"payload":"////","timestamp":"-5"}}',
+        ),
+        ("",),
+        tag="event",
+        wrap=_media,
+        first=(_started("inbound"), _started("inbound", "outbound"), '{"event":"connected"}'),
+        end='{"event":"stop"}',
     ),
 )
