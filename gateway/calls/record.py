@@ -76,7 +76,7 @@ class Record:
                 continue
             if answer != "kept":
                 return "taken over"
-            self._fields = fields.keys() | (set() if whole else self._fields)
+            self._fields = {*fields} if whole else {*fields, *self._fields}
             relay.saved(fields)
             break
         return "kept"
