@@ -114,8 +114,8 @@ async def test_everything_listens_to_this_machine_alone_and_workers_to_the_gatew
     }
     # gRPC has an IPv6 socket for the same.
     assert {address.ip for _, address in listening} == {"127.0.0.1", "::ffff:127.0.0.1"}
-    # Three of Triton, two workers, the gateway; Redis has none.
-    assert len({address.port for _, address in listening}) == 6
+    # Three of Triton, two workers, the gateway and its port for Wyoming; Redis has none.
+    assert len({address.port for _, address in listening}) == 7
     assert not any("redis" in name for name, _ in listening)
     refused = 0
     for worker in (p for p in family(stack) if "worker" in p.cmdline()):
