@@ -27,6 +27,7 @@ class Record:
         self._more = asyncio.Event()
         self._over = asyncio.Event()
         self._fields = set[str]()  # that the register has, as far as we know
+        self._writing = asyncio.Lock()
 
     def more(self) -> None:
         """Say that there may be something to write."""
@@ -56,6 +57,11 @@ class Record:
 
     async def write(self, slot: Slot) -> Literal["kept", "not yet", "taken over"]:
         """At once. slot: the one the session has. Taken over: by another gateway."""
+        # One after the other: what is newer must not be there before what it adds to.
+        async with self._writing:
+            return await self._write(slot)
+
+    async def _write(self, slot: Slot) -> Literal["kept", "not yet", "taken over"]:
         relay = self._relay
         while fields := relay.unsaved():
             if not self._is_kept:
@@ -71,6 +77,9 @@ class Record:
                 relay.not_saved(fields)
                 logger.warning("%s: not saved: %s", slot.session_id, error)
                 return "not yet"
+            except asyncio.CancelledError:
+                relay.not_saved(fields)  # whoever writes next writes them
+                raise
             if answer == "lost":
                 relay.nothing_is_saved()
                 continue

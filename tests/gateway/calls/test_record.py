@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import pytest
 from redis.exceptions import RedisError
 from support.registered import final, snapshot
 
@@ -27,6 +28,7 @@ class Register:
     kept: list[tuple[set[str], bool]] = field(default_factory=list[tuple[set[str], bool]])
     missing: list[str] = field(default_factory=list[str])
     before: list[int] = field(default_factory=list[int])
+    answering: asyncio.Event | None = None  # when there is an answer; None: at once
 
     async def forget(self, id: str) -> None:
         self.forgotten.append(id)
@@ -43,6 +45,8 @@ class Register:
         assert (id, epoch, key_id) == ("s", 3, "kiosk")
         self.kept.append((set(fields), whole))
         self.before.append(before)
+        if self.answering:
+            await self.answering.wait()
         answer = self.answers.pop(0) if self.answers else "kept"
         if isinstance(answer, Exception):
             raise answer
@@ -86,6 +90,34 @@ async def test_the_register_is_told_how_much_it_has_of_what_is_added_to() -> Non
         ({"seg_0002", "snapshot"}, False),
     ]
     assert register.before == [0, 2, 4]
+
+
+async def test_what_somebody_wrote_who_was_cancelled_is_written_by_the_next() -> None:
+    record, relay, register = recorded()
+    register.answering = asyncio.Event()
+    writing = asyncio.create_task(record.write(SLOT))
+    await asyncio.sleep(0)
+    relay.pass_on(snapshot(1))
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    register.answering.set()
+    assert await record.write(SLOT) == "kept"
+    assert register.kept == [({"seg_0000"}, False), ({"seg_0000", "snapshot"}, False)]
+
+
+async def test_nothing_newer_is_written_before_what_it_adds_to() -> None:
+    record, relay, register = recorded(RedisError("away"))
+    register.answering = asyncio.Event()
+    first = asyncio.create_task(record.write(SLOT))
+    await asyncio.sleep(0)
+    relay.pass_on(snapshot(1))
+    second = asyncio.create_task(record.write(SLOT))
+    await asyncio.sleep(0)
+    assert register.kept == [({"seg_0000"}, False)]
+    register.answering.set()
+    assert (await first, await second) == ("not yet", "kept")
+    assert register.kept[1:] == [({"seg_0000", "snapshot"}, False)]
 
 
 async def test_what_could_not_be_written_is_written_later() -> None:
