@@ -231,6 +231,9 @@ async def session(
             await line.send(fuzz.next())
             result.frames += 1
             result.paths[tongue.path] += 1
+        if tongue.patient and not (fuzz.whole or line.ended):
+            result.ended["left in the middle of a frame"] += 1
+            return
         if fuzz.whole:
             await line.send(
                 wire.frame(wire.TEXT, tongue.end.encode())

@@ -24,6 +24,7 @@ class Tongue:
     first: tuple[str, ...] = ()  # one of these begins a session, mostly
     end: str = ""  # the message after which the server closes; "": the client closes
     last: tuple[str, ...] = ()  # what a session says last that has ended in order; (): anything
+    patient: bool = False  # the server waits for a beginning for an hour
     weight: int = 1  # sessions, of all that are made
 
 
@@ -168,6 +169,7 @@ TONGUES = (
             '{"type":"ping"}',
         ),
         ("", "client_id=me", "client_id=%00%ff"),
+        patient=True,
     ),
     Tongue(
         "/vosk",
