@@ -28,13 +28,6 @@ environment:
   DALSTON_VAD_MODEL      the VAD's ONNX file, for DALSTON_VAD=worker
   DALSTON_PARTIAL_SECONDS  of speech between partials (0.5)
   DALSTON_HEARTBEAT_SECONDS  how often it renews its record (10)
-  DALSTON_FILES_AT_ONCE  recordings that are transcribed at a time; 0: none are taken (2)
-  DALSTON_FILES_WAITING  recordings here at once, those that wait included (16)
-  DALSTON_FILE_QUEUE_SECONDS  how long one waits, for its turn and for a slot (300)
-  DALSTON_FILE_BYTES     the largest upload, (1073741824)
-  DALSTON_UPLOAD_SECONDS  and how long it may take (900)
-  DALSTON_FILE_SECONDS   the longest recording (14400)
-  DALSTON_TRANSCRIPT_SECONDS  how long a transcript with an id is kept; 0 is not at all (3600)
   DALSTON_MUTE_SECONDS   without audio for so long what was being said is finished (2; 0: never)
   DALSTON_IDLE_SECONDS   a session ends after so long without a frame (30)
   DALSTON_SESSION_SECONDS  and after so long altogether (14400)

@@ -126,8 +126,7 @@ async def _listen(websocket: WebSocket, name: str) -> None:
             await listen(gateway.redis, name, caller, gateway.settings.reader_seconds)
         except AccessDenied as denied:
             await caller.open()
-            await caller.tell(refusal(denied.code, str(denied)))
-            await caller.close(DENIED[denied.code])
+            await caller.refuse(refusal(denied.code, str(denied)), DENIED[denied.code])
 
 
 async def _nowhere(websocket: WebSocket) -> None:

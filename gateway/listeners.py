@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from dalston.gateway.calls.caller import Caller
 from dalston.orchestrator.capacity.foreign import PREFIX
 from dalston.orchestrator.protocol.close_codes import CloseCode
-from dalston.orchestrator.protocol.messages import Error, refusal
+from dalston.orchestrator.protocol.messages import refusal
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,9 @@ async def listen(client: Any, name: str, caller: Caller, patience_s: float) -> N
     """Tell a caller what is heard of a call from now on, until it is over or they leave.
     patience_s: for them to take a message. Raises Disconnected."""
     if not _NAME.fullmatch(name):
-        return await _refuse(caller, "invalid_parameter", f"{name[:80]!r} is no name of a call")
+        await caller.open()
+        error = refusal("invalid_parameter", f"{name[:80]!r} is no name of a call")
+        return await caller.refuse(error, CloseCode.INVALID_PARAMETER)
     caller.ignore()
     caller.resume()
     try:
@@ -84,9 +86,11 @@ async def listen(client: Any, name: str, caller: Caller, patience_s: float) -> N
                 await asyncio.gather(telling, leaving, return_exceptions=True)
     except RedisError as error:
         logger.warning("Redis: %s", error)
-        return await _refuse(caller, "no_capacity", "The register cannot be reached.")
+        await caller.open()
+        refused = refusal("no_capacity", "The register cannot be reached.")
+        return await caller.refuse(refused, CloseCode.NO_CAPACITY)
     except TimeoutError:
-        return await _refuse(caller, "slow_reader", "what is sent is not read")
+        return await caller.close(CloseCode.SLOW_READER)  # a sentence would not be read either
     await caller.close(CloseCode.NORMAL)
 
 
@@ -108,19 +112,3 @@ async def _pass_on(channel: Any, caller: Caller, patience_s: float) -> None:
         if waiting := caller.say(message):
             async with asyncio.timeout(patience_s):
                 await caller.send(waiting)
-
-
-_CLOSE_CODES = {
-    "invalid_parameter": CloseCode.INVALID_PARAMETER,
-    "no_capacity": CloseCode.NO_CAPACITY,
-    "slow_reader": CloseCode.SLOW_READER,
-}
-
-
-async def _refuse(caller: Caller, code: Any, sentence: str) -> None:
-    """Raises Disconnected."""
-    await caller.open()
-    error: Error = refusal(code, sentence)
-    if code != "slow_reader":
-        await caller.tell(error)
-    await caller.close(_CLOSE_CODES[code])

@@ -18,6 +18,7 @@ from dalston.orchestrator.protocol.messages import (
     Flush,
     Flushed,
     Partial,
+    ServerMessage,
     SessionBegin,
     SessionConfig,
     SessionEnd,
@@ -63,20 +64,29 @@ def test_one_byte_at_a_time_is_as_good_as_ten_seconds(sizes: list[int]) -> None:
     assert [m.text for m in usual if isinstance(m, Final)] == ["wb wc wd", "we"]
 
 
+def from_any_snapshot(
+    scene: Scene, data: st.DataObject
+) -> tuple[Snapshot, list[ServerMessage]] | None:
+    """One of the undisturbed session's, and what it tells after it; None if there are none."""
+    undisturbed = Driver(scene.session()).run(scene.steps([3200]))
+    stated = snapshots(undisturbed)
+    if not stated:
+        return None
+    number = data.draw(st.integers(0, len(stated) - 1))
+    places = [at for at, m in enumerate(told(undisturbed)) if isinstance(m, Snapshot)]
+    return stated[number], told(undisturbed)[places[number] + 1 :]
+
+
 @settings(max_examples=10, deadline=None)
 @given(scene=scenes(), sizes=SIZES, data=st.data())
 def test_a_session_continued_from_any_snapshot_equals_the_undisturbed_one(
     scene: Scene, sizes: list[int], data: st.DataObject
 ) -> None:
-    undisturbed = Driver(scene.session()).run(scene.steps([3200]))
-    stated = snapshots(undisturbed)
-    if not stated:
+    if not (drawn := from_any_snapshot(scene, data)):
         return
-    number = data.draw(st.integers(0, len(stated) - 1))
-    places = [at for at, m in enumerate(told(undisturbed)) if isinstance(m, Snapshot)]
-    expected = told(undisturbed)[places[number] + 1 :]
-    continued = Driver(scene.session(stated[number]))
-    messages = continued.run(scene.steps(sizes, scene.rest(stated[number])))
+    snapshot, expected = drawn
+    continued = Driver(scene.session(snapshot))
+    messages = continued.run(scene.steps(sizes, scene.rest(snapshot)))
     assert told([m for m in messages if not isinstance(m, SessionBegin)]) == expected
 
 
@@ -86,14 +96,9 @@ def test_a_message_while_audio_is_heard_again_takes_nothing_back(
     scene: Scene, sizes: list[int], message: Flush | Clear, data: st.DataObject
 ) -> None:
     """As a gateway says it for a client who is back, and stops in the middle of what it repeats."""
-    undisturbed = Driver(scene.session()).run(scene.steps([3200]))
-    stated = snapshots(undisturbed)
-    if not stated:
+    if not (drawn := from_any_snapshot(scene, data)):
         return
-    number = data.draw(st.integers(0, len(stated) - 1))
-    places = [at for at, m in enumerate(told(undisturbed)) if isinstance(m, Snapshot)]
-    expected = told(undisturbed)[places[number] + 1 :]
-    snapshot = stated[number]
+    snapshot, expected = drawn
     first, *others = scene.rest(snapshot)
     assert isinstance(first, bytes)
     width = SAMPLE_BYTES[scene.config.encoding]
