@@ -7,6 +7,7 @@ import asyncio
 import base64
 import contextlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 from driving import Failed, Order, drive, explained_by, tell
@@ -113,9 +114,17 @@ def _deepgram(order: Order) -> Any:
     return AsyncDeepgramClient(api_key=order.key, environment=environment)
 
 
-async def deepgram(order: Order) -> None:
+async def _speak(connection: Any, hear: Callable[[Any], None], order: Order) -> None:
     from deepgram.core.events import EventType
 
+    connection.on(EventType.MESSAGE, hear)
+    listening = asyncio.create_task(connection.start_listening())
+    await order.speak(16_000, connection.send_media)
+    await connection.send_close_stream()
+    await listening
+
+
+async def deepgram(order: Order) -> None:
     def hear(message: Any) -> None:
         if message.type == "Results" and (text := message.channel.alternatives[0].transcript):
             tell(**{"final" if message.is_final else "partial": text})
@@ -128,16 +137,10 @@ async def deepgram(order: Order) -> None:
         interim_results=True,
         punctuate=True,
     ) as connection:
-        connection.on(EventType.MESSAGE, hear)
-        listening = asyncio.create_task(connection.start_listening())
-        await order.speak(16_000, connection.send_media)
-        await connection.send_close_stream()
-        await listening
+        await _speak(connection, hear, order)
 
 
 async def flux(order: Order) -> None:
-    from deepgram.core.events import EventType
-
     def hear(message: Any) -> None:
         if message.type == "TurnInfo" and message.transcript:
             tell(**{"final" if message.event == "EndOfTurn" else "partial": message.transcript})
@@ -145,11 +148,7 @@ async def flux(order: Order) -> None:
     async with _deepgram(order).listen.v2.connect(
         model="flux-general-en", encoding="linear16", sample_rate=16_000
     ) as connection:
-        connection.on(EventType.MESSAGE, hear)
-        listening = asyncio.create_task(connection.start_listening())
-        await order.speak(16_000, connection.send_media)
-        await connection.send_close_stream()
-        await listening
+        await _speak(connection, hear, order)
 
 
 async def vosk(order: Order) -> None:
